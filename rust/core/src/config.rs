@@ -1,0 +1,143 @@
+//! What the core is told once, at start. Read from JSON that the configuration layer makes.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use dicom_core::Tag;
+use serde::Deserialize;
+
+use crate::layout::TenantId;
+
+/// When an instance counts as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Data, outbox and directories are synced: survives power loss.
+    Full,
+    /// Directories are not: a power cut may lose the name.
+    Data,
+    /// Nothing is synced: survives the end of the process.
+    None,
+}
+
+impl Durability {
+    /// Whether file data and the outbox are synced.
+    #[must_use]
+    pub fn syncs_data(self) -> bool {
+        self != Self::None
+    }
+
+    /// Whether directories are synced.
+    #[must_use]
+    pub fn syncs_directories(self) -> bool {
+        self == Self::Full
+    }
+}
+
+/// What happens when another instance with the same path and other bytes is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duplicates {
+    /// The new instance replaces it.
+    Replace,
+    /// The first instance stays; the sender is told success.
+    Keep,
+    /// The first instance stays; the sender is told A900.
+    Reject,
+}
+
+/// Bounds on everything a peer controls. Times in seconds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of one data set as received.
+    pub max_instance_bytes: u64,
+    /// Bytes a deflated data set may inflate to.
+    pub max_decoded_bytes: u64,
+    /// Sequences within sequences.
+    pub nesting: usize,
+    /// Elements, items and fragments of one data set.
+    pub max_elements: u64,
+    /// Connections in all.
+    pub max_connections: usize,
+    /// Connections of one address.
+    pub max_connections_per_address: usize,
+    /// Until the A-ASSOCIATE-RQ is complete.
+    pub request_timeout: f64,
+    /// Between PDUs of an association.
+    pub idle_timeout: f64,
+    /// Bytes a second that a PDU must keep up with.
+    pub min_rate: u32,
+    /// Length of a P-DATA-TF that is tolerated beyond the negotiated maximum, and of an A-ASSOCIATE-RQ.
+    pub max_pdu_tolerated: u32,
+}
+
+/// The private element that names the tenant.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivateTenant {
+    /// Group of the element.
+    pub group: u16,
+    /// Element number.
+    pub element: u16,
+    /// The tenants that it may name.
+    pub known: HashSet<String>,
+}
+
+impl PrivateTenant {
+    /// The tag to look for.
+    #[must_use]
+    pub fn tag(&self) -> Tag {
+        Tag(self.group, self.element)
+    }
+
+    /// The tenant named by a value, if it is known.
+    #[must_use]
+    pub fn resolve(&self, value: &[u8]) -> Option<TenantId> {
+        let text = std::str::from_utf8(crate::uid::trim_padding(value)).ok()?;
+        self.known
+            .contains(text)
+            .then(|| TenantId::parse(text).ok())
+            .flatten()
+    }
+}
+
+/// When no more records are taken.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboxLimits {
+    /// Unpublished records.
+    pub max_rows: u64,
+    /// Bytes of unpublished records.
+    pub max_bytes: u64,
+}
+
+/// Everything the engine needs to know.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Storage root, absolute.
+    pub root: PathBuf,
+    /// When an instance counts as stored.
+    pub durability: Durability,
+    /// Same path, other bytes.
+    pub duplicates: Duplicates,
+    /// Free bytes of the file system below which nothing is taken.
+    pub min_free_bytes: u64,
+    /// Transfer syntaxes that viewers read.
+    pub viewer_transfer_syntaxes: HashSet<String>,
+    /// Keywords required besides the four UIDs.
+    pub required_attributes: Vec<String>,
+    /// Maximum PDU length that we announce.
+    pub max_pdu_length: u32,
+    /// Abort on a longer P-DATA-TF.
+    pub strict: bool,
+    /// Bytes of an instance kept in memory before it goes to a temporary file.
+    pub spool_memory_bytes: usize,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// See [`OutboxLimits`].
+    pub outbox: OutboxLimits,
+    /// The private element that names the tenant, where it is turned on.
+    pub private_tenant: Option<PrivateTenant>,
+}

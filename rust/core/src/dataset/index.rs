@@ -1,0 +1,333 @@
+//! The attributes that identify and index an instance, validated (PS3.3 C.7.1.1, C.7.2.1, C.12.1).
+
+use chrono::NaiveDate;
+use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry as _};
+use dicom_core::Tag;
+use dicom_dictionary_std::{tags, StandardDataDictionary};
+
+use super::charset::SpecificCharacterSet;
+use super::scan::Captured;
+use crate::status::Refusal;
+use crate::uid::{trim_padding, Uid};
+
+/// PS3.5 6.2: an LO value has at most 64 characters, an SH value 16.
+const PATIENT_ID_CHARACTERS: usize = 64;
+const ACCESSION_NUMBER_CHARACTERS: usize = 16;
+
+/// The tags whose values are always kept by the scan, in the order of [`IndexPlan::tags`].
+const INDEX_TAGS: [Tag; 9] = [
+    tags::SPECIFIC_CHARACTER_SET,
+    tags::SOP_CLASS_UID,
+    tags::SOP_INSTANCE_UID,
+    tags::STUDY_DATE,
+    tags::ACCESSION_NUMBER,
+    tags::PATIENT_ID,
+    tags::STUDY_INSTANCE_UID,
+    tags::SERIES_INSTANCE_UID,
+    tags::NUMBER_OF_FRAMES,
+];
+
+/// Which attributes are captured and which of them must be there; made once from the configuration.
+#[derive(Clone, Debug)]
+pub struct IndexPlan {
+    tags: Vec<Tag>,
+    required: Vec<(Tag, String)>,
+}
+
+/// A keyword that is not in the data dictionary (PS3.6 Chapter 6).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a keyword of the DICOM data dictionary")]
+pub struct UnknownKeyword(pub String);
+
+/// What is known of an instance once its data set was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceIndex {
+    /// SOP Class UID of the data set.
+    pub sop_class_uid: Uid,
+    /// SOP Instance UID of the data set.
+    pub sop_instance_uid: Uid,
+    /// Study Instance UID.
+    pub study_instance_uid: Uid,
+    /// Series Instance UID.
+    pub series_instance_uid: Uid,
+    /// Patient ID, at most 64 characters; empty where it is absent and not required.
+    pub patient_id: String,
+    /// Study Date, where it is a date.
+    pub study_date: Option<NaiveDate>,
+    /// Accession Number of 1 to 16 characters.
+    pub accession_number: Option<String>,
+    /// Number of Frames, 1 where it is absent or no positive number.
+    pub number_of_frames: u32,
+}
+
+impl IndexPlan {
+    /// A plan that requires these keywords besides the four UIDs.
+    ///
+    /// # Errors
+    /// [`UnknownKeyword`].
+    pub fn new(required_attributes: &[String]) -> Result<Self, UnknownKeyword> {
+        let mut tags = INDEX_TAGS.to_vec();
+        let mut required = Vec::new();
+        for keyword in required_attributes {
+            let tag = StandardDataDictionary
+                .by_name(keyword)
+                .map(|entry| entry.tag())
+                .ok_or_else(|| UnknownKeyword(keyword.clone()))?;
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+            required.push((tag, keyword.clone()));
+        }
+        Ok(Self { tags, required })
+    }
+
+    /// What the scan must capture.
+    #[must_use]
+    pub fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+
+    /// Validates the captured values.
+    ///
+    /// # Errors
+    /// C000 for a UID that breaks the grammar; A900 for a required attribute that is absent, empty or invalid.
+    pub fn read(&self, captured: &[Captured]) -> Result<InstanceIndex, Refusal> {
+        let value = |tag: Tag| {
+            self.tags
+                .iter()
+                .zip(captured)
+                .find_map(|(&t, c)| (t == tag).then_some(c))
+        };
+        let bytes = |tag: Tag| value(tag).map_or(&[][..], |captured| trim_padding(&captured.bytes));
+        let charset = SpecificCharacterSet::from_value(bytes(tags::SPECIFIC_CHARACTER_SET));
+
+        // Grammar before presence: a hostile UID is a broken data set, whatever else is missing.
+        let identity = [
+            (tags::SOP_CLASS_UID, "SOPClassUID"),
+            (tags::SOP_INSTANCE_UID, "SOPInstanceUID"),
+            (tags::STUDY_INSTANCE_UID, "StudyInstanceUID"),
+            (tags::SERIES_INSTANCE_UID, "SeriesInstanceUID"),
+        ]
+        .map(|(tag, keyword)| match bytes(tag) {
+            [] => Ok(Err(Refusal::AttributeMissing(keyword.to_owned()))),
+            uid => Uid::parse(uid)
+                .map(Ok)
+                .map_err(|_| Refusal::DatasetUid(keyword)),
+        });
+        let [sop_class, sop_instance, study, series] = identity;
+        let (sop_class, sop_instance, study, series) = (sop_class?, sop_instance?, study?, series?);
+        let index = InstanceIndex {
+            sop_class_uid: sop_class?,
+            sop_instance_uid: sop_instance?,
+            study_instance_uid: study?,
+            series_instance_uid: series?,
+            patient_id: cut(
+                &text(&charset, bytes(tags::PATIENT_ID)),
+                PATIENT_ID_CHARACTERS,
+            ),
+            study_date: date(bytes(tags::STUDY_DATE)),
+            accession_number: Some(text(&charset, bytes(tags::ACCESSION_NUMBER))).filter(
+                |number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count()),
+            ),
+            number_of_frames: frames(bytes(tags::NUMBER_OF_FRAMES)),
+        };
+        for (tag, keyword) in &self.required {
+            if bytes(*tag).iter().all(|&byte| byte == b' ' || byte == 0) {
+                return Err(Refusal::AttributeMissing(keyword.clone()));
+            }
+            let valid = match *tag {
+                tags::PATIENT_ID => {
+                    text(&charset, bytes(*tag)).chars().count() <= PATIENT_ID_CHARACTERS
+                }
+                tags::STUDY_DATE => index.study_date.is_some(),
+                tags::ACCESSION_NUMBER => index.accession_number.is_some(),
+                _ => true,
+            };
+            if !valid {
+                return Err(Refusal::AttributeInvalid(keyword.clone()));
+            }
+        }
+        Ok(index)
+    }
+}
+
+/// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2).
+fn text(charset: &SpecificCharacterSet, value: &[u8]) -> String {
+    charset
+        .decode(value)
+        .trim_matches(|c| c == ' ' || c == '\0')
+        .to_owned()
+}
+
+/// The first `characters`, never half of one.
+fn cut(text: &str, characters: usize) -> String {
+    text.chars().take(characters).collect()
+}
+
+/// A DA value: YYYYMMDD, or the form YYYY.MM.DD of ACR-NEMA (PS3.5 6.2).
+fn date(value: &[u8]) -> Option<NaiveDate> {
+    let text = std::str::from_utf8(value).ok()?.trim_matches(' ');
+    let digits: String = match text.as_bytes() {
+        [_, _, _, _, b'.', _, _, b'.', _, _] => text.chars().filter(|&c| c != '.').collect(),
+        _ => text.to_owned(),
+    };
+    if digits.len() != 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u32 = digits.parse().ok()?;
+    let year = i32::try_from(number / 10_000).ok()?;
+    NaiveDate::from_ymd_opt(year, number / 100 % 100, number % 100).filter(|_| year > 0)
+}
+
+/// An IS value that is a positive number, else 1.
+fn frames(value: &[u8]) -> u32 {
+    std::str::from_utf8(value)
+        .ok()
+        .map(|text| text.trim_matches(' ').trim_start_matches('+'))
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|text| text.parse::<u32>().ok())
+        .filter(|number| (1..=0x7FFF_FFFF).contains(number))
+        .unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(
+        required: &[&str],
+        change: impl Fn(Tag) -> Option<&'static [u8]>,
+    ) -> Result<InstanceIndex, Refusal> {
+        let plan =
+            IndexPlan::new(&required.iter().map(|&k| k.to_owned()).collect::<Vec<_>>()).unwrap();
+        let captured: Vec<Captured> = plan
+            .tags()
+            .iter()
+            .map(|&tag| {
+                let default: &[u8] = match tag {
+                    tags::SOP_CLASS_UID => b"1.2.840.10008.5.1.4.1.1.2\0",
+                    tags::SOP_INSTANCE_UID => b"1.2.3.4\0",
+                    tags::STUDY_INSTANCE_UID => b"1.2.3\0",
+                    tags::SERIES_INSTANCE_UID => b"1.2.3.5\0",
+                    tags::PATIENT_ID => b"P1",
+                    tags::STUDY_DATE => b"20260102",
+                    _ => b"",
+                };
+                Captured {
+                    bytes: change(tag).unwrap_or(default).to_vec(),
+                    cut: false,
+                    present: true,
+                }
+            })
+            .collect();
+        plan.read(&captured)
+    }
+
+    fn with(tag: Tag, value: &'static [u8]) -> impl Fn(Tag) -> Option<&'static [u8]> {
+        move |t| (t == tag).then_some(value)
+    }
+
+    const DEFAULT: [&str; 2] = ["PatientID", "StudyDate"];
+
+    #[test]
+    fn dates_in_both_forms() {
+        let day = NaiveDate::from_ymd_opt(2026, 1, 2);
+        assert_eq!(read(&DEFAULT, |_| None).unwrap().study_date, day);
+        assert_eq!(
+            read(&DEFAULT, with(tags::STUDY_DATE, b"2026.01.02"))
+                .unwrap()
+                .study_date,
+            day
+        );
+        for broken in [
+            &b"20260230"[..],
+            b"2026-01-02",
+            b"20261",
+            b"00000101",
+            b"20260102\\20260103",
+        ] {
+            let refusal =
+                read(&DEFAULT, |t| (t == tags::STUDY_DATE).then_some(broken)).unwrap_err();
+            assert_eq!(refusal.status(), 0xA900, "{broken:?}");
+            assert_eq!(
+                read(&[], |t| (t == tags::STUDY_DATE).then_some(broken))
+                    .unwrap()
+                    .study_date,
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn a_long_patient_id_is_refused_where_required_and_else_cut_at_a_character() {
+        let long: &'static [u8] = Box::leak("ü".repeat(70).into_bytes().into_boxed_slice());
+        let change = move |t| match t {
+            tags::PATIENT_ID => Some(long),
+            tags::SPECIFIC_CHARACTER_SET => Some(&b"ISO_IR 192"[..]),
+            _ => None,
+        };
+        assert_eq!(read(&DEFAULT, change).unwrap_err().status(), 0xA900);
+        assert_eq!(read(&[], change).unwrap().patient_id, "ü".repeat(64));
+    }
+
+    #[test]
+    fn uids_absent_are_a900_and_broken_are_c000() {
+        assert_eq!(
+            read(&[], with(tags::STUDY_INSTANCE_UID, b""))
+                .unwrap_err()
+                .status(),
+            0xA900
+        );
+        assert_eq!(
+            read(&[], with(tags::SERIES_INSTANCE_UID, b"../x"))
+                .unwrap_err()
+                .status(),
+            0xC000
+        );
+        assert_eq!(
+            read(&[], with(tags::SOP_INSTANCE_UID, b"1.2\\1.3"))
+                .unwrap_err()
+                .status(),
+            0xC000
+        );
+    }
+
+    #[test]
+    fn accession_number_and_frames_have_defaults() {
+        assert_eq!(
+            read(&[], with(tags::ACCESSION_NUMBER, b" A-1 "))
+                .unwrap()
+                .accession_number
+                .as_deref(),
+            Some("A-1")
+        );
+        assert_eq!(
+            read(&[], with(tags::ACCESSION_NUMBER, b"12345678901234567"))
+                .unwrap()
+                .accession_number,
+            None
+        );
+        for (value, frames) in [
+            (&b"12 "[..], 12),
+            (b"", 1),
+            (b"0", 1),
+            (b"-3", 1),
+            (b"junk", 1),
+            (b"99999999999", 1),
+        ] {
+            assert_eq!(
+                read(&[], |t| (t == tags::NUMBER_OF_FRAMES).then_some(value))
+                    .unwrap()
+                    .number_of_frames,
+                frames
+            );
+        }
+    }
+
+    #[test]
+    fn any_keyword_can_be_required() {
+        assert_eq!(read(&["Modality"], |_| None).unwrap_err().status(), 0xA900);
+        assert!(read(&["Modality"], with(tags::MODALITY, b"CT")).is_ok());
+        assert!(IndexPlan::new(&["NoSuchKeyword".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! Reading a data set once, forwards, while it arrives.
+//!
+//! [`scan`] follows the structure (PS3.5 Chapter 7) without decoding anything but the attributes in
+//! [`index`]; [`charset`] turns their bytes into text (PS3.3 C.12.1.1.2); [`stream`] undoes the deflated
+//! transfer syntaxes before the scan.
+
+pub mod charset;
+pub mod index;
+pub mod scan;
+pub mod stream;

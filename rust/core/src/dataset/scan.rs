@@ -1,0 +1,815 @@
+//! One forward pass over the elements of a data set (PS3.5 Chapter 7).
+//!
+//! The scanner is a push parser: it takes the bytes as they arrive in pieces of any size, keeps an explicit
+//! stack instead of recursing, and never holds more than one header and the few captured values. It follows
+//! lengths, items and delimiters to the last byte, so a truncated image is an error and not a success.
+
+use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry as _};
+use dicom_core::{Tag, VR};
+use dicom_dictionary_std::StandardDataDictionary;
+
+use crate::transfer_syntax::Encoding;
+
+const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
+const ITEM: Tag = Tag(0xFFFE, 0xE000);
+const ITEM_DELIMITATION: Tag = Tag(0xFFFE, 0xE00D);
+const SEQUENCE_DELIMITATION: Tag = Tag(0xFFFE, 0xE0DD);
+/// PS3.5 7.1.1: the length that means "until the delimitation item".
+const UNDEFINED: u32 = 0xFFFF_FFFF;
+
+/// Bounds on what a peer may make the scanner do.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanLimits {
+    /// Sequences within sequences.
+    pub nesting: usize,
+    /// Elements, items and fragments of one data set.
+    pub elements: u64,
+    /// Bytes kept of one captured value; longer ones are marked as cut.
+    pub value_bytes: usize,
+}
+
+impl Default for ScanLimits {
+    fn default() -> Self {
+        Self {
+            nesting: 64,
+            elements: 1 << 24,
+            value_bytes: 10_240,
+        }
+    }
+}
+
+/// Why a data set cannot be taken. The text becomes an Error Comment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// The bytes ended inside an element, item or sequence.
+    #[error("data set ends inside an element or sequence")]
+    Truncated,
+    /// An element, item or sequence reaches beyond what contains it.
+    #[error("an element is longer than what contains it")]
+    BeyondContainer,
+    /// A delimitation item or item where none belongs, or something else where one does.
+    #[error("item or delimiter out of place")]
+    ItemStructure,
+    /// Undefined length on a value representation that cannot have it.
+    #[error("undefined length on a VR that cannot have it")]
+    UndefinedLength,
+    /// An element of group 0000 to 0007 (but 0004), or FFFF, in a data set (PS3.5 7.1).
+    #[error("element of a group not allowed in a data set")]
+    ForbiddenGroup,
+    /// An identifying attribute occurs twice.
+    #[error("an identifying attribute occurs twice")]
+    Repeated,
+    /// `limits.nesting`.
+    #[error("sequences are nested too deep")]
+    Nesting,
+    /// `limits.elements`.
+    #[error("too many elements")]
+    Elements,
+    /// The deflate stream is broken.
+    #[error("deflate stream is invalid")]
+    Deflate,
+    /// The data set inflates to more than `limits.max_decoded_bytes`.
+    #[error("data set inflates beyond the limit")]
+    DecodedSize,
+}
+
+/// A value kept by the scan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Captured {
+    /// The bytes as received, at most [`ScanLimits::value_bytes`].
+    pub bytes: Vec<u8>,
+    /// The value was longer than that.
+    pub cut: bool,
+    /// The element occurred.
+    pub present: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Container {
+    Sequence,
+    Item,
+    Fragments,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    container: Container,
+    encoding: Encoding,
+    /// Where it ends, if its length is defined.
+    end: Option<u64>,
+    /// Nothing inside may reach beyond this: the nearest defined end around it.
+    bound: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A header is being gathered.
+    Header,
+    /// A value is passed over.
+    Skip { left: u64 },
+    /// A value is kept in `captured[slot]`.
+    Capture { slot: usize, left: u64 },
+}
+
+/// What a header turned out to be.
+enum Header {
+    /// More bytes are needed: this many in all.
+    Incomplete(usize),
+    Element {
+        tag: Tag,
+        vr: Option<VR>,
+        length: u32,
+        size: usize,
+        encoding: Encoding,
+    },
+}
+
+/// The push parser. See the module documentation.
+#[derive(Debug)]
+pub struct Scanner {
+    encoding: Encoding,
+    limits: ScanLimits,
+    wanted: Vec<Tag>,
+    captured: Vec<Captured>,
+    stack: Vec<Frame>,
+    sequences: usize,
+    state: State,
+    header: [u8; 12],
+    header_len: usize,
+    position: u64,
+    elements: u64,
+    pixel_data: bool,
+    failed: Option<ScanError>,
+}
+
+impl Scanner {
+    /// A scanner that captures the top-level values of `wanted`.
+    #[must_use]
+    pub fn new(encoding: Encoding, wanted: &[Tag], limits: ScanLimits) -> Self {
+        Self {
+            encoding,
+            limits,
+            wanted: wanted.to_vec(),
+            captured: vec![Captured::default(); wanted.len()],
+            stack: Vec::new(),
+            sequences: 0,
+            state: State::Header,
+            header: [0; 12],
+            header_len: 0,
+            position: 0,
+            elements: 0,
+            pixel_data: false,
+            failed: None,
+        }
+    }
+
+    /// Takes the next bytes of the data set.
+    ///
+    /// # Errors
+    /// The first [`ScanError`]; it is repeated by every later call.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.advance(bytes)
+            .inspect_err(|&error| self.failed = Some(error))
+    }
+
+    /// Ends the data set.
+    ///
+    /// # Errors
+    /// [`ScanError::Truncated`] when an element or sequence is still open.
+    pub fn finish(&mut self) -> Result<(), ScanError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.close_finished()?;
+        // A data set of odd length is padded with one zero byte by senders (PS3.8 Annex D asks for even fragments).
+        let padded = self.header_len == 1 && self.header[0] == 0 && self.stack.is_empty();
+        let complete = matches!(self.state, State::Header)
+            && (self.header_len == 0 || padded)
+            && self.stack.is_empty();
+        if complete {
+            Ok(())
+        } else {
+            Err(ScanError::Truncated)
+        }
+    }
+
+    /// The captured values, in the order of `wanted`.
+    #[must_use]
+    pub fn captured(&self) -> &[Captured] {
+        &self.captured
+    }
+
+    /// Whether a top-level Pixel Data element was seen.
+    #[must_use]
+    pub fn has_pixel_data(&self) -> bool {
+        self.pixel_data
+    }
+
+    fn advance(&mut self, mut bytes: &[u8]) -> Result<(), ScanError> {
+        while !bytes.is_empty() {
+            match self.state {
+                State::Header => bytes = self.take_header(bytes)?,
+                State::Skip { left } => {
+                    let (used, rest) = split_u64(bytes, left);
+                    self.position += used.len() as u64;
+                    self.pass(left - used.len() as u64, |left| State::Skip { left })?;
+                    bytes = rest;
+                }
+                State::Capture { slot, left } => {
+                    let (used, rest) = split_u64(bytes, left);
+                    self.position += used.len() as u64;
+                    if let Some(value) = self.captured.get_mut(slot) {
+                        let room = self.limits.value_bytes.saturating_sub(value.bytes.len());
+                        value.cut |= used.len() > room;
+                        value
+                            .bytes
+                            .extend_from_slice(used.get(..room).unwrap_or(used));
+                    }
+                    self.pass(left - used.len() as u64, |left| State::Capture {
+                        slot,
+                        left,
+                    })?;
+                    bytes = rest;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, left: u64, state: impl Fn(u64) -> State) -> Result<(), ScanError> {
+        if left > 0 {
+            self.state = state(left);
+            return Ok(());
+        }
+        self.state = State::Header;
+        self.close_finished()
+    }
+
+    /// Gathers a header across pieces; returns what is left of `bytes`.
+    fn take_header<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8], ScanError> {
+        if self.header_len == 0 {
+            // The common case: the whole header lies in this piece.
+            if let Header::Element {
+                tag,
+                vr,
+                length,
+                size,
+                encoding,
+            } = self.parse_header(bytes)
+            {
+                self.position += size as u64;
+                self.element(tag, vr, length, encoding)?;
+                return Ok(bytes.get(size..).unwrap_or_default());
+            }
+        }
+        let mut rest = bytes;
+        loop {
+            let header = self.header;
+            match self.parse_header(header.get(..self.header_len).unwrap_or_default()) {
+                Header::Element {
+                    tag,
+                    vr,
+                    length,
+                    size,
+                    encoding,
+                } => {
+                    self.position += size as u64;
+                    self.header_len = 0;
+                    self.element(tag, vr, length, encoding)?;
+                    return Ok(rest);
+                }
+                Header::Incomplete(needed) => {
+                    let missing = needed.saturating_sub(self.header_len);
+                    let (used, after) = rest.split_at_checked(missing).unwrap_or((rest, &[]));
+                    if let Some(room) = self
+                        .header
+                        .get_mut(self.header_len..self.header_len + used.len())
+                    {
+                        room.copy_from_slice(used);
+                    }
+                    self.header_len += used.len();
+                    rest = after;
+                    if used.len() < missing {
+                        return Ok(rest);
+                    }
+                }
+            }
+        }
+    }
+
+    fn parse_header(&self, bytes: &[u8]) -> Header {
+        let encoding = self
+            .stack
+            .last()
+            .map_or(self.encoding, |frame| frame.encoding);
+        let Some(&[a, b, c, d, e, f, g, h]) = bytes.first_chunk::<8>() else {
+            return Header::Incomplete(8);
+        };
+        let tag = encoding.tag([a, b, c, d]);
+        let short = |vr, length, encoding| Header::Element {
+            tag,
+            vr,
+            length,
+            size: 8,
+            encoding,
+        };
+        // PS3.5 7.5: items and delimiters have no VR in any syntax.
+        if tag.0 == 0xFFFE || !encoding.explicit_vr {
+            return short(None, encoding.u32([e, f, g, h]), encoding);
+        }
+        if !(e.is_ascii_uppercase() && f.is_ascii_uppercase()) {
+            // Not a VR at all: some writers fall back to the implicit form for single elements, and readers follow.
+            let implicit = Encoding {
+                explicit_vr: false,
+                ..encoding
+            };
+            return short(None, encoding.u32([e, f, g, h]), implicit);
+        }
+        let vr = VR::from_binary([e, f]);
+        // PS3.5 7.1.2: these have a 16-bit length; all others, future ones too (6.2), a 32-bit one after 2 bytes.
+        let has_short_length = matches!(
+            vr,
+            Some(
+                VR::AE
+                    | VR::AS
+                    | VR::AT
+                    | VR::CS
+                    | VR::DA
+                    | VR::DS
+                    | VR::DT
+                    | VR::FL
+                    | VR::FD
+                    | VR::IS
+                    | VR::LO
+                    | VR::LT
+                    | VR::PN
+                    | VR::SH
+                    | VR::SL
+                    | VR::SS
+                    | VR::ST
+                    | VR::TM
+                    | VR::UI
+                    | VR::UL
+                    | VR::US
+            )
+        );
+        if has_short_length {
+            return short(vr, u32::from(encoding.u16([g, h])), encoding);
+        }
+        match bytes.get(8..12) {
+            Some(&[i, j, k, l]) => Header::Element {
+                tag,
+                vr: Some(vr.unwrap_or(VR::UN)),
+                length: encoding.u32([i, j, k, l]),
+                size: 12,
+                encoding,
+            },
+            _ => Header::Incomplete(12),
+        }
+    }
+
+    /// Acts on one header; `position` is just behind it.
+    fn element(
+        &mut self,
+        tag: Tag,
+        vr: Option<VR>,
+        length: u32,
+        encoding: Encoding,
+    ) -> Result<(), ScanError> {
+        self.elements += 1;
+        if self.elements > self.limits.elements {
+            return Err(ScanError::Elements);
+        }
+        let top = self.stack.last().copied();
+        let bound = top.map_or(u64::MAX, |frame| frame.bound);
+        if self.position > bound
+            || (length != UNDEFINED && self.position + u64::from(length) > bound)
+        {
+            return Err(ScanError::BeyondContainer);
+        }
+        match top.map(|frame| (frame.container, frame)) {
+            Some((Container::Fragments, _)) => self.fragment(tag, length),
+            Some((Container::Sequence, frame)) => self.sequence_member(tag, length, frame),
+            Some((Container::Item, frame)) if tag == ITEM_DELIMITATION => {
+                self.delimited(frame, length)
+            }
+            _ if tag.0 == 0xFFFE => Err(ScanError::ItemStructure),
+            _ if length == UNDEFINED => self.undefined_length(tag, vr, encoding),
+            top => self.defined_length(tag, vr, length, encoding, top.is_none()),
+        }
+    }
+
+    /// PS3.5 A.4: items of pixel data, closed by a sequence delimitation item.
+    fn fragment(&mut self, tag: Tag, length: u32) -> Result<(), ScanError> {
+        match (tag, length) {
+            (SEQUENCE_DELIMITATION, 0) => {
+                self.stack.pop();
+                self.close_finished()
+            }
+            (ITEM, length) if length != UNDEFINED => {
+                self.pass(u64::from(length), |left| State::Skip { left })
+            }
+            _ => Err(ScanError::ItemStructure),
+        }
+    }
+
+    /// PS3.5 7.5: a sequence holds items only.
+    fn sequence_member(&mut self, tag: Tag, length: u32, sequence: Frame) -> Result<(), ScanError> {
+        match tag {
+            ITEM => {
+                let end = (length != UNDEFINED).then(|| self.position + u64::from(length));
+                self.stack.push(Frame {
+                    container: Container::Item,
+                    encoding: sequence.encoding,
+                    end,
+                    bound: end.unwrap_or(sequence.bound),
+                });
+                self.close_finished()
+            }
+            SEQUENCE_DELIMITATION => self.delimited(sequence, length),
+            _ => Err(ScanError::ItemStructure),
+        }
+    }
+
+    /// A delimitation item closes what has no defined length (PS3.5 7.5.1, 7.5.2).
+    fn delimited(&mut self, frame: Frame, length: u32) -> Result<(), ScanError> {
+        if frame.end.is_some() || length != 0 {
+            return Err(ScanError::ItemStructure);
+        }
+        self.pop();
+        self.close_finished()
+    }
+
+    fn undefined_length(
+        &mut self,
+        tag: Tag,
+        vr: Option<VR>,
+        encoding: Encoding,
+    ) -> Result<(), ScanError> {
+        self.note(tag)?;
+        match vr {
+            _ if tag == PIXEL_DATA => self.push_fragments(encoding),
+            // Compressed icons and private pixel data of an encapsulated syntax take the same form.
+            Some(VR::OB | VR::OW) => self.push_fragments(encoding),
+            Some(VR::SQ) | None => self.push_sequence(encoding, None),
+            // PS3.5 6.2.2 note 2: the value of such a UN is an Implicit VR Little Endian sequence.
+            Some(VR::UN) => self.push_sequence(Encoding::IMPLICIT_LITTLE, None),
+            Some(_) => Err(ScanError::UndefinedLength),
+        }
+    }
+
+    fn defined_length(
+        &mut self,
+        tag: Tag,
+        vr: Option<VR>,
+        length: u32,
+        encoding: Encoding,
+        top_level: bool,
+    ) -> Result<(), ScanError> {
+        if top_level {
+            self.note(tag)?;
+        }
+        let is_sequence = vr == Some(VR::SQ) || (vr.is_none() && dictionary_says_sequence(tag));
+        if is_sequence {
+            let end = self.position + u64::from(length);
+            self.push_sequence(encoding, Some(end))?;
+            return self.close_finished();
+        }
+        let slot = if top_level {
+            self.wanted.iter().position(|&wanted| wanted == tag)
+        } else {
+            None
+        };
+        let left = u64::from(length);
+        match slot {
+            Some(slot) => self.pass(left, |left| State::Capture { slot, left }),
+            None => self.pass(left, |left| State::Skip { left }),
+        }
+    }
+
+    /// Records that a top-level element occurred.
+    fn note(&mut self, tag: Tag) -> Result<(), ScanError> {
+        if !self.stack.is_empty() {
+            return Ok(());
+        }
+        // PS3.5 7.1: command, file meta and reserved groups are no part of a data set. A file meta element here
+        // would be read as ours by whoever opens the file.
+        if (tag.0 < 0x0008 && tag.0 != 0x0004) || tag.0 == 0xFFFF {
+            return Err(ScanError::ForbiddenGroup);
+        }
+        self.pixel_data |= tag == PIXEL_DATA;
+        if let Some(slot) = self.wanted.iter().position(|&wanted| wanted == tag) {
+            if let Some(value) = self.captured.get_mut(slot) {
+                if value.present {
+                    return Err(ScanError::Repeated);
+                }
+                value.present = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn push_fragments(&mut self, encoding: Encoding) -> Result<(), ScanError> {
+        let bound = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
+        self.stack.push(Frame {
+            container: Container::Fragments,
+            encoding,
+            end: None,
+            bound,
+        });
+        Ok(())
+    }
+
+    fn push_sequence(&mut self, encoding: Encoding, end: Option<u64>) -> Result<(), ScanError> {
+        if self.sequences >= self.limits.nesting {
+            return Err(ScanError::Nesting);
+        }
+        self.sequences += 1;
+        let around = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
+        self.stack.push(Frame {
+            container: Container::Sequence,
+            encoding,
+            end,
+            bound: end.unwrap_or(around),
+        });
+        Ok(())
+    }
+
+    fn pop(&mut self) {
+        if let Some(frame) = self.stack.pop() {
+            if frame.container == Container::Sequence {
+                self.sequences -= 1;
+            }
+        }
+    }
+
+    /// Closes every sequence and item whose defined end is reached.
+    fn close_finished(&mut self) -> Result<(), ScanError> {
+        while let Some(frame) = self.stack.last() {
+            match frame.end {
+                Some(end) if end == self.position => self.pop(),
+                Some(end) if end < self.position => return Err(ScanError::BeyondContainer),
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn split_u64(bytes: &[u8], at: u64) -> (&[u8], &[u8]) {
+    usize::try_from(at)
+        .ok()
+        .and_then(|at| bytes.split_at_checked(at))
+        .unwrap_or((bytes, &[]))
+}
+
+fn dictionary_says_sequence(tag: Tag) -> bool {
+    StandardDataDictionary
+        .by_tag(tag)
+        .is_some_and(|entry| entry.vr().exact() == Some(VR::SQ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STUDY: Tag = Tag(0x0020, 0x000D);
+    const LITTLE: Encoding = Encoding::EXPLICIT_LITTLE;
+
+    fn short(group: u16, element: u16, vr: [u8; 2], value: &[u8]) -> Vec<u8> {
+        let mut out = [group.to_le_bytes(), element.to_le_bytes()].concat();
+        out.extend_from_slice(&vr);
+        out.extend_from_slice(&u16::try_from(value.len()).unwrap().to_le_bytes());
+        out.extend_from_slice(value);
+        out
+    }
+
+    fn long(group: u16, element: u16, vr: [u8; 2], length: u32) -> Vec<u8> {
+        let mut out = [group.to_le_bytes(), element.to_le_bytes()].concat();
+        out.extend_from_slice(&vr);
+        out.extend_from_slice(&[0, 0]);
+        out.extend_from_slice(&length.to_le_bytes());
+        out
+    }
+
+    fn item(tag: Tag, length: u32) -> Vec<u8> {
+        let mut out = [tag.0.to_le_bytes(), tag.1.to_le_bytes()].concat();
+        out.extend_from_slice(&length.to_le_bytes());
+        out
+    }
+
+    fn scan(bytes: &[u8], encoding: Encoding) -> Result<Scanner, ScanError> {
+        let mut scanner = Scanner::new(encoding, &[STUDY], ScanLimits::default());
+        scanner.feed(bytes)?;
+        scanner.finish()?;
+        Ok(scanner)
+    }
+
+    fn encapsulated() -> Vec<u8> {
+        [
+            short(0x0020, 0x000D, *b"UI", b"1.2.3\0"),
+            long(0x7FE0, 0x0010, *b"OB", UNDEFINED),
+            item(ITEM, 0),
+            item(ITEM, 4),
+            vec![1, 2, 3, 4],
+            item(SEQUENCE_DELIMITATION, 0),
+            short(0xFFFC, 0xFFFC, *b"LO", b"  "),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn values_are_captured_and_the_structure_followed_to_the_end() {
+        let scanner = scan(&encapsulated(), LITTLE).unwrap();
+        assert_eq!(scanner.captured()[0].bytes, b"1.2.3\0");
+        assert!(scanner.has_pixel_data());
+    }
+
+    #[test]
+    fn every_cut_of_an_encapsulated_image_is_an_error() {
+        let whole = encapsulated();
+        let trailing = whole.len() - 10;
+        let first = short(0x0020, 0x000D, *b"UI", b"1.2.3\0").len();
+        for cut in (1..whole.len()).filter(|&cut| cut != trailing && cut != first) {
+            assert_eq!(
+                scan(&whole[..cut], LITTLE).unwrap_err(),
+                ScanError::Truncated,
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_native_image_that_declares_more_than_it_has_is_truncated() {
+        let bytes = [long(0x7FE0, 0x0010, *b"OW", 0xFFFF_FFFE), vec![0; 100]].concat();
+        assert_eq!(scan(&bytes, LITTLE).unwrap_err(), ScanError::Truncated);
+    }
+
+    #[test]
+    fn nesting_is_bounded_with_and_without_defined_lengths() {
+        let open: Vec<u8> = (0..100_000)
+            .flat_map(|_| {
+                [
+                    long(0x0040, 0xA730, *b"SQ", UNDEFINED),
+                    item(ITEM, UNDEFINED),
+                ]
+                .concat()
+            })
+            .collect();
+        assert_eq!(scan(&open, LITTLE).unwrap_err(), ScanError::Nesting);
+        let mut closed = Vec::new();
+        for _ in 0..100 {
+            let size = u32::try_from(closed.len()).unwrap();
+            closed = [
+                long(0x0040, 0xA730, *b"SQ", size + 8),
+                item(ITEM, size),
+                closed,
+            ]
+            .concat();
+        }
+        assert_eq!(scan(&closed, LITTLE).unwrap_err(), ScanError::Nesting);
+        // In Implicit VR the dictionary tells that (0040,A730) is a sequence.
+        let mut implicit = Vec::new();
+        for _ in 0..100 {
+            let size = u32::try_from(implicit.len()).unwrap();
+            implicit = [
+                item(Tag(0x0040, 0xA730), size + 8),
+                item(ITEM, size),
+                implicit,
+            ]
+            .concat();
+        }
+        assert_eq!(
+            scan(&implicit, Encoding::IMPLICIT_LITTLE).unwrap_err(),
+            ScanError::Nesting
+        );
+    }
+
+    #[test]
+    fn sixty_four_levels_are_taken() {
+        let mut closed = Vec::new();
+        for _ in 0..64 {
+            closed = [
+                long(0x0040, 0xA730, *b"SQ", UNDEFINED),
+                item(ITEM, UNDEFINED),
+                closed,
+                item(ITEM_DELIMITATION, 0),
+                item(SEQUENCE_DELIMITATION, 0),
+            ]
+            .concat();
+        }
+        assert!(scan(&closed, LITTLE).is_ok());
+    }
+
+    #[test]
+    fn an_element_beyond_its_item_is_an_error() {
+        let bytes = [
+            long(0x0040, 0xA730, *b"SQ", 18),
+            item(ITEM, 10),
+            short(0x0008, 0x0060, *b"CS", b"CTCTCT"),
+        ]
+        .concat();
+        assert_eq!(
+            scan(&bytes, LITTLE).unwrap_err(),
+            ScanError::BeyondContainer
+        );
+    }
+
+    #[test]
+    fn un_of_undefined_length_is_read_as_implicit() {
+        let bytes = [
+            long(0x0009, 0x1001, *b"UN", UNDEFINED),
+            item(ITEM, UNDEFINED),
+            item(Tag(0x0009, 0x1002), 2),
+            vec![b'A', b'B'],
+            item(ITEM_DELIMITATION, 0),
+            item(SEQUENCE_DELIMITATION, 0),
+        ]
+        .concat();
+        assert!(scan(&bytes, LITTLE).is_ok());
+    }
+
+    #[test]
+    fn file_meta_and_command_elements_are_no_part_of_a_data_set() {
+        for group in [0x0000, 0x0002, 0x0003, 0x0006, 0xFFFF] {
+            let bytes = short(group, 0x0010, *b"UI", b"1.2.840.10008.1.2\0");
+            assert_eq!(
+                scan(&bytes, LITTLE).unwrap_err(),
+                ScanError::ForbiddenGroup,
+                "{group:04x}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_repeated_identifying_attribute_is_refused() {
+        let uid = short(0x0020, 0x000D, *b"UI", b"1.2.3\0");
+        assert_eq!(
+            scan(&[uid.clone(), uid].concat(), LITTLE).unwrap_err(),
+            ScanError::Repeated
+        );
+    }
+
+    #[test]
+    fn attributes_inside_sequences_are_not_captured() {
+        let inner = short(0x0020, 0x000D, *b"UI", b"9.9.9\0");
+        let bytes = [
+            long(0x0008, 0x1140, *b"SQ", UNDEFINED),
+            item(ITEM, u32::try_from(inner.len()).unwrap()),
+            inner,
+            item(SEQUENCE_DELIMITATION, 0),
+        ]
+        .concat();
+        let scanner = scan(&bytes, LITTLE).unwrap();
+        assert!(!scanner.captured()[0].present);
+    }
+
+    #[test]
+    fn many_elements_items_and_fragments_are_linear() {
+        let started = std::time::Instant::now();
+        let elements: Vec<u8> = (0..600_000u32)
+            .flat_map(|_| short(0x0009, 0x1001, *b"LO", b""))
+            .collect();
+        assert!(scan(&elements, LITTLE).is_ok());
+        let items = [
+            long(0x0040, 0xA730, *b"SQ", UNDEFINED),
+            item(ITEM, 0).repeat(1_000_000),
+            item(SEQUENCE_DELIMITATION, 0),
+        ]
+        .concat();
+        assert!(scan(&items, LITTLE).is_ok());
+        let fragments = [
+            long(0x7FE0, 0x0010, *b"OB", UNDEFINED),
+            item(ITEM, 0).repeat(1_000_000),
+            item(SEQUENCE_DELIMITATION, 0),
+        ]
+        .concat();
+        assert!(scan(&fragments, LITTLE).is_ok());
+        assert!(started.elapsed().as_secs() < 3);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_give_the_same_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..40, implicit: bool) {
+            let encoding = if implicit { Encoding::IMPLICIT_LITTLE } else { LITTLE };
+            let whole = scan(&bytes, encoding).map(|s| s.captured().to_vec());
+            let mut scanner = Scanner::new(encoding, &[STUDY], ScanLimits::default());
+            let pieces = bytes.chunks(piece).try_for_each(|part| scanner.feed(part)).and_then(|()| scanner.finish());
+            prop_assert_eq!(whole, pieces.map(|()| scanner.captured().to_vec()));
+        }
+
+        #[test]
+        fn a_real_image_in_any_pieces_is_read(piece in 1usize..90) {
+            let mut scanner = Scanner::new(LITTLE, &[STUDY], ScanLimits::default());
+            for part in encapsulated().chunks(piece) {
+                scanner.feed(part).unwrap();
+            }
+            scanner.finish().unwrap();
+            prop_assert_eq!(&scanner.captured()[0].bytes[..], b"1.2.3\0");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The scan of a data set in its transfer syntax, deflated ones included (PS3.5 A.5).
+
+use dicom_core::Tag;
+use flate2::{Decompress, FlushDecompress, Status};
+
+use super::scan::{Captured, ScanError, ScanLimits, Scanner};
+use crate::transfer_syntax::{is_deflated, Encoding};
+
+const WINDOW_BYTES: usize = 64 * 1024;
+
+/// A [`Scanner`] behind the inflater that its transfer syntax needs; memory is constant.
+#[derive(Debug)]
+pub struct DatasetScan {
+    scanner: Scanner,
+    inflater: Option<Inflater>,
+}
+
+#[derive(Debug)]
+struct Inflater {
+    state: Decompress,
+    window: Vec<u8>,
+    ended: bool,
+    padding: u64,
+    max_bytes: u64,
+}
+
+impl DatasetScan {
+    /// Scans a data set of `transfer_syntax`, capturing `wanted`; a deflated one may inflate to
+    /// `max_decoded_bytes`.
+    #[must_use]
+    pub fn new(
+        transfer_syntax: &str,
+        wanted: &[Tag],
+        limits: ScanLimits,
+        max_decoded_bytes: u64,
+    ) -> Self {
+        let inflater = is_deflated(transfer_syntax).then(|| Inflater {
+            state: Decompress::new(false),
+            window: vec![0; WINDOW_BYTES],
+            ended: false,
+            padding: 0,
+            max_bytes: max_decoded_bytes,
+        });
+        Self {
+            scanner: Scanner::new(Encoding::of(transfer_syntax), wanted, limits),
+            inflater,
+        }
+    }
+
+    /// Takes the next bytes as received.
+    ///
+    /// # Errors
+    /// See [`Scanner::feed`]; [`ScanError::Deflate`] and [`ScanError::DecodedSize`] besides.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ScanError> {
+        match &mut self.inflater {
+            None => self.scanner.feed(bytes),
+            Some(inflater) => inflater.feed(bytes, &mut self.scanner),
+        }
+    }
+
+    /// Ends the data set.
+    ///
+    /// # Errors
+    /// [`ScanError::Truncated`] when it, or its deflate stream, is not complete.
+    pub fn finish(&mut self) -> Result<(), ScanError> {
+        if self
+            .inflater
+            .as_ref()
+            .is_some_and(|inflater| !inflater.ended)
+        {
+            return Err(ScanError::Truncated);
+        }
+        self.scanner.finish()
+    }
+
+    /// The captured values, in the order of `wanted`.
+    #[must_use]
+    pub fn captured(&self) -> &[Captured] {
+        self.scanner.captured()
+    }
+
+    /// Whether a top-level Pixel Data element was seen.
+    #[must_use]
+    pub fn has_pixel_data(&self) -> bool {
+        self.scanner.has_pixel_data()
+    }
+}
+
+impl Inflater {
+    fn feed(&mut self, mut bytes: &[u8], scanner: &mut Scanner) -> Result<(), ScanError> {
+        while !bytes.is_empty() {
+            if self.ended {
+                // PS3.5 A.5: one zero byte may pad the stream to an even length.
+                self.padding += bytes.len() as u64;
+                let zero = bytes.iter().all(|&byte| byte == 0);
+                return if zero && self.padding <= 1 {
+                    Ok(())
+                } else {
+                    Err(ScanError::Deflate)
+                };
+            }
+            let (before_in, before_out) = (self.state.total_in(), self.state.total_out());
+            let status = self
+                .state
+                .decompress(bytes, &mut self.window, FlushDecompress::None)
+                .map_err(|_| ScanError::Deflate)?;
+            let used = usize::try_from(self.state.total_in() - before_in).unwrap_or(usize::MAX);
+            let made = usize::try_from(self.state.total_out() - before_out).unwrap_or(usize::MAX);
+            if self.state.total_out() > self.max_bytes {
+                return Err(ScanError::DecodedSize);
+            }
+            scanner.feed(self.window.get(..made).unwrap_or_default())?;
+            self.ended = status == Status::StreamEnd;
+            if used == 0 && made == 0 && !self.ended {
+                return Err(ScanError::Deflate);
+            }
+            bytes = bytes.get(used..).unwrap_or_default();
+        }
+        self.drain(scanner)
+    }
+
+    /// What the inflater still holds when the input is used up.
+    fn drain(&mut self, scanner: &mut Scanner) -> Result<(), ScanError> {
+        while !self.ended {
+            let before = self.state.total_out();
+            let status = self
+                .state
+                .decompress(&[], &mut self.window, FlushDecompress::None);
+            let made = usize::try_from(self.state.total_out() - before).unwrap_or(usize::MAX);
+            if self.state.total_out() > self.max_bytes {
+                return Err(ScanError::DecodedSize);
+            }
+            scanner.feed(self.window.get(..made).unwrap_or_default())?;
+            match status {
+                Ok(Status::StreamEnd) => self.ended = true,
+                Ok(_) if made > 0 => {}
+                // Nothing more without input: not an error (zlib's Z_BUF_ERROR).
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
+    const STUDY: Tag = Tag(0x0020, 0x000D);
+
+    fn deflate(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn dataset(pixel_bytes: u32) -> Vec<u8> {
+        let mut bytes = b"\x20\x00\x0d\x00UI\x06\x001.2.3\0\xe0\x7f\x10\x00OB\0\0".to_vec();
+        bytes.extend_from_slice(&pixel_bytes.to_le_bytes());
+        bytes.resize(bytes.len() + pixel_bytes as usize, 0);
+        bytes
+    }
+
+    fn scan(bytes: &[u8], piece: usize, max: u64) -> Result<DatasetScan, ScanError> {
+        let mut scan = DatasetScan::new(DEFLATED, &[STUDY], ScanLimits::default(), max);
+        bytes.chunks(piece).try_for_each(|part| scan.feed(part))?;
+        scan.finish()?;
+        Ok(scan)
+    }
+
+    #[test]
+    fn a_deflated_data_set_is_read_in_any_pieces_and_with_its_padding() {
+        let mut bytes = deflate(&dataset(300_000));
+        for piece in [1, 7, 4096] {
+            assert_eq!(
+                scan(&bytes, piece, 1 << 30).unwrap().captured()[0].bytes,
+                b"1.2.3\0"
+            );
+        }
+        bytes.push(0);
+        assert!(scan(&bytes, 4096, 1 << 30).is_ok());
+        bytes.push(0);
+        assert_eq!(scan(&bytes, 4096, 1 << 30).unwrap_err(), ScanError::Deflate);
+    }
+
+    #[test]
+    fn a_cut_or_foreign_stream_is_an_error() {
+        let bytes = deflate(&dataset(300_000));
+        assert_eq!(
+            scan(&bytes[..bytes.len() - 3], 4096, 1 << 30).unwrap_err(),
+            ScanError::Truncated
+        );
+        assert_eq!(
+            scan(&[0xFF; 64], 64, 1 << 30).unwrap_err(),
+            ScanError::Deflate
+        );
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let bytes = deflate(&dataset(64 << 20));
+        assert!(bytes.len() < 100_000);
+        assert_eq!(
+            scan(&bytes, 4096, 1 << 20).unwrap_err(),
+            ScanError::DecodedSize
+        );
+    }
+}

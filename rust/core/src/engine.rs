@@ -1,0 +1,246 @@
+//! The engine: one object made once from the configuration and called by every association.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dicom_core::Tag;
+
+use crate::config::EngineConfig;
+use crate::dataset::index::{IndexPlan, UnknownKeyword};
+use crate::events::EventRing;
+use crate::layout::OUTBOX;
+use crate::outbox::{Outbox, OutboxError, Settled};
+use crate::status::Refusal;
+use crate::store::Store;
+
+/// Why the engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is not what the engine expects.
+    #[error("engine configuration: {0}")]
+    Config(#[from] serde_json::Error),
+    /// A keyword that does not exist.
+    #[error("required_attributes: {0}")]
+    Keyword(#[from] UnknownKeyword),
+    /// Another process serves this storage root.
+    #[error("another process serves this storage root")]
+    InUse,
+    /// The storage root cannot be used.
+    #[error("storage root: {0}")]
+    Storage(std::io::Error),
+    /// The outbox cannot be opened.
+    #[error("outbox: {0}")]
+    Outbox(#[from] OutboxError),
+}
+
+/// What start-up found of an interrupted predecessor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StartUp {
+    /// Rows kept and dropped.
+    pub settled: Settled,
+    /// Temporary files removed.
+    pub temporary_files: usize,
+}
+
+/// Counters since start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    received_bytes: AtomicU64,
+    instances: Mutex<BTreeMap<(u16, String), u64>>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    plan: IndexPlan,
+    capture: Vec<Tag>,
+    // Dropped before the store, whose lock on the root must be the last to go.
+    outbox: Outbox,
+    store: Store,
+    events: EventRing,
+    counters: Counters,
+    aborting: AtomicBool,
+    next_association: AtomicU64,
+    active: Mutex<HashMap<u64, Arc<TcpStream>>>,
+    start_up: StartUp,
+}
+
+impl Engine {
+    /// Opens storage and outbox and settles what an interrupted predecessor left.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn open(config: EngineConfig) -> Result<Self, StartError> {
+        let plan = IndexPlan::new(&config.required_attributes)?;
+        let mut capture = plan.tags().to_vec();
+        capture.extend(
+            config
+                .private_tenant
+                .iter()
+                .map(crate::config::PrivateTenant::tag),
+        );
+        let store = Store::open(&config.root).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => StartError::InUse,
+            _ => StartError::Storage(error),
+        })?;
+        let database = config.root.join(OUTBOX).join("outbox.sqlite");
+        let (outbox, settled) = Outbox::open(
+            &database,
+            config.durability.syncs_data(),
+            |path, size, digest| store.settle(path, size, digest),
+        )?;
+        // After the rows are settled: until then a temporary file may belong to one.
+        let temporary_files = store.clear_incoming().map_err(StartError::Storage)?;
+        Ok(Self {
+            config,
+            plan,
+            capture,
+            outbox,
+            store,
+            events: EventRing::default(),
+            counters: Counters::default(),
+            aborting: AtomicBool::new(false),
+            next_association: AtomicU64::new(1),
+            active: Mutex::new(HashMap::new()),
+            start_up: StartUp {
+                settled,
+                temporary_files,
+            },
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// What start-up found.
+    #[must_use]
+    pub fn start_up(&self) -> StartUp {
+        self.start_up
+    }
+
+    /// The durable queue of records.
+    #[must_use]
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The files.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Facts for the log.
+    #[must_use]
+    pub fn events(&self) -> &EventRing {
+        &self.events
+    }
+
+    pub(crate) fn index_plan(&self) -> &IndexPlan {
+        &self.plan
+    }
+
+    /// Index attributes, and the private tenant element as the last where there is one.
+    pub(crate) fn capture_tags(&self) -> &[Tag] {
+        &self.capture
+    }
+
+    /// Whether an instance can be taken now.
+    ///
+    /// # Errors
+    /// A700: outbox limit, low space, storage broken.
+    pub fn admit(&self) -> Result<(), Refusal> {
+        let (rows, bytes) = self.outbox.backlog();
+        if rows >= self.config.outbox.max_rows || bytes >= self.config.outbox.max_bytes {
+            return Err(Refusal::OutboxFull);
+        }
+        if self.store.free_bytes()? < self.config.min_free_bytes {
+            return Err(Refusal::LowSpace);
+        }
+        Ok(())
+    }
+
+    /// Bytes received since start, and instances by status and tenant.
+    #[must_use]
+    pub fn counters(&self) -> (u64, BTreeMap<(u16, String), u64>) {
+        let instances = self
+            .counters
+            .instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        (
+            self.counters.received_bytes.load(Ordering::Relaxed),
+            instances,
+        )
+    }
+
+    pub(crate) fn count(&self, statuses: &BTreeMap<u16, u64>, tenant: &str, bytes: u64) {
+        self.counters
+            .received_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        let mut instances = self
+            .counters
+            .instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (&status, &count) in statuses {
+            *instances.entry((status, tenant.to_owned())).or_default() += count;
+        }
+    }
+
+    /// Aborts every association: they send an A-ABORT at their next look at the network.
+    pub fn abort_all(&self) {
+        self.aborting.store(true, Ordering::Release);
+        for stream in self
+            .active
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+        {
+            // Wakes a blocked read; the association then finds the flag. A socket that is gone already is fine.
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
+
+    pub(crate) fn is_aborting(&self) -> bool {
+        self.aborting.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn register(&self, stream: &Arc<TcpStream>) -> Registration<'_> {
+        let id = self.next_association.fetch_add(1, Ordering::Relaxed);
+        self.active
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, Arc::clone(stream));
+        Registration { engine: self, id }
+    }
+
+    /// Seconds of the configuration as a duration; never negative, never infinite.
+    pub(crate) fn seconds(value: f64) -> Duration {
+        Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(3600))
+    }
+}
+
+/// An association in the list of those that `abort_all` reaches.
+pub(crate) struct Registration<'e> {
+    engine: &'e Engine,
+    pub(crate) id: u64,
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        self.engine
+            .active
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.id);
+    }
+}

@@ -1,0 +1,103 @@
+//! The PS3.10 header of the files we write (PS3.10 7.1).
+
+use crate::uid::Uid;
+use crate::{IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME};
+
+const PREAMBLE_BYTES: usize = 128;
+
+/// The header of a PS3.10 file: a zero preamble, `DICM`, and File Meta Information in Explicit VR Little Endian.
+///
+/// The preamble is always zero: a sender cannot plant a program in it.
+#[must_use]
+pub fn encode(
+    sop_class: &Uid,
+    sop_instance: &Uid,
+    transfer_syntax: &str,
+    source_ae_title: &str,
+) -> Vec<u8> {
+    let mut group = Vec::with_capacity(320);
+    // (0002,0001) File Meta Information Version: 0001, OB with a 32-bit length.
+    group.extend_from_slice(b"\x02\x00\x01\x00OB\0\0\x02\0\0\0\x00\x01");
+    element(&mut group, 0x0002, *b"UI", sop_class.as_str(), 0);
+    element(&mut group, 0x0003, *b"UI", sop_instance.as_str(), 0);
+    element(&mut group, 0x0010, *b"UI", transfer_syntax, 0);
+    element(&mut group, 0x0012, *b"UI", IMPLEMENTATION_CLASS_UID, 0);
+    element(
+        &mut group,
+        0x0013,
+        *b"SH",
+        IMPLEMENTATION_VERSION_NAME,
+        b' ',
+    );
+    if !source_ae_title.is_empty() {
+        element(&mut group, 0x0016, *b"AE", source_ae_title, b' ');
+    }
+    let mut header = vec![0; PREAMBLE_BYTES];
+    header.extend_from_slice(b"DICM\x02\x00\x00\x00UL\x04\x00");
+    header.extend_from_slice(&u32::try_from(group.len()).unwrap_or(0).to_le_bytes());
+    header.extend_from_slice(&group);
+    header
+}
+
+fn element(group: &mut Vec<u8>, number: u16, vr: [u8; 2], value: &str, padding: u8) {
+    let odd = value.len() % 2;
+    group.extend_from_slice(&[0x02, 0x00]);
+    group.extend_from_slice(&number.to_le_bytes());
+    group.extend_from_slice(&vr);
+    group.extend_from_slice(&u16::try_from(value.len() + odd).unwrap_or(0).to_le_bytes());
+    group.extend_from_slice(value.as_bytes());
+    if odd == 1 {
+        group.push(padding);
+    }
+}
+
+/// Where the data set of a PS3.10 file begins, and its transfer syntax.
+///
+/// `head` is the start of the file; `None` when it does not hold a whole header that we understand.
+#[must_use]
+pub fn locate_dataset(head: &[u8]) -> Option<(usize, String)> {
+    let body = head
+        .get(PREAMBLE_BYTES..)?
+        .strip_prefix(b"DICM\x02\x00\x00\x00UL\x04\x00")?;
+    let (&length, rest) = body.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_le_bytes(length)).ok()?;
+    let mut group = rest.get(..length)?;
+    let start = head.len() - rest.len() + length;
+    while let Some((&[2, 0, low, high, v, r, a, b], after)) = group.split_first_chunk::<8>() {
+        let number = u16::from_le_bytes([low, high]);
+        let (size, value) = if [v, r] == *b"OB" {
+            let (&long, value) = after.split_first_chunk::<4>()?;
+            (usize::try_from(u32::from_le_bytes(long)).ok()?, value)
+        } else {
+            (usize::from(u16::from_le_bytes([a, b])), after)
+        };
+        let (value, next) = value.split_at_checked(size)?;
+        if number == 0x0010 {
+            let uid = std::str::from_utf8(value).ok()?.trim_end_matches('\0');
+            return Some((start, uid.to_owned()));
+        }
+        group = next;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_is_even_and_says_where_the_data_set_begins() {
+        let class = Uid::parse(b"1.2.840.10008.5.1.4.1.1.2").unwrap();
+        let instance = Uid::parse(b"1.2.34").unwrap();
+        let header = encode(&class, &instance, "1.2.840.10008.1.2.1", "CT1");
+        assert!(header.len() % 2 == 0 && header[..128].iter().all(|&b| b == 0));
+        let mut file = header.clone();
+        file.extend_from_slice(b"\x08\x00data");
+        assert_eq!(
+            locate_dataset(&file),
+            Some((header.len(), "1.2.840.10008.1.2.1".to_owned()))
+        );
+        assert_eq!(locate_dataset(&header[..header.len() - 1]), None);
+        assert_eq!(locate_dataset(b"junk"), None);
+    }
+}

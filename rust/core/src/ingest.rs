@@ -1,0 +1,341 @@
+//! The use case: one instance from its command set to "file and record are both durable".
+
+use chrono::Utc;
+use uuid::Uuid;
+
+use crate::config::Duplicates;
+use crate::dataset::index::InstanceIndex;
+use crate::dataset::scan::ScanLimits;
+use crate::dataset::stream::DatasetScan;
+use crate::engine::Engine;
+use crate::file_meta;
+use crate::layout::{InstancePath, TenantId};
+use crate::outbox::NewRow;
+use crate::record::{hash_uid, timestamp, Record, TransferStatus, SCHEMA_VERSION, WORKER_NODE_ID};
+use crate::status::Refusal;
+use crate::store::spool::Spool;
+use crate::store::{Digest, Existing};
+use crate::transfer_syntax::is_video_or_jpip;
+use crate::uid::Uid;
+
+/// What an association tells about all its instances.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Calling AE title.
+    pub calling_ae_title: String,
+    /// Called AE title.
+    pub called_ae_title: String,
+    /// Address of the peer, without port.
+    pub address: String,
+    /// Tenant by rule or default; `None` refuses what no private element resolves.
+    pub tenant: Option<TenantId>,
+    /// A rule matched, so private elements are not looked at.
+    pub tenant_by_rule: bool,
+}
+
+/// How an accepted instance ended. All of them are answered with success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// A new file and a new record.
+    New,
+    /// The same instance was there already.
+    Identical,
+    /// Another instance was there and stays, as configured.
+    Kept,
+}
+
+/// One instance while it arrives.
+pub struct Reception<'e> {
+    engine: &'e Engine,
+    source: &'e Source,
+    command_tenant: Option<TenantId>,
+    sop_class_uid: Uid,
+    sop_instance_uid: Uid,
+    trace_id: Uuid,
+    scan: DatasetScan,
+    spool: Spool<'e>,
+}
+
+impl<'e> Reception<'e> {
+    /// Begins an instance.
+    ///
+    /// # Errors
+    /// [`Refusal`] when nothing can be taken now: outbox full, space low, storage broken.
+    pub fn begin(
+        engine: &'e Engine,
+        source: &'e Source,
+        command_tenant: Option<TenantId>,
+        identity: (Uid, Uid),
+        transfer_syntax: &str,
+        scratch: Vec<u8>,
+    ) -> Result<Self, Refusal> {
+        engine.admit()?;
+        let (sop_class_uid, sop_instance_uid) = identity;
+        let trace_id = Uuid::now_v7();
+        let header = file_meta::encode(
+            &sop_class_uid,
+            &sop_instance_uid,
+            transfer_syntax,
+            &source.calling_ae_title,
+        );
+        let config = engine.config();
+        let limits = ScanLimits {
+            nesting: config.limits.nesting,
+            elements: config.limits.max_elements,
+            ..ScanLimits::default()
+        };
+        let scan = DatasetScan::new(
+            transfer_syntax,
+            engine.capture_tags(),
+            limits,
+            config.limits.max_decoded_bytes,
+        );
+        let spool = Spool::begin(
+            engine.store(),
+            format!("{trace_id}.part"),
+            transfer_syntax,
+            &header,
+            config.spool_memory_bytes,
+            scratch,
+        )?;
+        Ok(Self {
+            engine,
+            source,
+            command_tenant,
+            sop_class_uid,
+            sop_instance_uid,
+            trace_id,
+            scan,
+            spool,
+        })
+    }
+
+    /// Takes the next bytes of the data set.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the rest of the data set is of no interest then.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let most = self.engine.config().limits.max_instance_bytes;
+        if self.spool.dataset_bytes() + bytes.len() as u64 > most {
+            return Err(Refusal::TooLarge(most));
+        }
+        self.scan.feed(bytes)?;
+        Ok(self.spool.append(bytes)?)
+    }
+
+    /// Ends the data set: validates, stores, records. Returns only after both are as durable as configured.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing of the instance is left then.
+    pub fn finish(mut self) -> Result<(Stored, Vec<u8>), Refusal> {
+        self.scan.finish()?;
+        let index = self.engine.index_plan().read(self.scan.captured())?;
+        if index.sop_class_uid != self.sop_class_uid {
+            return Err(Refusal::IdentityMismatch("SOPClassUID"));
+        }
+        if index.sop_instance_uid != self.sop_instance_uid {
+            return Err(Refusal::IdentityMismatch("SOPInstanceUID"));
+        }
+        let tenant = self.tenant()?;
+        let path = InstancePath::new(
+            &tenant,
+            index.study_date,
+            &index.study_instance_uid,
+            &index.series_instance_uid,
+            &index.sop_instance_uid,
+        );
+        let stored = self.commit(&tenant, &index, &path)?;
+        Ok((stored, self.spool.into_scratch()))
+    }
+
+    /// DESIGN of tenants: a rule wins; else the private element of the command set, then of the data set; else the default.
+    fn tenant(&self) -> Result<TenantId, Refusal> {
+        let by_element = || {
+            let private = self.engine.config().private_tenant.as_ref()?;
+            if self.source.tenant_by_rule {
+                return None;
+            }
+            if let Some(tenant) = &self.command_tenant {
+                return Some(Ok(tenant.clone()));
+            }
+            let captured = self.scan.captured().last().filter(|value| value.present)?;
+            Some(
+                private
+                    .resolve(&captured.bytes)
+                    .ok_or(Refusal::TenantNotAuthorised),
+            )
+        };
+        by_element().unwrap_or_else(|| {
+            self.source
+                .tenant
+                .clone()
+                .ok_or(Refusal::TenantNotAuthorised)
+        })
+    }
+
+    fn commit(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+    ) -> Result<Stored, Refusal> {
+        let store = self.engine.store();
+        let _one_writer = store.lock(path);
+        match store.existing(path, &mut self.spool)? {
+            Existing::Absent => self.commit_new(tenant, index, path),
+            Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
+            Existing::Different => match self.engine.config().duplicates {
+                Duplicates::Replace => self.commit_new(tenant, index, path),
+                Duplicates::Reject => Err(Refusal::DuplicateRejected),
+                Duplicates::Keep => {
+                    self.make_existing_durable(path)?;
+                    Ok(Stored::Kept)
+                }
+            },
+        }
+    }
+
+    /// The commit. The order of its steps is the promise; see "What 0000 means" in ARCHITECTURE.md.
+    fn commit_new(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+    ) -> Result<Stored, Refusal> {
+        let outbox = self.engine.outbox();
+        let durability = self.engine.config().durability;
+        let file = self.spool.write_out()?.try_clone()?;
+        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest());
+        // The outbox commits while the data is synced: neither needs the other.
+        let ticket = outbox.insert(row)?;
+        let synced = if durability.syncs_data() {
+            file.sync_data()
+        } else {
+            Ok(())
+        };
+        let id = ticket.wait()?;
+        let named = synced.and_then(|()| self.name(path));
+        if let Err(error) = named {
+            // Not acknowledged and not on disk: start-up would drop the row as well.
+            outbox.remove(id)?;
+            return Err(error.into());
+        }
+        outbox.publishable(id)?;
+        Ok(Stored::New)
+    }
+
+    /// The name, and its durability. Data was synced before: a name may reach the disk before the data otherwise.
+    fn name(&mut self, path: &InstancePath) -> std::io::Result<()> {
+        let folders = self.engine.store().folders();
+        let folder = match folders.open(path)? {
+            Some(folder) => folder,
+            None => folders.create(path)?,
+        };
+        self.spool.publish(&folder, path.file_name())?;
+        if self.engine.config().durability.syncs_directories() {
+            if let Err(error) = folders.sync(&folder, path) {
+                folder.remove_file(path.file_name())?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same instance again: the file stays, and gets a record only if it has none.
+    fn confirm(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+        size: u64,
+        digest: Digest,
+    ) -> Result<Stored, Refusal> {
+        self.make_existing_durable(path)?;
+        let outbox = self.engine.outbox();
+        if !outbox.describes(&path.relative(), size, digest)? {
+            let id = outbox
+                .insert(self.row(tenant, index, path, size, digest))?
+                .wait()?;
+            outbox.publishable(id)?;
+        }
+        Ok(Stored::Identical)
+    }
+
+    /// The first copy may have been stored at a lower durability than we promise now.
+    fn make_existing_durable(&self, path: &InstancePath) -> std::io::Result<()> {
+        let durability = self.engine.config().durability;
+        let folders = self.engine.store().folders();
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let folder = folders.open(path)?.ok_or_else(missing)?;
+        if durability.syncs_data() {
+            folder
+                .open_file(path.file_name())?
+                .ok_or_else(missing)?
+                .sync_data()?;
+        }
+        if durability.syncs_directories() {
+            folders.sync(&folder, path)?;
+        }
+        Ok(())
+    }
+
+    fn row(
+        &self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+        size: u64,
+        digest: Digest,
+    ) -> NewRow {
+        let transfer_syntax = self.spool.transfer_syntax();
+        let viewable = self
+            .engine
+            .config()
+            .viewer_transfer_syntaxes
+            .contains(transfer_syntax);
+        let nothing_to_decode = is_video_or_jpip(transfer_syntax) || !self.scan.has_pixel_data();
+        let transfer_status = if viewable || nothing_to_decode {
+            TransferStatus::NoNeedTransfer
+        } else {
+            TransferStatus::Failed
+        };
+        let file_path = self.engine.store().absolute(path);
+        let record = Record {
+            trace_id: self.trace_id,
+            worker_node_id: WORKER_NODE_ID,
+            tenant_id: tenant.as_str(),
+            patient_id: &index.patient_id,
+            study_uid: index.study_instance_uid.as_str(),
+            series_uid: index.series_instance_uid.as_str(),
+            sop_uid: index.sop_instance_uid.as_str(),
+            file_path: &file_path,
+            file_size: size,
+            transfer_syntax_uid: transfer_syntax,
+            target_ts: transfer_syntax,
+            study_date: index
+                .study_date
+                .map(|day| day.format("%Y-%m-%d").to_string()),
+            transfer_status,
+            number_of_frames: index.number_of_frames,
+            created_time: timestamp(Utc::now()),
+            series_uid_hash: hash_uid(index.series_instance_uid.as_str()),
+            study_uid_hash: hash_uid(index.study_instance_uid.as_str()),
+            accession_number: index.accession_number.as_deref(),
+            source_ip: &self.source.address,
+            source_ae: &self.source.calling_ae_title,
+            schema_version: SCHEMA_VERSION,
+            sop_class_uid: index.sop_class_uid.as_str(),
+            called_ae: &self.source.called_ae_title,
+        };
+        NewRow {
+            trace_id: self.trace_id.to_string(),
+            key: format!("{}/{}", tenant.as_str(), index.study_instance_uid),
+            // Strings, numbers and null only: serialising them cannot fail.
+            payload: serde_json::to_string(&record).unwrap_or_default(),
+            path: path.relative(),
+            temporary: self.spool.name().to_owned(),
+            size,
+            digest,
+        }
+    }
+}

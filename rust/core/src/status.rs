@@ -1,0 +1,128 @@
+//! Why an instance is refused, and the DIMSE status that says so (PS3.4 B.2.3, PS3.7 Annex C).
+
+use crate::dataset::scan::ScanError;
+
+/// Success. Answered by one line of the project, after file and record are durable.
+pub const SUCCESS: u16 = 0x0000;
+
+/// A C-STORE that did not succeed. The text becomes the Error Comment: at most 64 characters, no patient data.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The storage failed: no space, no permission, an I/O error.
+    #[error("storage: {0}")]
+    Storage(#[from] std::io::Error),
+    /// Free space is below the watermark `local_storage.min_free_bytes`.
+    #[error("storage: less free space than configured")]
+    LowSpace,
+    /// The queue of records failed.
+    #[error("outbox: {0}")]
+    Outbox(#[from] crate::outbox::OutboxError),
+    /// More unpublished records than `outbox.max_rows` or `outbox.max_bytes`.
+    #[error("outbox limit reached")]
+    OutboxFull,
+    /// The instance exceeds `limits.max_instance_bytes`.
+    #[error("instance exceeds the size limit of {0} bytes")]
+    TooLarge(u64),
+    /// A UID of the data set differs from the one in the command set.
+    #[error("{0} of the data set differs from the command")]
+    IdentityMismatch(&'static str),
+    /// A required attribute is absent or empty.
+    #[error("{0} is absent or empty")]
+    AttributeMissing(String),
+    /// A required attribute has an invalid value.
+    #[error("{0} is invalid")]
+    AttributeInvalid(String),
+    /// Another instance is stored under the same UID, and the policy is `reject`.
+    #[error("a different instance with this UID is stored")]
+    DuplicateRejected,
+    /// The data set cannot be parsed, is cut short or exceeds a limit.
+    #[error("{0}")]
+    Malformed(#[from] ScanError),
+    /// A UID of the data set breaks the grammar.
+    #[error("{0} breaks the UID grammar")]
+    DatasetUid(&'static str),
+    /// Affected SOP Instance UID of the command breaks the grammar.
+    #[error("AffectedSOPInstanceUID breaks the UID grammar")]
+    CommandInstanceUid,
+    /// Affected SOP Class UID is not the abstract syntax of the presentation context.
+    #[error("AffectedSOPClassUID differs from the context")]
+    ClassMismatch,
+    /// No tenant for this instance.
+    #[error("tenant not authorised")]
+    TenantNotAuthorised,
+    /// A caught panic: a bug of ours.
+    #[error("internal error")]
+    Bug,
+    /// The command field names no operation that we provide.
+    #[error("unrecognised operation")]
+    Unrecognised,
+    /// A C-STORE without data set, or a C-ECHO with one.
+    #[error("data set missing or unexpected")]
+    Mistyped,
+}
+
+impl Refusal {
+    /// The DIMSE status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Storage(_)
+            | Self::LowSpace
+            | Self::Outbox(_)
+            | Self::OutboxFull
+            | Self::TooLarge(_) => 0xA700,
+            Self::IdentityMismatch(_)
+            | Self::AttributeMissing(_)
+            | Self::AttributeInvalid(_)
+            | Self::DuplicateRejected => 0xA900,
+            Self::Malformed(_) | Self::DatasetUid(_) => 0xC000,
+            Self::CommandInstanceUid => 0x0117,
+            Self::ClassMismatch => 0x0122,
+            Self::TenantNotAuthorised => 0x0124,
+            Self::Bug => 0x0110,
+            Self::Unrecognised => 0x0211,
+            Self::Mistyped => 0x0212,
+        }
+    }
+
+    /// The Error Comment (0000,0902): LO, at most 64 characters of the default repertoire.
+    #[must_use]
+    pub fn comment(&self) -> String {
+        let text = match self {
+            // The text of the operating system, not the path: os_error says what an administrator needs.
+            Self::Storage(error) => format!("storage: {}", error.kind()),
+            other => other.to_string(),
+        };
+        text.chars()
+            .map(|c| {
+                if c == '\\' || !(' '..='~').contains(&c) {
+                    '?'
+                } else {
+                    c
+                }
+            })
+            .take(64)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_fit_an_lo_value() {
+        for refusal in [
+            Refusal::AttributeMissing("X".repeat(100)),
+            Refusal::TooLarge(u64::MAX),
+            Refusal::DuplicateRejected,
+            Refusal::Storage(std::io::Error::other("back\\slash é")),
+        ] {
+            let comment = refusal.comment();
+            assert!(
+                comment.chars().count() <= 64 && comment.is_ascii() && !comment.contains('\\'),
+                "{comment}"
+            );
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Folders beneath the root, opened level by level without following a link.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::layout::InstancePath;
+
+/// Series folders remembered as durable; beyond this the set starts anew, which costs syncs and nothing else.
+const REMEMBERED: usize = 65_536;
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// The folders of a storage root.
+#[derive(Debug)]
+pub struct Folders {
+    root: OwnedFd,
+    /// Series folders whose names, and those of all their parents, were synced since start-up.
+    durable: Mutex<HashSet<String>>,
+}
+
+/// An open series folder with its parents.
+#[derive(Debug)]
+pub struct SeriesFolder {
+    levels: Vec<OwnedFd>,
+}
+
+impl Folders {
+    pub(super) fn new(root: OwnedFd) -> Self {
+        Self {
+            root,
+            durable: Mutex::new(HashSet::new()),
+        }
+    }
+
+    /// Opens the series folder of an instance; `None` when a level does not exist.
+    ///
+    /// # Errors
+    /// What the file system says; a link or plain file in place of a folder is an error.
+    pub fn open(&self, path: &InstancePath) -> io::Result<Option<SeriesFolder>> {
+        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
+        for name in path.folders() {
+            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
+            match rustix::fs::openat(parent, name.as_str(), DIRECTORY, Mode::empty()) {
+                Ok(level) => levels.push(level),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(SeriesFolder { levels }))
+    }
+
+    /// Opens the series folder of an instance, making what is missing; a failure leaves no new folder behind.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn create(&self, path: &InstancePath) -> io::Result<SeriesFolder> {
+        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
+        let mut made = Vec::new();
+        for (depth, name) in path.folders().iter().enumerate() {
+            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
+            match self.open_or_make(parent, name, path) {
+                Ok((level, new)) => {
+                    if new {
+                        made.push(depth);
+                    }
+                    levels.push(level);
+                }
+                Err(error) => {
+                    self.remove_made(path, &levels, &made);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(SeriesFolder { levels })
+    }
+
+    fn open_or_make(
+        &self,
+        parent: rustix::fd::BorrowedFd<'_>,
+        name: &str,
+        path: &InstancePath,
+    ) -> io::Result<(OwnedFd, bool)> {
+        match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            opened => return Ok((opened?, false)),
+        }
+        // Before the folder exists: nobody may take it for durable on the word of its predecessor.
+        self.durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&path.folders().join("/"));
+        let made = match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((
+            rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?,
+            made,
+        ))
+    }
+
+    /// Best effort: a folder that another instance already uses is not empty and stays.
+    fn remove_made(&self, path: &InstancePath, levels: &[OwnedFd], made: &[usize]) {
+        for &depth in made.iter().rev() {
+            let parent = depth
+                .checked_sub(1)
+                .and_then(|above| levels.get(above))
+                .map_or(self.root.as_fd(), AsFd::as_fd);
+            if let Some(name) = path.folders().get(depth) {
+                let _ = rustix::fs::unlinkat(parent, name.as_str(), AtFlags::REMOVEDIR);
+            }
+        }
+    }
+
+    /// Makes the names in a series folder durable, and on first use those of all its parents.
+    ///
+    /// Another association may have made the folder and not yet synced it, so its existence proves nothing.
+    ///
+    /// # Errors
+    /// What `fsync` says.
+    pub fn sync(&self, folder: &SeriesFolder, path: &InstancePath) -> io::Result<()> {
+        let key = path.folders().join("/");
+        let known = self
+            .durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&key);
+        if !known {
+            let parents = folder.levels.iter().rev().skip(1).map(AsFd::as_fd);
+            for parent in parents.chain([self.root.as_fd()]) {
+                rustix::fs::fsync(parent)?;
+            }
+        }
+        rustix::fs::fsync(folder.series())?;
+        if !known {
+            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+            if durable.len() >= REMEMBERED {
+                durable.clear();
+            }
+            durable.insert(key);
+        }
+        Ok(())
+    }
+
+    /// Opens `tenant/date/study/series/file` and its folder; `None` when it is not there.
+    pub(super) fn open_relative(&self, relative: &str) -> io::Result<Option<(OwnedFd, File)>> {
+        let Some((folders, name)) = relative.rsplit_once('/') else {
+            return Ok(None);
+        };
+        let mut level = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
+        for folder in folders.split('/') {
+            match rustix::fs::openat(&level, folder, DIRECTORY, Mode::empty()) {
+                Ok(next) => level = next,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let folder = SeriesFolder {
+            levels: vec![level],
+        };
+        let file = folder.open_file(name)?;
+        Ok(file.and_then(|file| {
+            folder
+                .levels
+                .into_iter()
+                .next_back()
+                .map(|level| (level, file))
+        }))
+    }
+}
+
+impl SeriesFolder {
+    /// The series folder itself.
+    #[must_use]
+    pub fn series(&self) -> rustix::fd::BorrowedFd<'_> {
+        // `levels` is never empty: `open` and `create` push one descriptor per level.
+        self.levels[self.levels.len() - 1].as_fd()
+    }
+
+    /// Opens a regular file in the folder for reading; `None` when there is none.
+    ///
+    /// # Errors
+    /// What the file system says; anything but a regular file is an error.
+    pub fn open_file(&self, name: &str) -> io::Result<Option<File>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(self.series(), name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let facts = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(facts.st_mode) != FileType::RegularFile {
+            return Err(io::Error::other("not a regular file"));
+        }
+        Ok(Some(File::from(file)))
+    }
+
+    /// Removes a file of the folder.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remove_file(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(self.series(), name, AtFlags::empty())?)
+    }
+}

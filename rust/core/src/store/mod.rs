@@ -1,0 +1,257 @@
+//! Durable files beneath one storage root.
+//!
+//! [`spool`] takes the bytes as they arrive, [`folders`] finds or makes the place without following a link,
+//! and [`Store`] owns what both share. The order of the commit is in [`crate::ingest`].
+
+pub mod folders;
+pub mod spool;
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use xxhash_rust::xxh3::{xxh3_64, Xxh3Default};
+
+use crate::file_meta;
+use crate::layout::{InstancePath, INCOMING, OUTBOX};
+use folders::Folders;
+use spool::Spool;
+
+/// XXH3 with 128 bits over the whole file: tells at start-up and in `verify` whether it is the one recorded.
+pub type Digest = [u8; 16];
+
+/// How often free space is asked for, in milliseconds.
+const FREE_SPACE_INTERVAL_MS: u64 = 250;
+const LOCKS: usize = 1024;
+const COPY_BYTES: usize = 256 * 1024;
+
+/// The storage root and what is shared by all who write beneath it.
+#[derive(Debug)]
+pub struct Store {
+    root_path: PathBuf,
+    incoming: OwnedFd,
+    folders: Folders,
+    locks: Vec<Mutex<()>>,
+    lock_seed: RandomState,
+    free: FreeSpace,
+    _exclusive: File,
+}
+
+#[derive(Debug)]
+struct FreeSpace {
+    started: Instant,
+    checked_ms: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// A stored file beside an incoming instance of the same path.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// There is none.
+    Absent,
+    /// Same transfer syntax and same data set bytes.
+    Identical {
+        /// Size of the file.
+        size: u64,
+        /// Digest of the file.
+        digest: Digest,
+    },
+    /// Other bytes.
+    Different,
+}
+
+impl Store {
+    /// Opens a storage root, making it and its `.incoming` and `.outbox` where they are missing.
+    ///
+    /// # Errors
+    /// What the file system says; `WouldBlock` when another process serves the same root.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(root)?;
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root_fd = rustix::fs::open(root, directory, Mode::empty())?;
+        for name in [INCOMING, OUTBOX] {
+            match rustix::fs::mkdirat(&root_fd, name, Mode::from_raw_mode(0o700)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let incoming = rustix::fs::openat(
+            &root_fd,
+            INCOMING,
+            directory | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )?;
+        let exclusive = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(root.join(OUTBOX).join("lock"))?;
+        rustix::fs::flock(&exclusive, FlockOperation::NonBlockingLockExclusive)?;
+        rustix::fs::fsync(&root_fd)?;
+        let free = FreeSpace {
+            started: Instant::now(),
+            checked_ms: AtomicU64::new(u64::MAX),
+            bytes: AtomicU64::new(0),
+        };
+        Ok(Self {
+            root_path: root.to_owned(),
+            incoming,
+            folders: Folders::new(root_fd),
+            locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
+            lock_seed: RandomState::new(),
+            free,
+            _exclusive: exclusive,
+        })
+    }
+
+    /// The storage root.
+    #[must_use]
+    pub fn root_path(&self) -> &Path {
+        &self.root_path
+    }
+
+    /// The folders beneath the root.
+    #[must_use]
+    pub fn folders(&self) -> &Folders {
+        &self.folders
+    }
+
+    /// The absolute path of an instance, as text.
+    #[must_use]
+    pub fn absolute(&self, path: &InstancePath) -> String {
+        format!("{}/{}", self.root_path.display(), path.relative())
+    }
+
+    /// Removes what an interrupted process left in `.incoming`. Returns how many files.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn clear_incoming(&self) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in rustix::fs::Dir::read_from(&self.incoming)? {
+            let entry = entry?;
+            if entry.file_name().to_bytes().ends_with(b".part") {
+                rustix::fs::unlinkat(
+                    &self.incoming,
+                    entry.file_name(),
+                    rustix::fs::AtFlags::empty(),
+                )?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// One writer at a time for a path: duplicates are decided and settled under this lock.
+    pub fn lock(&self, path: &InstancePath) -> MutexGuard<'_, ()> {
+        let hash =
+            usize::try_from(self.lock_seed.hash_one(path.relative()) % LOCKS as u64).unwrap_or(0);
+        // The guard protects no data, so a panic of its last holder leaves nothing inconsistent.
+        self.locks[hash % self.locks.len()]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Free bytes for us in the file system of the root, at most a quarter of a second old.
+    ///
+    /// # Errors
+    /// What `fstatvfs` says.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let now = u64::try_from(self.free.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let checked = self.free.checked_ms.load(Ordering::Acquire);
+        if checked != u64::MAX && now.saturating_sub(checked) < FREE_SPACE_INTERVAL_MS {
+            return Ok(self.free.bytes.load(Ordering::Relaxed));
+        }
+        let facts = rustix::fs::fstatvfs(&self.incoming)?;
+        let bytes = facts.f_bavail.saturating_mul(facts.f_frsize);
+        self.free.bytes.store(bytes, Ordering::Relaxed);
+        self.free.checked_ms.store(now, Ordering::Release);
+        Ok(bytes)
+    }
+
+    /// Compares a spooled instance with the file at its place. The folder may not exist yet.
+    ///
+    /// # Errors
+    /// What the file system says; a link or a folder in place of the file is an error.
+    pub fn existing(&self, path: &InstancePath, spool: &mut Spool<'_>) -> io::Result<Existing> {
+        let Some(folder) = self.folders.open(path)? else {
+            return Ok(Existing::Absent);
+        };
+        let Some(mut file) = folder.open_file(path.file_name())? else {
+            return Ok(Existing::Absent);
+        };
+        let mut head = vec![0; 4096];
+        let count = read_up_to(&mut file, &mut head)?;
+        head.truncate(count);
+        let Some((offset, transfer_syntax)) = file_meta::locate_dataset(&head) else {
+            return Ok(Existing::Different);
+        };
+        if transfer_syntax != spool.transfer_syntax()
+            || !spool.same_dataset(&file, offset as u64)?
+        {
+            return Ok(Existing::Different);
+        }
+        let (size, digest) = digest_of(&file)?;
+        Ok(Existing::Identical { size, digest })
+    }
+
+    /// Whether the file at a path relative to the root has this size and digest; it is made durable where it has.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn settle(&self, relative: &str, size: u64, digest: &[u8]) -> io::Result<bool> {
+        let Some((folder, file)) = self.folders.open_relative(relative)? else {
+            return Ok(false);
+        };
+        if file.metadata()?.len() != size || digest_of(&file)?.1 != digest {
+            return Ok(false);
+        }
+        file.sync_data()?;
+        rustix::fs::fsync(&folder)?;
+        Ok(true)
+    }
+
+    pub(crate) fn incoming(&self) -> rustix::fd::BorrowedFd<'_> {
+        self.incoming.as_fd()
+    }
+}
+
+/// A stable hash of a relative path, for the outbox's index.
+#[must_use]
+pub fn path_hash(relative: &str) -> i64 {
+    i64::from_ne_bytes(xxh3_64(relative.as_bytes()).to_ne_bytes())
+}
+
+/// Size and digest of a whole file.
+fn digest_of(mut file: &File) -> io::Result<(u64, Digest)> {
+    use std::io::Seek as _;
+    file.rewind()?;
+    let mut hasher = Xxh3Default::new();
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut size = 0;
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok((size, hasher.digest128().to_be_bytes()));
+        }
+        size += count as u64;
+        hasher.update(buffer.get(..count).unwrap_or_default());
+    }
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+        match file.read(room)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}

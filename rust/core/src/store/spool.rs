@@ -1,0 +1,320 @@
+//! An instance on its way: memory up to a threshold, then a temporary file in the target file system.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::folders::SeriesFolder;
+use super::{Digest, Store};
+
+/// What a spilled instance gathers before one write.
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// A whole file in the making, header included. Dropped before [`Spool::publish`], it leaves nothing behind.
+pub struct Spool<'s> {
+    store: &'s Store,
+    name: String,
+    transfer_syntax: String,
+    memory_bytes: usize,
+    /// All bytes so far, or those not yet written once `file` exists.
+    buffer: Vec<u8>,
+    file: Option<File>,
+    published: bool,
+    size: u64,
+    header_bytes: u64,
+    digest: Xxh3Default,
+}
+
+impl<'s> Spool<'s> {
+    /// Begins a file with its PS3.10 header. `scratch` lends its capacity and comes back from [`Spool::into_scratch`].
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn begin(
+        store: &'s Store,
+        name: String,
+        transfer_syntax: &str,
+        header: &[u8],
+        memory_bytes: usize,
+        mut scratch: Vec<u8>,
+    ) -> io::Result<Self> {
+        scratch.clear();
+        let mut spool = Self {
+            store,
+            name,
+            transfer_syntax: transfer_syntax.to_owned(),
+            memory_bytes,
+            buffer: scratch,
+            file: None,
+            published: false,
+            size: 0,
+            header_bytes: header.len() as u64,
+            digest: Xxh3Default::new(),
+        };
+        spool.append(header)?;
+        Ok(spool)
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// What the file system says; the instance is lost then.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.digest.update(bytes);
+        self.size += bytes.len() as u64;
+        self.buffer.extend_from_slice(bytes);
+        let most = if self.file.is_some() {
+            WRITE_BYTES
+        } else {
+            self.memory_bytes
+        };
+        if self.buffer.len() >= most.max(1) {
+            self.write_out()?;
+        }
+        Ok(())
+    }
+
+    /// Writes all bytes to the temporary file. Nothing is synced.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_out(&mut self) -> io::Result<&File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => File::from(self.create()?),
+        };
+        let file = self.file.insert(file);
+        file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(file)
+    }
+
+    fn create(&self) -> io::Result<OwnedFd> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(
+            self.store.incoming(),
+            self.name.as_str(),
+            flags,
+            Mode::from_raw_mode(0o644),
+        )?)
+    }
+
+    /// Gives the complete file its name, replacing what is there atomically.
+    ///
+    /// # Errors
+    /// What `rename` says; the temporary file is gone then.
+    pub fn publish(&mut self, folder: &SeriesFolder, file_name: &str) -> io::Result<()> {
+        rustix::fs::renameat(
+            self.store.incoming(),
+            self.name.as_str(),
+            folder.series(),
+            file_name,
+        )?;
+        self.published = true;
+        Ok(())
+    }
+
+    /// Whether the data set bytes equal those of `file` from `offset` on.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn same_dataset(&mut self, file: &File, offset: u64) -> io::Result<bool> {
+        let length = self.size - self.header_bytes;
+        if file.metadata()?.len() != offset + length {
+            return Ok(false);
+        }
+        if self.file.is_some() {
+            self.write_out()?;
+        }
+        let mut theirs = vec![0; WRITE_BYTES];
+        let mut ours = vec![0; WRITE_BYTES];
+        let mut at = 0;
+        while at < length {
+            let count =
+                usize::try_from((length - at).min(WRITE_BYTES as u64)).unwrap_or(WRITE_BYTES);
+            let theirs = theirs.get_mut(..count).unwrap_or_default();
+            file.read_exact_at(theirs, offset + at)?;
+            let same = match &self.file {
+                Some(spilled) => {
+                    let ours = ours.get_mut(..count).unwrap_or_default();
+                    spilled.read_exact_at(ours, self.header_bytes + at)?;
+                    ours == theirs
+                }
+                None => {
+                    let from = usize::try_from(self.header_bytes + at).unwrap_or(usize::MAX);
+                    self.buffer.get(from..).and_then(|rest| rest.get(..count)) == Some(theirs)
+                }
+            };
+            if !same {
+                return Ok(false);
+            }
+            at += count as u64;
+        }
+        Ok(true)
+    }
+
+    /// Bytes of the whole file.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of the data set.
+    #[must_use]
+    pub fn dataset_bytes(&self) -> u64 {
+        self.size - self.header_bytes
+    }
+
+    /// Digest of the whole file.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest.digest128().to_be_bytes()
+    }
+
+    /// Name of the temporary file in `.incoming`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Transfer syntax of the data set.
+    #[must_use]
+    pub fn transfer_syntax(&self) -> &str {
+        &self.transfer_syntax
+    }
+
+    /// Gives the memory back for the next instance.
+    #[must_use]
+    pub fn into_scratch(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.buffer)
+    }
+}
+
+impl Drop for Spool<'_> {
+    fn drop(&mut self) {
+        if self.file.is_some() && !self.published {
+            // Best effort: what stays is removed at start-up, and is not visible beneath a tenant.
+            let _ =
+                rustix::fs::unlinkat(self.store.incoming(), self.name.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{InstancePath, TenantId};
+    use crate::store::Existing;
+    use crate::uid::Uid;
+
+    fn path() -> InstancePath {
+        let uid = |text: &str| Uid::parse(text.as_bytes()).unwrap();
+        InstancePath::new(
+            &TenantId::parse("t").unwrap(),
+            None,
+            &uid("1"),
+            &uid("2"),
+            &uid("3"),
+        )
+    }
+
+    fn header() -> Vec<u8> {
+        let uid = Uid::parse(b"1.2").unwrap();
+        crate::file_meta::encode(&uid, &uid, "1.2.840.10008.1.2.1", "CT1")
+    }
+
+    fn spool<'s>(store: &'s Store, name: &str, dataset: &[u8], memory_bytes: usize) -> Spool<'s> {
+        let mut spool = Spool::begin(
+            store,
+            name.to_owned(),
+            "1.2.840.10008.1.2.1",
+            &header(),
+            memory_bytes,
+            Vec::new(),
+        )
+        .unwrap();
+        for piece in dataset.chunks(1000) {
+            spool.append(piece).unwrap();
+        }
+        spool
+    }
+
+    fn incoming(root: &std::path::Path) -> usize {
+        std::fs::read_dir(root.join(".incoming")).unwrap().count()
+    }
+
+    #[test]
+    fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
+        for memory_bytes in [1, 1 << 20] {
+            let root = tempfile::tempdir().unwrap();
+            let store = Store::open(root.path()).unwrap();
+            let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
+            let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
+            spool.write_out().unwrap();
+            let folder = store.folders().create(&path()).unwrap();
+            spool.publish(&folder, "3.dcm").unwrap();
+            store.folders().sync(&folder, &path()).unwrap();
+            let (size, digest) = (spool.size(), spool.digest());
+            drop(spool);
+            let file = root.path().join(path().relative());
+            assert_eq!(
+                std::fs::read(&file).unwrap(),
+                [header(), dataset.clone()].concat()
+            );
+            assert_eq!(incoming(root.path()), 0);
+            assert!(store.settle(&path().relative(), size, &digest).unwrap());
+            assert!(!store.settle(&path().relative(), size + 1, &digest).unwrap());
+
+            let mut same = super::tests::spool(&store, "b.part", &dataset, memory_bytes);
+            assert_eq!(
+                store.existing(&path(), &mut same).unwrap(),
+                Existing::Identical { size, digest }
+            );
+            let mut changed = dataset.clone();
+            changed[99_999] ^= 1;
+            let mut other = super::tests::spool(&store, "c.part", &changed, memory_bytes);
+            assert_eq!(
+                store.existing(&path(), &mut other).unwrap(),
+                Existing::Different
+            );
+        }
+    }
+
+    #[test]
+    fn a_dropped_spool_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let spool = spool(&store, "a.part", &[0; 5000], 1);
+        assert_eq!(incoming(root.path()), 1);
+        drop(spool);
+        assert_eq!(incoming(root.path()), 0);
+    }
+
+    #[test]
+    fn links_and_files_in_place_of_folders_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), root.path().join("t")).unwrap();
+        assert!(store.folders().create(&path()).is_err());
+        std::fs::remove_file(root.path().join("t")).unwrap();
+        std::fs::write(root.path().join("t"), b"x").unwrap();
+        assert!(store.folders().create(&path()).is_err());
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_root_has_one_owner() {
+        let root = tempfile::tempdir().unwrap();
+        let _first = Store::open(root.path()).unwrap();
+        assert_eq!(
+            Store::open(root.path()).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! The network formats: PDUs of the upper layer (PS3.8) and DIMSE command sets (PS3.7).
+
+pub mod command;
+pub mod pdu;
+pub mod reader;
