@@ -143,12 +143,7 @@ impl From<ReadEnd> for End {
 /// Serves an association: sends `accept_pdu` and receives until release, abort or a deadline.
 ///
 /// Never panics and never returns an error: everything that can happen is an [`Outcome`].
-pub fn receive(
-    engine: &Engine,
-    stream: TcpStream,
-    accept_pdu: &[u8],
-    agreement: &Agreement,
-) -> Summary {
+pub fn receive(engine: &Engine, stream: TcpStream, accept_pdu: &[u8], agreement: &Agreement) -> Summary {
     let started = Instant::now();
     let stream = Arc::new(stream);
     let registration = engine.register(&stream);
@@ -175,11 +170,7 @@ pub fn receive(
     summary.reason = end.reason;
     summary.received_bytes = reader.received();
     summary.seconds = started.elapsed().as_secs_f64();
-    let tenant = agreement
-        .source
-        .tenant
-        .as_ref()
-        .map_or("", TenantId::as_str);
+    let tenant = agreement.source.tenant.as_ref().map_or("", TenantId::as_str);
     engine.count(&summary.statuses, tenant, summary.received_bytes);
     summary
 }
@@ -214,20 +205,14 @@ fn close(stream: &TcpStream, end: &End) {
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
                 ) => {}
             Err(_) => break,
         }
     }
 }
 
-fn serve(
-    engine: &Engine,
-    reader: &mut DeadlineReader<&TcpStream>,
-    exchange: &mut Exchange<'_>,
-) -> End {
+fn serve(engine: &Engine, reader: &mut DeadlineReader<&TcpStream>, exchange: &mut Exchange<'_>) -> End {
     loop {
         match one_pdu(engine, reader, exchange) {
             Ok(None) => {}
@@ -281,19 +266,12 @@ fn one_pdu(
         PduType::AssociateRq | PduType::AssociateResponse | PduType::ReleaseRp => {
             Err(End::breach(AbortReason::UnexpectedPdu, "unexpected PDU"))
         }
-        PduType::Unrecognised => Err(End::breach(
-            AbortReason::UnrecognisedPdu,
-            "unrecognised PDU",
-        )),
+        PduType::Unrecognised => Err(End::breach(AbortReason::UnrecognisedPdu, "unrecognised PDU")),
     }
 }
 
 /// A-RELEASE-RQ and A-ABORT have four bytes (PS3.8 Tables 9-24 and 9-26).
-fn short_body(
-    reader: &mut DeadlineReader<&TcpStream>,
-    length: u32,
-    deadline: Instant,
-) -> Result<(), End> {
+fn short_body(reader: &mut DeadlineReader<&TcpStream>, length: u32, deadline: Instant) -> Result<(), End> {
     if length != 4 {
         return Err(End::breach(
             AbortReason::InvalidPduParameter,
@@ -350,10 +328,7 @@ fn data_pdu(
 /// What the next fragment belongs to.
 enum Expect<'e> {
     /// A command set, maybe begun.
-    Command {
-        bytes: Vec<u8>,
-        context_id: Option<u8>,
-    },
+    Command { bytes: Vec<u8>, context_id: Option<u8> },
     /// The data set of a C-STORE.
     Dataset {
         request: Request,
@@ -389,12 +364,7 @@ struct Exchange<'e> {
 }
 
 impl<'e> Exchange<'e> {
-    fn new(
-        engine: &'e Engine,
-        stream: &'e TcpStream,
-        agreement: &'e Agreement,
-        association: u64,
-    ) -> Self {
+    fn new(engine: &'e Engine, stream: &'e TcpStream, agreement: &'e Agreement, association: u64) -> Self {
         let summary = Summary {
             association,
             outcome: Outcome::ConnectionLost,
@@ -565,11 +535,7 @@ impl<'e> Exchange<'e> {
         }
     }
 
-    fn begin_store(
-        &mut self,
-        request: &Request,
-        command: &Command,
-    ) -> Result<Reception<'e>, Refusal> {
+    fn begin_store(&mut self, request: &Request, command: &Command) -> Result<Reception<'e>, Refusal> {
         let instance = request
             .sop_instance_uid
             .clone()
@@ -592,9 +558,7 @@ impl<'e> Exchange<'e> {
             .as_ref()
             .filter(|_| !source.tenant_by_rule);
         let command_tenant = match (private, &command.private_tenant) {
-            (Some(private), Some(value)) => {
-                Some(private.resolve(value).ok_or(Refusal::TenantNotAuthorised)?)
-            }
+            (Some(private), Some(value)) => Some(private.resolve(value).ok_or(Refusal::TenantNotAuthorised)?),
             _ => None,
         };
         let scratch = std::mem::take(&mut self.scratch);
@@ -649,9 +613,7 @@ impl<'e> Exchange<'e> {
         let comment = refusal.map(Refusal::comment).unwrap_or_default();
         if refusal.is_some() {
             let key = (status, comment.clone());
-            if self.summary.failures.len() < FAILURE_KINDS
-                || self.summary.failures.contains_key(&key)
-            {
+            if self.summary.failures.len() < FAILURE_KINDS || self.summary.failures.contains_key(&key) {
                 *self.summary.failures.entry(key).or_default() += 1;
             }
         }
@@ -669,12 +631,7 @@ impl<'e> Exchange<'e> {
         });
     }
 
-    fn respond(
-        &mut self,
-        request: &Request,
-        status: u16,
-        error_comment: Option<&str>,
-    ) -> Result<(), End> {
+    fn respond(&mut self, request: &Request, status: u16, error_comment: Option<&str>) -> Result<(), End> {
         let response = Response {
             operation: request.operation,
             message_id: request.message_id,
@@ -693,8 +650,7 @@ impl<'e> Exchange<'e> {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
         let mut sink = self.stream;
-        sink.write_all(bytes)
-            .map_err(|_| End::from(ReadEnd::Closed))
+        sink.write_all(bytes).map_err(|_| End::from(ReadEnd::Closed))
     }
 }
 

@@ -88,11 +88,10 @@ impl Engine {
             _ => StartError::Storage(error),
         })?;
         let database = config.root.join(OUTBOX).join("outbox.sqlite");
-        let (outbox, settled) = Outbox::open(
-            &database,
-            config.durability.syncs_data(),
-            |path, size, digest| store.settle(path, size, digest),
-        )?;
+        let (outbox, settled) =
+            Outbox::open(&database, config.durability.syncs_data(), |path, size, digest| {
+                store.settle(path, size, digest)
+            })?;
         // After the rows are settled: until then a temporary file may belong to one.
         let temporary_files = store.clear_incoming().map_err(StartError::Storage)?;
         Ok(Self {
@@ -176,16 +175,11 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        (
-            self.counters.received_bytes.load(Ordering::Relaxed),
-            instances,
-        )
+        (self.counters.received_bytes.load(Ordering::Relaxed), instances)
     }
 
     pub(crate) fn count(&self, statuses: &BTreeMap<u16, u64>, tenant: &str, bytes: u64) {
-        self.counters
-            .received_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
+        self.counters.received_bytes.fetch_add(bytes, Ordering::Relaxed);
         let mut instances = self
             .counters
             .instances

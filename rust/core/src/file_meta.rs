@@ -9,12 +9,7 @@ const PREAMBLE_BYTES: usize = 128;
 ///
 /// The preamble is always zero: a sender cannot plant a program in it.
 #[must_use]
-pub fn encode(
-    sop_class: &Uid,
-    sop_instance: &Uid,
-    transfer_syntax: &str,
-    source_ae_title: &str,
-) -> Vec<u8> {
+pub fn encode(sop_class: &Uid, sop_instance: &Uid, transfer_syntax: &str, source_ae_title: &str) -> Vec<u8> {
     let mut group = Vec::with_capacity(320);
     // (0002,0001) File Meta Information Version: 0001, OB with a 32-bit length.
     group.extend_from_slice(b"\x02\x00\x01\x00OB\0\0\x02\0\0\0\x00\x01");
@@ -22,13 +17,7 @@ pub fn encode(
     element(&mut group, 0x0003, *b"UI", sop_instance.as_str(), 0);
     element(&mut group, 0x0010, *b"UI", transfer_syntax, 0);
     element(&mut group, 0x0012, *b"UI", IMPLEMENTATION_CLASS_UID, 0);
-    element(
-        &mut group,
-        0x0013,
-        *b"SH",
-        IMPLEMENTATION_VERSION_NAME,
-        b' ',
-    );
+    element(&mut group, 0x0013, *b"SH", IMPLEMENTATION_VERSION_NAME, b' ');
     if !source_ae_title.is_empty() {
         element(&mut group, 0x0016, *b"AE", source_ae_title, b' ');
     }

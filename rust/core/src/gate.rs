@@ -358,10 +358,7 @@ impl Watcher {
                 self.shared.ready_changed.notify_one();
             }
             Progress::Malformed(reason) => {
-                self.shared
-                    .counters
-                    .malformed
-                    .fetch_add(1, Ordering::Relaxed);
+                self.shared.counters.malformed.fetch_add(1, Ordering::Relaxed);
                 turn_away(stream, &pdu::abort(reason));
             }
             Progress::More | Progress::Closed => {}
@@ -389,12 +386,8 @@ impl Waiting {
                     let header = PduHeader::parse(header);
                     match header.pdu_type {
                         PduType::AssociateRq if header.length <= most => {}
-                        PduType::AssociateRq => {
-                            return Progress::Malformed(AbortReason::InvalidPduParameter)
-                        }
-                        PduType::Unrecognised => {
-                            return Progress::Malformed(AbortReason::UnrecognisedPdu)
-                        }
+                        PduType::AssociateRq => return Progress::Malformed(AbortReason::InvalidPduParameter),
+                        PduType::Unrecognised => return Progress::Malformed(AbortReason::UnrecognisedPdu),
                         _ => return Progress::Malformed(AbortReason::UnexpectedPdu),
                     }
                     let whole = HEADER_BYTES + usize::try_from(header.length).unwrap_or(usize::MAX);
@@ -464,7 +457,7 @@ mod tests {
         let mut answer = Vec::new();
         for (sent, reason) in [
             (&[4u8, 0, 0, 0, 0, 4][..], 2),
-            (&[b'G', b'E', b'T', b' ', b'/', b' '], 1),
+            (b"GET / ", 1),
             (&[1, 0, 0xFF, 0xFF, 0xFF, 0xFF], 6),
         ] {
             let mut client = pair(&listener, &gate);

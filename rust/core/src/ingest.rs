@@ -165,12 +165,7 @@ impl<'e> Reception<'e> {
                     .ok_or(Refusal::TenantNotAuthorised),
             )
         };
-        by_element().unwrap_or_else(|| {
-            self.source
-                .tenant
-                .clone()
-                .ok_or(Refusal::TenantNotAuthorised)
-        })
+        by_element().unwrap_or_else(|| self.source.tenant.clone().ok_or(Refusal::TenantNotAuthorised))
     }
 
     fn commit(
@@ -312,9 +307,7 @@ impl<'e> Reception<'e> {
             file_size: size,
             transfer_syntax_uid: transfer_syntax,
             target_ts: transfer_syntax,
-            study_date: index
-                .study_date
-                .map(|day| day.format("%Y-%m-%d").to_string()),
+            study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
             transfer_status,
             number_of_frames: index.number_of_frames,
             created_time: timestamp(Utc::now()),

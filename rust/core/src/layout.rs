@@ -62,10 +62,7 @@ impl InstancePath {
         series: &Uid,
         instance: &Uid,
     ) -> Self {
-        let date = date.map_or_else(
-            || "00000000".to_owned(),
-            |day| day.format("%Y%m%d").to_string(),
-        );
+        let date = date.map_or_else(|| "00000000".to_owned(), |day| day.format("%Y%m%d").to_string());
         Self {
             folders: [
                 tenant.as_str().to_owned(),

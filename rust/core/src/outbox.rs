@@ -150,6 +150,12 @@ impl Ticket {
     }
 }
 
+/// Version of the bundled `SQLite`.
+#[must_use]
+pub fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
+
 fn stopped() -> OutboxError {
     OutboxError("the outbox is closed".to_owned())
 }
@@ -168,11 +174,7 @@ impl Outbox {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(
-            None,
-            "synchronous",
-            if synchronous { "FULL" } else { "OFF" },
-        )?;
+        connection.pragma_update(None, "synchronous", if synchronous { "FULL" } else { "OFF" })?;
         connection.execute_batch(SCHEMA)?;
         let settled = settle(&mut connection, on_disk)?;
         let shared = Arc::new(Shared::default());
@@ -322,12 +324,7 @@ impl Outbox {
             rows: reader.query_row("SELECT count(*) FROM instance", [], |row| row.get(0))?,
             ..OutboxStatus::default()
         };
-        for (topic, (pending, oldest)) in status
-            .pending
-            .iter_mut()
-            .zip(&mut status.oldest)
-            .enumerate()
-        {
+        for (topic, (pending, oldest)) in status.pending.iter_mut().zip(&mut status.oldest).enumerate() {
             (*pending, *oldest) = reader.query_row(
                 "SELECT count(*), min(created) FROM instance WHERE pending <> 0 AND pending & ?1",
                 [1 << topic],
@@ -378,9 +375,7 @@ fn settle(
     let mut ready = next_ready(&transaction)?;
     let open: Vec<(i64, String, i64, Vec<u8>)> = transaction
         .prepare("SELECT id, path, size, digest FROM instance WHERE ready IS NULL ORDER BY id")?
-        .query_map([], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
         .collect::<Result<_, _>>()?;
     for (id, path, size, digest) in open {
         if on_disk(&path, u64::try_from(size).unwrap_or(0), &digest)
@@ -400,11 +395,10 @@ fn settle(
 
 /// Larger than the order of every pending row, also when the clock went back.
 fn next_ready(connection: &Connection) -> Result<i64, OutboxError> {
-    let last: Option<i64> = connection.query_row(
-        "SELECT max(ready) FROM instance WHERE pending <> 0",
-        [],
-        |row| row.get(0),
-    )?;
+    let last: Option<i64> =
+        connection.query_row("SELECT max(ready) FROM instance WHERE pending <> 0", [], |row| {
+            row.get(0)
+        })?;
     Ok(now_micros().max(last.unwrap_or(0) + 1))
 }
 
@@ -430,9 +424,7 @@ impl Writer {
         loop {
             let first = match oldest_mark {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(since) => {
-                    inbox.recv_timeout(MARK_DELAY.saturating_sub(Instant::elapsed(&since)))
-                }
+                Some(since) => inbox.recv_timeout(MARK_DELAY.saturating_sub(Instant::elapsed(&since))),
             };
             let mut batch = Vec::new();
             let mut stop = false;
@@ -456,10 +448,10 @@ impl Writer {
             }
             oldest_mark = match (self.marks.is_empty(), oldest_mark) {
                 (true, _) => None,
-                // After a failed commit the marks wait again, they are not spun on.
-                (false, None) => Some(Instant::now()),
+
                 (false, Some(since)) if Instant::elapsed(&since) < MARK_DELAY => Some(since),
-                (false, Some(_)) => Some(Instant::now()),
+                // New marks; or a failed commit, whose marks wait again and are not spun on.
+                (false, _) => Some(Instant::now()),
             };
             if stop {
                 return;
@@ -505,9 +497,7 @@ impl Writer {
 
     fn transact(&self, marks: &[i64], batch: &[Op]) -> Result<(Vec<i64>, Delta), OutboxError> {
         let mut delta = Delta::default();
-        self.connection
-            .prepare_cached("BEGIN IMMEDIATE")?
-            .execute([])?;
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         for (ready, id) in (self.next_ready..).zip(marks) {
             let changed = self
                 .connection
@@ -542,7 +532,9 @@ impl Writer {
             Op::Remove(id) => {
                 let bytes: Option<i64> = self
                     .connection
-                    .prepare_cached("DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(payload)")?
+                    .prepare_cached(
+                        "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(payload)",
+                    )?
                     .query_row([id], |row| row.get(0))
                     .optional()?;
                 if let Some(bytes) = bytes {
@@ -569,7 +561,10 @@ impl Writer {
                                  delivered = CASE WHEN pending & ~(1 << ?1) = 0 THEN ?3 END
                              WHERE id = ?2 AND pending & (1 << ?1) RETURNING pending, length(payload)",
                         )?
-                        .query_row(params![i64::try_from(*topic).unwrap_or(0), id, now_micros()], |row| Ok((row.get(0)?, row.get(1)?)))
+                        .query_row(
+                            params![i64::try_from(*topic).unwrap_or(0), id, now_micros()],
+                            |row| Ok((row.get(0)?, row.get(1)?)),
+                        )
                         .optional()?;
                     if let Some((0, bytes)) = left {
                         delta.rows -= 1;
@@ -582,7 +577,9 @@ impl Writer {
             Op::Fail { ids, code, .. } => {
                 for id in ids {
                     self.connection
-                        .prepare_cached("UPDATE instance SET attempts = attempts + 1, last_error = ?1 WHERE id = ?2")?
+                        .prepare_cached(
+                            "UPDATE instance SET attempts = attempts + 1, last_error = ?1 WHERE id = ?2",
+                        )?
                         .execute(params![code, id])?;
                 }
                 Ok(0)
@@ -598,9 +595,7 @@ impl Op {
         let _ = match self {
             Self::Insert(_, reply) => reply.send(answer).is_ok(),
             Self::Exists { reply, .. } => reply.send(answer.map(|found| found != 0)).is_ok(),
-            Self::Done { reply, .. } | Self::Fail { reply, .. } => {
-                reply.send(answer.map(|_| ())).is_ok()
-            }
+            Self::Done { reply, .. } | Self::Fail { reply, .. } => reply.send(answer.map(|_| ())).is_ok(),
             Self::Publishable(_) | Self::Remove(_) | Self::Stop => true,
         };
     }
@@ -666,13 +661,7 @@ mod tests {
             }
         }
         let (outbox, settled) = open(&path);
-        assert_eq!(
-            settled,
-            Settled {
-                kept: 2,
-                dropped: 2
-            }
-        );
+        assert_eq!(settled, Settled { kept: 2, dropped: 2 });
         let claimed: Vec<String> = outbox
             .claim(10)
             .unwrap()
@@ -707,11 +696,7 @@ mod tests {
                 let outbox = &outbox;
                 scope.spawn(move || {
                     for number in 0..50 {
-                        let id = outbox
-                            .insert(row(thread * 100 + number))
-                            .unwrap()
-                            .wait()
-                            .unwrap();
+                        let id = outbox.insert(row(thread * 100 + number)).unwrap().wait().unwrap();
                         outbox.publishable(id).unwrap();
                     }
                 });

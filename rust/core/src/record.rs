@@ -53,9 +53,9 @@ pub struct Record<'a> {
     pub number_of_frames: u32,
     /// RFC 3339, UTC, microseconds.
     pub created_time: String,
-    /// SeaHash of the Series Instance UID, decimal, padded to 20 digits.
+    /// `SeaHash` of the Series Instance UID, decimal, padded to 20 digits.
     pub series_uid_hash: String,
-    /// SeaHash of the Study Instance UID, decimal, padded to 20 digits.
+    /// `SeaHash` of the Study Instance UID, decimal, padded to 20 digits.
     pub study_uid_hash: String,
     /// Accession Number, at most 16 characters, or null.
     pub accession_number: Option<&'a str>,

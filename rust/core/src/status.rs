@@ -66,11 +66,9 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::Storage(_)
-            | Self::LowSpace
-            | Self::Outbox(_)
-            | Self::OutboxFull
-            | Self::TooLarge(_) => 0xA700,
+            Self::Storage(_) | Self::LowSpace | Self::Outbox(_) | Self::OutboxFull | Self::TooLarge(_) => {
+                0xA700
+            }
             Self::IdentityMismatch(_)
             | Self::AttributeMissing(_)
             | Self::AttributeInvalid(_)

@@ -79,10 +79,7 @@ pub fn is_video_or_jpip(transfer_syntax: &str) -> bool {
     let Some(rest) = transfer_syntax.strip_prefix("1.2.840.10008.1.2.4.") else {
         return false;
     };
-    let number = rest
-        .split('.')
-        .next()
-        .and_then(|text| text.parse::<u32>().ok());
+    let number = rest.split('.').next().and_then(|text| text.parse::<u32>().ok());
     matches!(number, Some(94 | 95 | 100..=108 | 204 | 205))
 }
 
@@ -98,7 +95,7 @@ pub fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
 pub fn name(transfer_syntax: &str) -> Option<&'static str> {
     TransferSyntaxRegistry
         .get(transfer_syntax)
-        .map(|syntax| syntax.name())
+        .map(dicom_transfer_syntax_registry::TransferSyntax::name)
 }
 
 #[cfg(test)]

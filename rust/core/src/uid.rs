@@ -94,13 +94,7 @@ mod tests {
     fn padding_is_trimmed_and_leading_zeros_stay() {
         assert_eq!(Uid::parse(b"1.02.3\0").unwrap().as_str(), "1.02.3");
         assert_eq!(Uid::parse(b"1.2 \0 ").unwrap().as_str(), "1.2");
-        assert_eq!(
-            Uid::parse("9".repeat(64).as_bytes())
-                .unwrap()
-                .as_str()
-                .len(),
-            64
-        );
+        assert_eq!(Uid::parse("9".repeat(64).as_bytes()).unwrap().as_str().len(), 64);
     }
 
     proptest! {

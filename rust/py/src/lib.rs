@@ -1,1 +1,34 @@
+//! `storescp._core`: the only crate that knows Python.
+//!
+//! Every method passes one door, [`boundary::run`]: the GIL is released, panics are caught, errors are mapped.
 
+mod boundary;
+mod engine;
+mod gate;
+mod info;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", storescp_core::VERSION)?;
+    module.add(
+        "IMPLEMENTATION_CLASS_UID",
+        storescp_core::IMPLEMENTATION_CLASS_UID,
+    )?;
+    module.add(
+        "IMPLEMENTATION_VERSION_NAME",
+        storescp_core::IMPLEMENTATION_VERSION_NAME,
+    )?;
+    module.add_class::<gate::Gate>()?;
+    module.add_class::<gate::Connection>()?;
+    module.add_class::<engine::Engine>()?;
+    module.add_class::<engine::AssociationSummary>()?;
+    module.add_class::<engine::InstanceFact>()?;
+    module.add_class::<engine::OutboxRow>()?;
+    module.add_class::<info::ScanResult>()?;
+    module.add_function(wrap_pyfunction!(info::scan, module)?)?;
+    module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
+    module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
+    Ok(())
+}

@@ -41,10 +41,7 @@ impl SpecificCharacterSet {
     /// Reads the value of (0008,0005); an absent or unknown one is taken as ISO 8859-1.
     #[must_use]
     pub fn from_value(value: &[u8]) -> Self {
-        let first = value
-            .split(|&byte| byte == b'\\')
-            .next()
-            .unwrap_or_default();
+        let first = value.split(|&byte| byte == b'\\').next().unwrap_or_default();
         let term = String::from_utf8_lossy(first);
         let term = term.trim_matches(|c| c == ' ' || c == '\0');
         // The same sets are named with and without code extensions; "ISO-IR" and "ISO_IR" both occur.
@@ -217,10 +214,7 @@ mod tests {
         assert_eq!(decode("ISO_IR 192", "王^小東".as_bytes()), "王^小東");
         assert_eq!(decode("GB18030", b"Wang=\xcd\xf5"), "Wang=王");
         assert_eq!(decode("GBK", b"\xcd\xf5"), "王");
-        assert_eq!(
-            decode("\\ISO 2022 IR 58", b"Zhang=\x1b$)A\xd5\xc5"),
-            "Zhang=张"
-        );
+        assert_eq!(decode("\\ISO 2022 IR 58", b"Zhang=\x1b$)A\xd5\xc5"), "Zhang=张");
     }
 
     #[test]

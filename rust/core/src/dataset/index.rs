@@ -1,7 +1,7 @@
 //! The attributes that identify and index an instance, validated (PS3.3 C.7.1.1, C.7.2.1, C.12.1).
 
 use chrono::NaiveDate;
-use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry as _};
+use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry};
 use dicom_core::Tag;
 use dicom_dictionary_std::{tags, StandardDataDictionary};
 
@@ -71,7 +71,7 @@ impl IndexPlan {
         for keyword in required_attributes {
             let tag = StandardDataDictionary
                 .by_name(keyword)
-                .map(|entry| entry.tag())
+                .map(DataDictionaryEntry::tag)
                 .ok_or_else(|| UnknownKeyword(keyword.clone()))?;
             if !tags.contains(&tag) {
                 tags.push(tag);
@@ -110,9 +110,7 @@ impl IndexPlan {
         ]
         .map(|(tag, keyword)| match bytes(tag) {
             [] => Ok(Err(Refusal::AttributeMissing(keyword.to_owned()))),
-            uid => Uid::parse(uid)
-                .map(Ok)
-                .map_err(|_| Refusal::DatasetUid(keyword)),
+            uid => Uid::parse(uid).map(Ok).map_err(|_| Refusal::DatasetUid(keyword)),
         });
         let [sop_class, sop_instance, study, series] = identity;
         let (sop_class, sop_instance, study, series) = (sop_class?, sop_instance?, study?, series?);
@@ -121,14 +119,10 @@ impl IndexPlan {
             sop_instance_uid: sop_instance?,
             study_instance_uid: study?,
             series_instance_uid: series?,
-            patient_id: cut(
-                &text(&charset, bytes(tags::PATIENT_ID)),
-                PATIENT_ID_CHARACTERS,
-            ),
+            patient_id: cut(&text(&charset, bytes(tags::PATIENT_ID)), PATIENT_ID_CHARACTERS),
             study_date: date(bytes(tags::STUDY_DATE)),
-            accession_number: Some(text(&charset, bytes(tags::ACCESSION_NUMBER))).filter(
-                |number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count()),
-            ),
+            accession_number: Some(text(&charset, bytes(tags::ACCESSION_NUMBER)))
+                .filter(|number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count())),
             number_of_frames: frames(bytes(tags::NUMBER_OF_FRAMES)),
         };
         for (tag, keyword) in &self.required {
@@ -136,9 +130,7 @@ impl IndexPlan {
                 return Err(Refusal::AttributeMissing(keyword.clone()));
             }
             let valid = match *tag {
-                tags::PATIENT_ID => {
-                    text(&charset, bytes(*tag)).chars().count() <= PATIENT_ID_CHARACTERS
-                }
+                tags::PATIENT_ID => text(&charset, bytes(*tag)).chars().count() <= PATIENT_ID_CHARACTERS,
                 tags::STUDY_DATE => index.study_date.is_some(),
                 tags::ACCESSION_NUMBER => index.accession_number.is_some(),
                 _ => true,
@@ -198,8 +190,7 @@ mod tests {
         required: &[&str],
         change: impl Fn(Tag) -> Option<&'static [u8]>,
     ) -> Result<InstanceIndex, Refusal> {
-        let plan =
-            IndexPlan::new(&required.iter().map(|&k| k.to_owned()).collect::<Vec<_>>()).unwrap();
+        let plan = IndexPlan::new(&required.iter().map(|&k| k.to_owned()).collect::<Vec<_>>()).unwrap();
         let captured: Vec<Captured> = plan
             .tags()
             .iter()
@@ -246,8 +237,7 @@ mod tests {
             b"00000101",
             b"20260102\\20260103",
         ] {
-            let refusal =
-                read(&DEFAULT, |t| (t == tags::STUDY_DATE).then_some(broken)).unwrap_err();
+            let refusal = read(&DEFAULT, |t| (t == tags::STUDY_DATE).then_some(broken)).unwrap_err();
             assert_eq!(refusal.status(), 0xA900, "{broken:?}");
             assert_eq!(
                 read(&[], |t| (t == tags::STUDY_DATE).then_some(broken))

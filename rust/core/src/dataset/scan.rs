@@ -186,9 +186,8 @@ impl Scanner {
         self.close_finished()?;
         // A data set of odd length is padded with one zero byte by senders (PS3.8 Annex D asks for even fragments).
         let padded = self.header_len == 1 && self.header[0] == 0 && self.stack.is_empty();
-        let complete = matches!(self.state, State::Header)
-            && (self.header_len == 0 || padded)
-            && self.stack.is_empty();
+        let complete =
+            matches!(self.state, State::Header) && (self.header_len == 0 || padded) && self.stack.is_empty();
         if complete {
             Ok(())
         } else {
@@ -224,14 +223,9 @@ impl Scanner {
                     if let Some(value) = self.captured.get_mut(slot) {
                         let room = self.limits.value_bytes.saturating_sub(value.bytes.len());
                         value.cut |= used.len() > room;
-                        value
-                            .bytes
-                            .extend_from_slice(used.get(..room).unwrap_or(used));
+                        value.bytes.extend_from_slice(used.get(..room).unwrap_or(used));
                     }
-                    self.pass(left - used.len() as u64, |left| State::Capture {
-                        slot,
-                        left,
-                    })?;
+                    self.pass(left - used.len() as u64, |left| State::Capture { slot, left })?;
                     bytes = rest;
                 }
             }
@@ -284,10 +278,7 @@ impl Scanner {
                 Header::Incomplete(needed) => {
                     let missing = needed.saturating_sub(self.header_len);
                     let (used, after) = rest.split_at_checked(missing).unwrap_or((rest, &[]));
-                    if let Some(room) = self
-                        .header
-                        .get_mut(self.header_len..self.header_len + used.len())
-                    {
+                    if let Some(room) = self.header.get_mut(self.header_len..self.header_len + used.len()) {
                         room.copy_from_slice(used);
                     }
                     self.header_len += used.len();
@@ -301,10 +292,7 @@ impl Scanner {
     }
 
     fn parse_header(&self, bytes: &[u8]) -> Header {
-        let encoding = self
-            .stack
-            .last()
-            .map_or(self.encoding, |frame| frame.encoding);
+        let encoding = self.stack.last().map_or(self.encoding, |frame| frame.encoding);
         let Some(&[a, b, c, d, e, f, g, h]) = bytes.first_chunk::<8>() else {
             return Header::Incomplete(8);
         };
@@ -385,17 +373,13 @@ impl Scanner {
         }
         let top = self.stack.last().copied();
         let bound = top.map_or(u64::MAX, |frame| frame.bound);
-        if self.position > bound
-            || (length != UNDEFINED && self.position + u64::from(length) > bound)
-        {
+        if self.position > bound || (length != UNDEFINED && self.position + u64::from(length) > bound) {
             return Err(ScanError::BeyondContainer);
         }
         match top.map(|frame| (frame.container, frame)) {
             Some((Container::Fragments, _)) => self.fragment(tag, length),
             Some((Container::Sequence, frame)) => self.sequence_member(tag, length, frame),
-            Some((Container::Item, frame)) if tag == ITEM_DELIMITATION => {
-                self.delimited(frame, length)
-            }
+            Some((Container::Item, frame)) if tag == ITEM_DELIMITATION => self.delimited(frame, length),
             _ if tag.0 == 0xFFFE => Err(ScanError::ItemStructure),
             _ if length == UNDEFINED => self.undefined_length(tag, vr, encoding),
             top => self.defined_length(tag, vr, length, encoding, top.is_none()),
@@ -443,17 +427,14 @@ impl Scanner {
         self.close_finished()
     }
 
-    fn undefined_length(
-        &mut self,
-        tag: Tag,
-        vr: Option<VR>,
-        encoding: Encoding,
-    ) -> Result<(), ScanError> {
+    fn undefined_length(&mut self, tag: Tag, vr: Option<VR>, encoding: Encoding) -> Result<(), ScanError> {
         self.note(tag)?;
         match vr {
-            _ if tag == PIXEL_DATA => self.push_fragments(encoding),
-            // Compressed icons and private pixel data of an encapsulated syntax take the same form.
-            Some(VR::OB | VR::OW) => self.push_fragments(encoding),
+            // Compressed icons and private pixel data of an encapsulated syntax take the form of pixel data.
+            vr if tag == PIXEL_DATA || matches!(vr, Some(VR::OB | VR::OW)) => {
+                self.push_fragments(encoding);
+                Ok(())
+            }
             Some(VR::SQ) | None => self.push_sequence(encoding, None),
             // PS3.5 6.2.2 note 2: the value of such a UN is an Implicit VR Little Endian sequence.
             Some(VR::UN) => self.push_sequence(Encoding::IMPLICIT_LITTLE, None),
@@ -512,7 +493,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn push_fragments(&mut self, encoding: Encoding) -> Result<(), ScanError> {
+    fn push_fragments(&mut self, encoding: Encoding) {
         let bound = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
         self.stack.push(Frame {
             container: Container::Fragments,
@@ -520,7 +501,6 @@ impl Scanner {
             end: None,
             bound,
         });
-        Ok(())
     }
 
     fn push_sequence(&mut self, encoding: Encoding, end: Option<u64>) -> Result<(), ScanError> {
@@ -652,36 +632,20 @@ mod tests {
     #[test]
     fn nesting_is_bounded_with_and_without_defined_lengths() {
         let open: Vec<u8> = (0..100_000)
-            .flat_map(|_| {
-                [
-                    long(0x0040, 0xA730, *b"SQ", UNDEFINED),
-                    item(ITEM, UNDEFINED),
-                ]
-                .concat()
-            })
+            .flat_map(|_| [long(0x0040, 0xA730, *b"SQ", UNDEFINED), item(ITEM, UNDEFINED)].concat())
             .collect();
         assert_eq!(scan(&open, LITTLE).unwrap_err(), ScanError::Nesting);
         let mut closed = Vec::new();
         for _ in 0..100 {
             let size = u32::try_from(closed.len()).unwrap();
-            closed = [
-                long(0x0040, 0xA730, *b"SQ", size + 8),
-                item(ITEM, size),
-                closed,
-            ]
-            .concat();
+            closed = [long(0x0040, 0xA730, *b"SQ", size + 8), item(ITEM, size), closed].concat();
         }
         assert_eq!(scan(&closed, LITTLE).unwrap_err(), ScanError::Nesting);
         // In Implicit VR the dictionary tells that (0040,A730) is a sequence.
         let mut implicit = Vec::new();
         for _ in 0..100 {
             let size = u32::try_from(implicit.len()).unwrap();
-            implicit = [
-                item(Tag(0x0040, 0xA730), size + 8),
-                item(ITEM, size),
-                implicit,
-            ]
-            .concat();
+            implicit = [item(Tag(0x0040, 0xA730), size + 8), item(ITEM, size), implicit].concat();
         }
         assert_eq!(
             scan(&implicit, Encoding::IMPLICIT_LITTLE).unwrap_err(),
@@ -713,10 +677,7 @@ mod tests {
             short(0x0008, 0x0060, *b"CS", b"CTCTCT"),
         ]
         .concat();
-        assert_eq!(
-            scan(&bytes, LITTLE).unwrap_err(),
-            ScanError::BeyondContainer
-        );
+        assert_eq!(scan(&bytes, LITTLE).unwrap_err(), ScanError::BeyondContainer);
     }
 
     #[test]

@@ -28,12 +28,7 @@ impl DatasetScan {
     /// Scans a data set of `transfer_syntax`, capturing `wanted`; a deflated one may inflate to
     /// `max_decoded_bytes`.
     #[must_use]
-    pub fn new(
-        transfer_syntax: &str,
-        wanted: &[Tag],
-        limits: ScanLimits,
-        max_decoded_bytes: u64,
-    ) -> Self {
+    pub fn new(transfer_syntax: &str, wanted: &[Tag], limits: ScanLimits, max_decoded_bytes: u64) -> Self {
         let inflater = is_deflated(transfer_syntax).then(|| Inflater {
             state: Decompress::new(false),
             window: vec![0; WINDOW_BYTES],
@@ -63,11 +58,7 @@ impl DatasetScan {
     /// # Errors
     /// [`ScanError::Truncated`] when it, or its deflate stream, is not complete.
     pub fn finish(&mut self) -> Result<(), ScanError> {
-        if self
-            .inflater
-            .as_ref()
-            .is_some_and(|inflater| !inflater.ended)
-        {
+        if self.inflater.as_ref().is_some_and(|inflater| !inflater.ended) {
             return Err(ScanError::Truncated);
         }
         self.scanner.finish()
@@ -151,8 +142,7 @@ mod tests {
     const STUDY: Tag = Tag(0x0020, 0x000D);
 
     fn deflate(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder =
-            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     }
@@ -193,19 +183,13 @@ mod tests {
             scan(&bytes[..bytes.len() - 3], 4096, 1 << 30).unwrap_err(),
             ScanError::Truncated
         );
-        assert_eq!(
-            scan(&[0xFF; 64], 64, 1 << 30).unwrap_err(),
-            ScanError::Deflate
-        );
+        assert_eq!(scan(&[0xFF; 64], 64, 1 << 30).unwrap_err(), ScanError::Deflate);
     }
 
     #[test]
     fn a_bomb_stops_at_the_limit() {
         let bytes = deflate(&dataset(64 << 20));
         assert!(bytes.len() < 100_000);
-        assert_eq!(
-            scan(&bytes, 4096, 1 << 20).unwrap_err(),
-            ScanError::DecodedSize
-        );
+        assert_eq!(scan(&bytes, 4096, 1 << 20).unwrap_err(), ScanError::DecodedSize);
     }
 }

@@ -29,7 +29,9 @@ pub struct Folders {
 /// An open series folder with its parents.
 #[derive(Debug)]
 pub struct SeriesFolder {
-    levels: Vec<OwnedFd>,
+    /// Tenant, date and study folder.
+    parents: Vec<OwnedFd>,
+    series: OwnedFd,
 }
 
 impl Folders {
@@ -54,7 +56,7 @@ impl Folders {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Some(SeriesFolder { levels }))
+        Ok(SeriesFolder::from_levels(levels))
     }
 
     /// Opens the series folder of an instance, making what is missing; a failure leaves no new folder behind.
@@ -79,7 +81,7 @@ impl Folders {
                 }
             }
         }
-        Ok(SeriesFolder { levels })
+        SeriesFolder::from_levels(levels).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
     fn open_or_make(
@@ -102,10 +104,7 @@ impl Folders {
             Err(Errno::EXIST) => false,
             Err(error) => return Err(error.into()),
         };
-        Ok((
-            rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?,
-            made,
-        ))
+        Ok((rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?, made))
     }
 
     /// Best effort: a folder that another instance already uses is not empty and stays.
@@ -135,7 +134,7 @@ impl Folders {
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&key);
         if !known {
-            let parents = folder.levels.iter().rev().skip(1).map(AsFd::as_fd);
+            let parents = folder.parents.iter().rev().map(AsFd::as_fd);
             for parent in parents.chain([self.root.as_fd()]) {
                 rustix::fs::fsync(parent)?;
             }
@@ -165,25 +164,27 @@ impl Folders {
             }
         }
         let folder = SeriesFolder {
-            levels: vec![level],
+            parents: Vec::new(),
+            series: level,
         };
         let file = folder.open_file(name)?;
-        Ok(file.and_then(|file| {
-            folder
-                .levels
-                .into_iter()
-                .next_back()
-                .map(|level| (level, file))
-        }))
+        Ok(file.map(|file| (folder.series, file)))
     }
 }
 
 impl SeriesFolder {
+    fn from_levels(mut levels: Vec<OwnedFd>) -> Option<Self> {
+        let series = levels.pop()?;
+        Some(Self {
+            parents: levels,
+            series,
+        })
+    }
+
     /// The series folder itself.
     #[must_use]
     pub fn series(&self) -> rustix::fd::BorrowedFd<'_> {
-        // `levels` is never empty: `open` and `create` push one descriptor per level.
-        self.levels[self.levels.len() - 1].as_fd()
+        self.series.as_fd()
     }
 
     /// Opens a regular file in the folder for reading; `None` when there is none.

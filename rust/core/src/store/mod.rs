@@ -37,7 +37,7 @@ pub struct Store {
     root_path: PathBuf,
     incoming: OwnedFd,
     folders: Folders,
-    locks: Vec<Mutex<()>>,
+    locks: Box<[Mutex<()>; LOCKS]>,
     lock_seed: RandomState,
     free: FreeSpace,
     _exclusive: File,
@@ -81,12 +81,7 @@ impl Store {
                 Err(error) => return Err(error.into()),
             }
         }
-        let incoming = rustix::fs::openat(
-            &root_fd,
-            INCOMING,
-            directory | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )?;
+        let incoming = rustix::fs::openat(&root_fd, INCOMING, directory | OFlags::NOFOLLOW, Mode::empty())?;
         let exclusive = File::options()
             .create(true)
             .truncate(false)
@@ -103,7 +98,7 @@ impl Store {
             root_path: root.to_owned(),
             incoming,
             folders: Folders::new(root_fd),
-            locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
+            locks: Box::new([const { Mutex::new(()) }; LOCKS]),
             lock_seed: RandomState::new(),
             free,
             _exclusive: exclusive,
@@ -137,11 +132,7 @@ impl Store {
         for entry in rustix::fs::Dir::read_from(&self.incoming)? {
             let entry = entry?;
             if entry.file_name().to_bytes().ends_with(b".part") {
-                rustix::fs::unlinkat(
-                    &self.incoming,
-                    entry.file_name(),
-                    rustix::fs::AtFlags::empty(),
-                )?;
+                rustix::fs::unlinkat(&self.incoming, entry.file_name(), rustix::fs::AtFlags::empty())?;
                 removed += 1;
             }
         }
@@ -149,11 +140,11 @@ impl Store {
     }
 
     /// One writer at a time for a path: duplicates are decided and settled under this lock.
+    #[allow(clippy::indexing_slicing)] // the index is taken modulo the length
     pub fn lock(&self, path: &InstancePath) -> MutexGuard<'_, ()> {
-        let hash =
-            usize::try_from(self.lock_seed.hash_one(path.relative()) % LOCKS as u64).unwrap_or(0);
+        let hash = usize::try_from(self.lock_seed.hash_one(path.relative()) % LOCKS as u64).unwrap_or(0);
         // The guard protects no data, so a panic of its last holder leaves nothing inconsistent.
-        self.locks[hash % self.locks.len()]
+        self.locks[hash % LOCKS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,9 +183,7 @@ impl Store {
         let Some((offset, transfer_syntax)) = file_meta::locate_dataset(&head) else {
             return Ok(Existing::Different);
         };
-        if transfer_syntax != spool.transfer_syntax()
-            || !spool.same_dataset(&file, offset as u64)?
-        {
+        if transfer_syntax != spool.transfer_syntax() || !spool.same_dataset(&file, offset as u64)? {
             return Ok(Existing::Different);
         }
         let (size, digest) = digest_of(&file)?;

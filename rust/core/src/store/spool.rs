@@ -94,8 +94,7 @@ impl<'s> Spool<'s> {
     }
 
     fn create(&self) -> io::Result<OwnedFd> {
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(
             self.store.incoming(),
             self.name.as_str(),
@@ -135,20 +134,16 @@ impl<'s> Spool<'s> {
         let mut ours = vec![0; WRITE_BYTES];
         let mut at = 0;
         while at < length {
-            let count =
-                usize::try_from((length - at).min(WRITE_BYTES as u64)).unwrap_or(WRITE_BYTES);
+            let count = usize::try_from((length - at).min(WRITE_BYTES as u64)).unwrap_or(WRITE_BYTES);
             let theirs = theirs.get_mut(..count).unwrap_or_default();
             file.read_exact_at(theirs, offset + at)?;
-            let same = match &self.file {
-                Some(spilled) => {
-                    let ours = ours.get_mut(..count).unwrap_or_default();
-                    spilled.read_exact_at(ours, self.header_bytes + at)?;
-                    ours == theirs
-                }
-                None => {
-                    let from = usize::try_from(self.header_bytes + at).unwrap_or(usize::MAX);
-                    self.buffer.get(from..).and_then(|rest| rest.get(..count)) == Some(theirs)
-                }
+            let same = if let Some(spilled) = &self.file {
+                let ours = ours.get_mut(..count).unwrap_or_default();
+                spilled.read_exact_at(ours, self.header_bytes + at)?;
+                ours == theirs
+            } else {
+                let from = usize::try_from(self.header_bytes + at).unwrap_or(usize::MAX);
+                self.buffer.get(from..).and_then(|rest| rest.get(..count)) == Some(theirs)
             };
             if !same {
                 return Ok(false);
@@ -199,8 +194,7 @@ impl Drop for Spool<'_> {
     fn drop(&mut self) {
         if self.file.is_some() && !self.published {
             // Best effort: what stays is removed at start-up, and is not visible beneath a tenant.
-            let _ =
-                rustix::fs::unlinkat(self.store.incoming(), self.name.as_str(), AtFlags::empty());
+            let _ = rustix::fs::unlinkat(self.store.incoming(), self.name.as_str(), AtFlags::empty());
         }
     }
 }
@@ -278,10 +272,7 @@ mod tests {
             let mut changed = dataset.clone();
             changed[99_999] ^= 1;
             let mut other = super::tests::spool(&store, "c.part", &changed, memory_bytes);
-            assert_eq!(
-                store.existing(&path(), &mut other).unwrap(),
-                Existing::Different
-            );
+            assert_eq!(store.existing(&path(), &mut other).unwrap(), Existing::Different);
         }
     }
 

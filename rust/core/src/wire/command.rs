@@ -57,11 +57,9 @@ impl Command {
         let (mut class, mut instance, mut tenant) = (Vec::new(), Vec::new(), None);
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (&[g, h, e, f, a, b, c, d], after) =
-                rest.split_first_chunk::<8>().ok_or(NotACommand)?;
+            let (&[g, h, e, f, a, b, c, d], after) = rest.split_first_chunk::<8>().ok_or(NotACommand)?;
             let tag = Tag(u16::from_le_bytes([g, h]), u16::from_le_bytes([e, f]));
-            let length =
-                usize::try_from(u32::from_le_bytes([a, b, c, d])).map_err(|_| NotACommand)?;
+            let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).map_err(|_| NotACommand)?;
             let (value, next) = after.split_at_checked(length).ok_or(NotACommand)?;
             let number = || {
                 <[u8; 2]>::try_from(value)

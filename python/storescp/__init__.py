@@ -1,0 +1,5 @@
+"""A DICOM Storage SCP: durable files, one record per instance, success only when both are safe."""
+
+from storescp._core import __version__
+
+__all__ = ["__version__"]

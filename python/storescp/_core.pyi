@@ -1,0 +1,118 @@
+"""The Rust core. Every call releases the GIL; `storescp.errors.CoreError` and `CoreBug` are raised."""
+
+from typing import final
+
+__version__: str
+IMPLEMENTATION_CLASS_UID: str
+IMPLEMENTATION_VERSION_NAME: str
+
+@final
+class Gate:
+    def __new__(
+        cls,
+        max_connections: int,
+        max_connections_per_address: int,
+        request_timeout: float,
+        max_request_bytes: int,
+    ) -> Gate: ...
+    def add(self, descriptor: int) -> None: ...
+    def next(self, timeout: float) -> Connection | None: ...
+    @property
+    def connections(self) -> int: ...
+    def refused(self) -> list[tuple[str, int]]: ...
+    def stop(self) -> None: ...
+
+@final
+class Connection:
+    @property
+    def request(self) -> bytes: ...
+    @property
+    def peer(self) -> tuple[str, int]: ...
+    def refuse(self, pdu: bytes) -> None: ...
+
+@final
+class AssociationSummary:
+    association: int
+    outcome: str
+    reason: str
+    statuses: list[tuple[int, int]]
+    identical: int
+    kept: int
+    failures: list[tuple[int, str, int]]
+    echoes: int
+    received_bytes: int
+    oversized_pdus: int
+    seconds: float
+
+@final
+class InstanceFact:
+    association: int
+    status: int
+    comment: str
+    sop_instance_uid: str
+    bytes: int
+    commit_seconds: float
+
+@final
+class OutboxRow:
+    id: int
+    trace_id: str
+    key: str
+    payload: str
+    pending: int
+
+@final
+class Engine:
+    def __new__(cls, config_json: str) -> Engine: ...
+    def receive(
+        self,
+        connection: Connection,
+        accept_pdu: bytes,
+        contexts: list[tuple[int, str, str]],
+        peer_max_pdu_length: int,
+        calling_ae_title: str,
+        called_ae_title: str,
+        address: str,
+        tenant: str | None,
+        tenant_by_rule: bool,
+    ) -> AssociationSummary: ...
+    def ingest(
+        self,
+        dataset: bytes,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax: str,
+        calling_ae_title: str,
+        called_ae_title: str,
+        address: str,
+        tenant: str | None,
+    ) -> tuple[int, str]: ...
+    def unavailable(self) -> str | None: ...
+    def start_up(self) -> tuple[int, int, int]: ...
+    def counters(self) -> tuple[int, list[tuple[int, str, int]]]: ...
+    def free_bytes(self) -> int: ...
+    def enable_events(self, enabled: bool) -> None: ...
+    def events(self, timeout: float) -> tuple[list[InstanceFact], int]: ...
+    def abort_all(self) -> None: ...
+    def outbox_wait(self, timeout: float) -> bool: ...
+    def outbox_claim(self, most: int) -> list[OutboxRow]: ...
+    def outbox_done(self, topic: int, ids: list[int]) -> None: ...
+    def outbox_fail(self, ids: list[int], code: str) -> None: ...
+    def outbox_backlog(self) -> tuple[int, int]: ...
+    def close(self) -> None: ...
+
+@final
+class ScanResult:
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    patient_id: str
+    study_date: str | None
+    accession_number: str | None
+    number_of_frames: int
+    has_pixel_data: bool
+
+def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...
+def transfer_syntaxes() -> list[tuple[str, str]]: ...
+def build_info() -> list[tuple[str, str]]: ...

@@ -1,0 +1,119 @@
+"""The two data paths behind one protocol, and what the Rust one is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Protocol
+
+from storescp import _core
+from storescp.settings import Settings
+
+
+class QueuedRecord(Protocol):
+    """A record to be published. `pending` has bit 0 for `topic_main`, bit 1 for `topic_dicom_receive`."""
+
+    @property
+    def id(self) -> int:
+        """Row id."""
+
+    @property
+    def trace_id(self) -> str:
+        """Trace id of the record."""
+
+    @property
+    def key(self) -> str:
+        """`tenant_id/study_uid`."""
+
+    @property
+    def payload(self) -> str:
+        """The record, JSON."""
+
+    @property
+    def pending(self) -> int:
+        """Topics that have not acknowledged it."""
+
+
+class RecordQueue(Protocol):
+    """The durable queue of records, as the publisher needs it."""
+
+    def outbox_wait(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds for something to publish; whether there is."""
+
+    def outbox_claim(self, most: int) -> list[_core.OutboxRow]:
+        """The oldest publishable rows, in the order of acknowledgement to the sender."""
+
+    def outbox_done(self, topic: int, ids: list[int]) -> None:
+        """Records that a topic acknowledged rows."""
+
+    def outbox_fail(self, ids: list[int], code: str) -> None:
+        """Records that rows could not be published, and why."""
+
+    def outbox_backlog(self) -> tuple[int, int]:
+        """Rows and payload bytes that a topic has not acknowledged."""
+
+
+class Engine(RecordQueue, Protocol):
+    """Receives, validates, stores and records."""
+
+    def ingest(
+        self,
+        dataset: bytes,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax: str,
+        calling_ae_title: str,
+        called_ae_title: str,
+        address: str,
+        tenant: str | None,
+    ) -> tuple[int, str]:
+        """Takes one data set as a C-STORE would; status and error comment."""
+
+    def unavailable(self) -> str | None:
+        """Nothing when an instance can be taken now, else why not."""
+
+    def start_up(self) -> tuple[int, int, int]:
+        """What an interrupted predecessor left: rows kept, rows dropped, temporary files removed."""
+
+    def close(self) -> None:
+        """Gives storage root and outbox back."""
+
+
+def engine_config(settings: Settings) -> str:
+    """The engine's configuration, JSON."""
+    scp, storage, limits, tenants = (
+        settings.dicom_store_scp,
+        settings.local_storage,
+        settings.limits,
+        settings.tenants,
+    )
+    private = None
+    if tenants.from_private_element:
+        known = {*tenants.known, *([tenants.default] if tenants.default else [])}
+        private = {"group": tenants.private_group, "element": tenants.private_element, "known": sorted(known)}
+    return json.dumps(
+        {
+            "root": str(storage.dicm_store_path),
+            "durability": storage.durability,
+            "duplicates": storage.duplicates,
+            "min_free_bytes": storage.min_free_bytes,
+            "viewer_transfer_syntaxes": list(scp.cornerstonejs_supported_transfer_syntax),
+            "required_attributes": list(scp.required_attributes),
+            "max_pdu_length": scp.max_pdu_length,
+            "strict": scp.strict,
+            "spool_memory_bytes": storage.spool_memory_bytes,
+            "limits": {
+                "max_instance_bytes": limits.max_instance_bytes,
+                "max_decoded_bytes": limits.max_decoded_bytes,
+                "nesting": limits.nesting,
+                "max_elements": limits.max_elements,
+                "max_connections": limits.max_connections,
+                "max_connections_per_address": limits.max_connections_per_address,
+                "request_timeout": limits.request_timeout,
+                "idle_timeout": limits.idle_timeout,
+                "min_rate": limits.min_rate,
+                "max_pdu_tolerated": limits.max_pdu_tolerated,
+            },
+            "outbox": {"max_rows": settings.outbox.max_rows, "max_bytes": settings.outbox.max_bytes},
+            "private_tenant": private,
+        }
+    )

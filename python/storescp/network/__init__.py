@@ -1,0 +1,1 @@
+"""Listening, admission and negotiation: the only place that knows pynetdicom's server side."""

@@ -1,0 +1,265 @@
+"""The listening socket: pynetdicom's server accepts, the gate and the engine do the rest."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from socketserver import BaseServer
+from typing import Any
+
+import structlog
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.transport import AssociationServer
+
+from storescp import _core
+from storescp.errors import BindError, CoreBug, CoreError
+from storescp.network.admission import LOCAL_LIMIT, Admission, congestion
+from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection
+from storescp.settings import Settings
+
+log = structlog.get_logger("storescp.network")
+BACKLOG = 512
+_POLL_SECONDS = 0.5
+
+
+class GatedServer(AssociationServer):
+    """pynetdicom's listening server; each accepted descriptor goes to the gate at once.
+
+    No thread, no handshake and no read happens on the accepting thread, so nobody can hold it up.
+    """
+
+    request_queue_size = BACKLOG
+
+    def __init__(self, address: tuple[str, int], ae_title: str, gate: _core.Gate) -> None:
+        self._gate = gate
+        ae = ApplicationEntity(ae_title)
+        ae.network_timeout = None
+        if ":" in address[0]:
+            server_address: tuple[str, int] | tuple[str, int, int, int] = (*address, 0, 0)
+        else:
+            server_address = address
+        super().__init__(ae, server_address, ae_title, [])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hands the descriptor over."""
+        del client_address
+        try:
+            self._gate.add(request.detach())
+        except CoreError as error:
+            # The peer is gone already, or no descriptor is left: the connection is closed.
+            log.debug("connection.dropped", reason=str(error))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Never print a traceback to standard error on our own account."""
+        del request
+        log.exception("connection.failed", peer=str(client_address))
+
+    def shutdown(self) -> None:
+        """Stops accepting and closes the listening socket."""
+        # pynetdicom's own shutdown expects the server in its entity's list, where only its own constructor puts it.
+        BaseServer.shutdown(self)
+        self.server_close()
+
+    def service_actions(self) -> None:
+        """pynetdicom collects garbage here now and then; nothing of ours needs it."""
+
+
+def bind(host: str, port: int, ae_title: str, gate: _core.Gate) -> GatedServer:
+    """A listening server.
+
+    Raises:
+        BindError: the address is taken or not ours.
+    """
+    try:
+        return GatedServer((host, port), ae_title, gate)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BindError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+class Listener:
+    """Accepts, negotiates and hands over, for the Rust engine."""
+
+    def __init__(self, settings: Settings, host: str, engine: _core.Engine, admission: Admission, negotiator: Negotiator) -> None:
+        limits, scp = settings.limits, settings.dicom_store_scp
+        self._engine = engine
+        self._admission = admission
+        self._negotiator = negotiator
+        self._non_blocking = scp.non_blocking
+        self._gate = _core.Gate(
+            max_connections=limits.max_connections,
+            max_connections_per_address=limits.max_connections_per_address,
+            request_timeout=limits.request_timeout,
+            max_request_bytes=limits.max_pdu_tolerated,
+        )
+        try:
+            self._server = bind(host, scp.port, scp.ae_title, self._gate)
+        except BindError:
+            self._gate.stop()
+            raise
+        self._stopping = threading.Event()
+        self._associations = ThreadPoolExecutor(scp.max_associations, thread_name_prefix="storescp-association")
+        self._accepting = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": _POLL_SECONDS}, name="storescp-accept"
+        )
+        self._dispatching = threading.Thread(target=self._dispatch, name="storescp-dispatch")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are listened on."""
+        host, port = self._server.socket.getsockname()[:2]  # type: ignore[union-attr]
+        return str(host), int(port)
+
+    @property
+    def gate(self) -> _core.Gate:
+        """Connections that are no associations yet."""
+        return self._gate
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._accepting.start()
+        self._dispatching.start()
+
+    def stop_accepting(self) -> None:
+        """Closes the listening socket and the connections that are no associations; associations go on."""
+        self._stopping.set()
+        # Wakes the accepting thread at once instead of at its next poll.
+        server_socket = self._server.socket
+        if server_socket is not None:
+            try:
+                server_socket.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                log.debug("listener.shutdown", reason=str(error))
+        self._server.shutdown()
+        self._accepting.join()
+        self._dispatching.join()
+        self._gate.stop()
+
+    def join(self, timeout: float) -> bool:
+        """Waits for the associations; whether all are over."""
+        waiter = threading.Thread(target=self._associations.shutdown, name="storescp-drain", daemon=True)
+        waiter.start()
+        waiter.join(timeout)
+        return not waiter.is_alive()
+
+    def _dispatch(self) -> None:
+        while not self._stopping.is_set():
+            connection = self._gate.next(_POLL_SECONDS)
+            if connection is None:
+                continue
+            if self._non_blocking:
+                self._admit(connection, lambda connection: self._associations.submit(self._serve_guarded, connection))
+            else:
+                self._admit(connection, self._serve_guarded)
+
+    def _admit(self, connection: _core.Connection, serve: Callable[[_core.Connection], Any]) -> None:
+        address, port = connection.peer
+        if self._stopping.is_set():
+            rejection: Rejection | None = congestion("draining")
+        else:
+            rejection = self._admission.enter(address)
+        if rejection is None:
+            serve(connection)
+            return
+        log_rejection(rejection, address, port)
+        connection.refuse(rejection.pdu())
+
+    def _serve_guarded(self, connection: _core.Connection) -> None:
+        try:
+            self._serve(connection)
+        except (CoreError, CoreBug, RuntimeError):
+            log.exception("association.failed")
+        finally:
+            self._admission.leave()
+
+    def _serve(self, connection: _core.Connection) -> None:
+        address, port = connection.peer
+        try:
+            answer = self._negotiator.negotiate(connection.request)
+        except MalformedRequest as error:
+            log.warning("association.malformed_request", peer=address, port=port, reason=str(error.__cause__ or ""))
+            connection.refuse(MalformedRequest.pdu)
+            return
+        rejection = answer if isinstance(answer, Rejection) else None
+        if not isinstance(answer, Rejection):
+            calling, called = answer.calling_ae_title, answer.called_ae_title
+            rejection = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
+        if rejection is not None or isinstance(answer, Rejection):
+            assert rejection is not None  # noqa: S101 - an answer that is a rejection is the rejection
+            log_rejection(rejection, address, port)
+            connection.refuse(rejection.pdu())
+            return
+        try:
+            tenancy = self._admission.tenancy(called, calling, address)
+            summary = self._engine.receive(
+                connection,
+                answer.pdu,
+                list(answer.contexts),
+                answer.peer_max_pdu_length,
+                calling,
+                called,
+                address,
+                tenancy.tenant,
+                tenancy.by_rule,
+            )
+        finally:
+            self._admission.leave_calling(calling)
+        log_summary(summary, address, port, calling, called, tenancy.tenant, answer.rejected_contexts)
+
+
+def log_rejection(rejection: Rejection, address: str, port: int) -> None:
+    """One line for an association that was not accepted."""
+    log.warning(
+        "association.rejected",
+        peer=address,
+        port=port,
+        cause=rejection.cause,
+        result=rejection.result,
+        source=rejection.source,
+        reason=rejection.reason,
+    )
+
+
+def log_summary(
+    summary: _core.AssociationSummary,
+    address: str,
+    port: int,
+    calling: str,
+    called: str,
+    tenant: str | None,
+    rejected_contexts: int,
+) -> None:
+    """One line for an association that is over."""
+    statuses = {f"{status:04X}": count for status, count in summary.statuses}
+    level = log.info if summary.outcome == "released" and not summary.failures else log.warning
+    extra: dict[str, Any] = {}
+    if summary.reason:
+        extra["reason"] = summary.reason
+    if summary.failures:
+        extra["failures"] = [
+            {"status": f"{status:04X}", "comment": comment, "count": count}
+            for status, comment, count in summary.failures
+        ]
+    if summary.oversized_pdus:
+        extra["oversized_pdus"] = summary.oversized_pdus
+    if summary.identical or summary.kept:
+        extra |= {"identical": summary.identical, "kept": summary.kept}
+    if rejected_contexts:
+        extra["rejected_contexts"] = rejected_contexts
+    level(
+        f"association.{summary.outcome}",
+        association=summary.association,
+        peer=address,
+        port=port,
+        calling_ae=calling,
+        called_ae=called,
+        tenant=tenant,
+        instances=sum(count for _, count in summary.statuses),
+        statuses=statuses,
+        echoes=summary.echoes,
+        bytes=summary.received_bytes,
+        seconds=round(summary.seconds, 3),
+        **extra,
+    )

@@ -1,0 +1,239 @@
+"""Association negotiation (PS3.8 Section 7.1, PS3.7 Annex D) with pynetdicom's PDUs and rules.
+
+Negotiation is a pure function of the A-ASSOCIATE-RQ and the offer, so its answer is remembered: devices send the same
+request each time. Who may come in (admission) is decided anew for every association.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydicom.uid import UID
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    ImplementationVersionNameNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
+
+from storescp import _core
+from storescp.network.contexts import Offer
+
+APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
+_REMEMBERED_ANSWERS = 256
+_REMEMBERED_REQUEST_BYTES = 64 * 1024
+# A response needs room for one fragment of at least two bytes; less is no length that anyone can use.
+_SMALLEST_PEER_PDU = 128
+_PROTOCOL_VERSION = slice(6, 8)
+_CALLED = slice(10, 26)
+_CALLING = slice(26, 42)
+_FIXED_BYTES = 74
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An A-ASSOCIATE-RJ (PS3.8 Table 9-21): result, source, reason, and the cause in a word."""
+
+    result: int
+    source: int
+    reason: int
+    cause: str
+
+    def pdu(self) -> bytes:
+        """The PDU."""
+        primitive = A_ASSOCIATE()
+        primitive.result = self.result
+        primitive.result_source = self.source
+        primitive.diagnostic = self.reason
+        rejection = A_ASSOCIATE_RJ()
+        rejection.from_primitive(primitive)
+        return bytes(rejection.encode())
+
+
+UNKNOWN_APPLICATION_CONTEXT = Rejection(1, 1, 2, "application_context")
+UNKNOWN_PROTOCOL_VERSION = Rejection(1, 2, 2, "protocol_version")
+BAD_CALLED_AE_TITLE = Rejection(1, 1, 7, "called_ae_title")
+BAD_CALLING_AE_TITLE = Rejection(1, 1, 3, "calling_ae_title")
+UNUSABLE_PDU_LENGTH = Rejection(1, 1, 1, "max_pdu_length")
+
+
+class MalformedRequest(Exception):  # noqa: N818 - it names the PDU, not our failure
+    """The A-ASSOCIATE-RQ cannot be read: answered with A-ABORT."""
+
+    # PS3.8 Table 9-26: service provider, invalid PDU parameter value.
+    pdu = bytes([0x07, 0, 0, 0, 0, 4, 0, 0, 2, 6])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A request that negotiation accepts, and the A-ASSOCIATE-AC for it."""
+
+    calling_ae_title: str
+    called_ae_title: str
+    peer_implementation: str
+    peer_max_pdu_length: int
+    contexts: tuple[tuple[int, str, str], ...]
+    rejected_contexts: int
+    pdu: bytes
+
+
+def negotiate_contexts(requested: Sequence[PresentationContext], offer: Offer) -> list[PresentationContext]:
+    """PS3.8 7.1.1.13: one result for each proposed context.
+
+    pynetdicom walks the acceptor's transfer syntaxes, so each context is negotiated against those of its sender's
+    that we support, in the sender's order: the sender's first choice wins and nobody decompresses for us.
+    """
+    results: list[PresentationContext] = []
+    for context in requested:
+        supported = []
+        abstract_syntax = str(context.abstract_syntax)
+        if offer.accepts(abstract_syntax):
+            ours = PresentationContext()
+            ours.abstract_syntax = UID(abstract_syntax)
+            # Empty: the class is ours, none of the syntaxes is (result 4 instead of 3).
+            ours._transfer_syntax = [uid for uid in context.transfer_syntax if uid in offer.transfer_syntaxes]  # noqa: SLF001
+            supported.append(ours)
+        results += negotiate_as_acceptor([context], supported)[0]
+    return results
+
+
+class Negotiator:
+    """Answers A-ASSOCIATE-RQs, remembering what it answered."""
+
+    def __init__(self, offer: Offer, max_pdu_length: int) -> None:
+        self._offer = offer
+        self._max_pdu_length = max_pdu_length
+        self._answers: OrderedDict[bytes, Answer | Rejection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def negotiate(self, request: bytes) -> Answer | Rejection:
+        """The answer to a request PDU.
+
+        Raises:
+            MalformedRequest: it cannot be read.
+        """
+        with self._lock:
+            known = self._answers.get(request)
+            if known is not None:
+                self._answers.move_to_end(request)
+                return known
+        answer = self._compute(request)
+        if len(request) <= _REMEMBERED_REQUEST_BYTES:
+            with self._lock:
+                self._answers[request] = answer
+                if len(self._answers) > _REMEMBERED_ANSWERS:
+                    self._answers.popitem(last=False)
+        return answer
+
+    def _compute(self, request: bytes) -> Answer | Rejection:
+        rejection = check_fixed_fields(request)
+        if rejection:
+            return rejection
+        primitive = _decode(request)
+        if primitive.application_context_name != APPLICATION_CONTEXT_NAME:
+            return UNKNOWN_APPLICATION_CONTEXT
+        peer = _peer_information(primitive)
+        if peer.max_pdu_length and peer.max_pdu_length < _SMALLEST_PEER_PDU:
+            return UNUSABLE_PDU_LENGTH
+        results = negotiate_contexts(primitive.presentation_context_definition_list, self._offer)
+        accepted = tuple(
+            (int(c.context_id or 0), str(c.abstract_syntax), str(c.transfer_syntax[0]))
+            for c in results
+            if c.result == 0
+        )
+        return Answer(
+            calling_ae_title=str(primitive.calling_ae_title).strip(),
+            called_ae_title=str(primitive.called_ae_title).strip(),
+            peer_implementation=peer.implementation,
+            peer_max_pdu_length=peer.max_pdu_length,
+            contexts=accepted,
+            rejected_contexts=len(results) - len(accepted),
+            pdu=self._accept_pdu(primitive, results),
+        )
+
+    def _accept_pdu(self, request: A_ASSOCIATE, results: list[PresentationContext]) -> bytes:
+        primitive = A_ASSOCIATE()
+        primitive.application_context_name = UID(APPLICATION_CONTEXT_NAME)
+        primitive.calling_ae_title = request.calling_ae_title
+        primitive.called_ae_title = request.called_ae_title
+        primitive.result = 0
+        primitive.result_source = 1
+        primitive.presentation_context_definition_results_list = results
+        primitive.user_information = our_user_information(self._max_pdu_length)
+        accept = A_ASSOCIATE_AC()
+        accept.from_primitive(primitive)
+        return bytes(accept.encode())
+
+
+def our_user_information(
+    max_pdu_length: int,
+) -> list[MaximumLengthNotification | ImplementationClassUIDNotification | ImplementationVersionNameNotification]:
+    """The user information items of an A-ASSOCIATE-AC (PS3.8 Annex D.1, PS3.7 D.3.3.2)."""
+    length = MaximumLengthNotification()
+    length.maximum_length_received = max_pdu_length
+    implementation = ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = UID(_core.IMPLEMENTATION_CLASS_UID)
+    version = ImplementationVersionNameNotification()
+    version.implementation_version_name = _core.IMPLEMENTATION_VERSION_NAME
+    return [length, implementation, version]
+
+
+def check_fixed_fields(request: bytes) -> Rejection | None:
+    """What PS3.8 9.3.2 says of the fixed fields: protocol version and titles.
+
+    Raises:
+        MalformedRequest: they are not all there.
+    """
+    if len(request) < _FIXED_BYTES:
+        raise MalformedRequest
+    if not request[_PROTOCOL_VERSION][1] & 1:
+        return UNKNOWN_PROTOCOL_VERSION
+    if not _is_title(request[_CALLED]):
+        return BAD_CALLED_AE_TITLE
+    if not _is_title(request[_CALLING]):
+        return BAD_CALLING_AE_TITLE
+    return None
+
+
+def _is_title(field: bytes) -> bool:
+    title = field.strip(b" \0")
+    return bool(title) and b"\\" not in title and all(0x20 <= byte <= 0x7E for byte in title)  # noqa: PLR2004
+
+
+def _decode(request: bytes) -> A_ASSOCIATE:
+    # Some senders pad titles with NUL; PS3.8 asks for spaces.
+    titles = request[10:42].replace(b"\0", b" ")
+    request = request[:10] + titles + request[42:]
+    pdu = A_ASSOCIATE_RQ()
+    try:
+        pdu.decode(request)
+        primitive = pdu.to_primitive()
+        contexts = primitive.presentation_context_definition_list
+        ids = [context.context_id for context in contexts]
+        complete = all(c.abstract_syntax and c.transfer_syntax for c in contexts)
+    except Exception as error:  # noqa: BLE001 - pynetdicom's decoders raise whatever the bytes lead them to
+        raise MalformedRequest from error
+    if not complete or len(set(ids)) != len(ids) or not ids:
+        raise MalformedRequest
+    return primitive
+
+
+@dataclass(frozen=True)
+class _Peer:
+    max_pdu_length: int
+    implementation: str
+
+
+def _peer_information(primitive: A_ASSOCIATE) -> _Peer:
+    length, implementation = 0, ""
+    for item in primitive.user_information:
+        if isinstance(item, MaximumLengthNotification):
+            length = int(item.maximum_length_received)
+        elif isinstance(item, ImplementationVersionNameNotification):
+            implementation = str(item.implementation_version_name or "").strip()
+    return _Peer(length, implementation)

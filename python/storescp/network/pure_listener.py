@@ -1,0 +1,208 @@
+"""The listener of the pure-Python engine: pynetdicom from the socket to the C-STORE handler.
+
+Contexts are shared instead of copied for each association, and each context is negotiated in its sender's order, as
+for the Rust engine.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from socketserver import BaseServer
+from typing import Any, cast
+
+import structlog
+from pydicom.dataset import Dataset
+from pynetdicom import _config, evt
+from pynetdicom.acse import ACSE
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from storescp import _core
+from storescp.errors import BindError
+from storescp.network.admission import Admission, congestion
+from storescp.network.contexts import Offer
+from storescp.network.listener import BACKLOG, log_rejection
+from storescp.network.negotiation import (
+    APPLICATION_CONTEXT_NAME,
+    BAD_CALLED_AE_TITLE,
+    BAD_CALLING_AE_TITLE,
+    UNKNOWN_APPLICATION_CONTEXT,
+    Rejection,
+    negotiate_contexts,
+)
+from storescp.pure.engine import PureEngine, Source
+from storescp.settings import Settings
+
+log = structlog.get_logger("storescp.network")
+_POLL_SECONDS = 0.25
+
+
+class PureAcse(ACSE):
+    """Negotiates with our rules; everything else is pynetdicom's."""
+
+    def _negotiate_as_acceptor(self) -> None:
+        server = cast(PureServer, self.assoc._server)  # noqa: SLF001 - the only way to the server
+        request = cast(A_ASSOCIATE, self.requestor.primitive)
+        self.requestor.ae_title = request.calling_ae_title
+        rejection = server.admit(self.assoc, request)
+        if rejection is not None:
+            log_rejection(rejection, *cast(tuple[str, int], self.requestor.address_info.as_tuple[:2]))  # type: ignore[union-attr]
+            self.send_reject(rejection.result, rejection.source, rejection.reason)
+            evt.trigger(self.assoc, evt.EVT_REJECTED, {})
+            self.assoc.kill()
+            return
+        results = negotiate_contexts(request.presentation_context_definition_list, server.offer)
+        self.assoc._accepted_cx = {cast(int, c.context_id): c for c in results if c.result == 0}  # noqa: SLF001
+        self.assoc._rejected_cx = [c for c in results if c.result != 0]  # noqa: SLF001
+        self.send_accept()
+        evt.trigger(self.assoc, evt.EVT_ACCEPTED, {})
+        self.assoc.is_established = True
+        evt.trigger(self.assoc, evt.EVT_ESTABLISHED, {})
+
+
+class PureHandler(RequestHandler):
+    """Makes an association without copying 170 contexts of 60 transfer syntaxes."""
+
+    def _create_association(self) -> Association:
+        contexts, self.server.contexts = self.server.contexts, []
+        assert not contexts  # noqa: S101 - PureServer is made without contexts: nothing to copy
+        cast(socket.socket, self.request).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assoc = super()._create_association()
+        assoc.acse = PureAcse(assoc)
+        return assoc
+
+
+class PureServer(ThreadedAssociationServer):
+    """pynetdicom's threaded server with our admission."""
+
+    request_queue_size = BACKLOG
+    daemon_threads = True
+
+    def __init__(self, ae: ApplicationEntity, address: Any, handlers: Any, admission: Admission, offer: Offer) -> None:
+        self.offer = offer
+        self.draining = False
+        self._admission = admission
+        self._admitted: set[int] = set()
+        super().__init__(ae, address, ae.ae_title, [], None, handlers, PureHandler)
+
+    def admit(self, assoc: Association, request: A_ASSOCIATE) -> Rejection | None:
+        """The same checks as for the Rust engine."""
+        if request.application_context_name != APPLICATION_CONTEXT_NAME:
+            return UNKNOWN_APPLICATION_CONTEXT
+        called, calling = str(request.called_ae_title).strip(), str(request.calling_ae_title).strip()
+        for title, rejection in ((called, BAD_CALLED_AE_TITLE), (calling, BAD_CALLING_AE_TITLE)):
+            if not title or "\\" in title or not title.isprintable() or not title.isascii():
+                return rejection
+        if self.draining:
+            return congestion("draining")
+        address = str(assoc.requestor.address)
+        entered = self._admission.enter(address)
+        if entered is not None:
+            return entered
+        refused = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
+        if refused is not None:
+            self._admission.leave()
+            return refused
+        self._admitted.add(id(assoc))
+        return None
+
+    def left(self, assoc: Association) -> None:
+        """Gives the places of an association back, once."""
+        if id(assoc) in self._admitted:
+            self._admitted.discard(id(assoc))
+            self._admission.leave()
+            self._admission.leave_calling(str(assoc.requestor.ae_title).strip())
+
+    def shutdown(self) -> None:
+        """Stops accepting and closes the listening socket."""
+        BaseServer.shutdown(self)
+        self.server_close()
+
+
+class PureListener:
+    """Accepts, negotiates and receives with pynetdicom."""
+
+    def __init__(self, settings: Settings, host: str, engine: PureEngine, admission: Admission, offer: Offer) -> None:
+        scp = settings.dicom_store_scp
+        # The offer decides which classes are taken; without this pynetdicom has no service for retired ones.
+        _config.UNRESTRICTED_STORAGE_SERVICE = True
+        ae = ApplicationEntity(scp.ae_title)
+        ae.maximum_pdu_size = scp.max_pdu_length
+        ae.network_timeout = settings.limits.idle_timeout
+        ae.acse_timeout = settings.limits.request_timeout
+        ae.implementation_class_uid = _core.IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
+        ae.implementation_version_name = _core.IMPLEMENTATION_VERSION_NAME
+        self._engine = engine
+        self._admission = admission
+        self._blocking = threading.Lock() if not scp.non_blocking else None
+        handlers = [
+            (evt.EVT_C_STORE, self._on_c_store),
+            (evt.EVT_C_ECHO, lambda _event: 0x0000),
+            (evt.EVT_CONN_CLOSE, self._on_close),
+        ]
+        address = (host, scp.port, 0, 0) if ":" in host else (host, scp.port)
+        try:
+            self._server = PureServer(ae, address, handlers, admission, offer)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise BindError(f"cannot listen on {host}:{scp.port}: {reason}") from None
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": _POLL_SECONDS}, name="storescp-accept"
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are listened on."""
+        host, port = self._server.socket.getsockname()[:2]  # type: ignore[union-attr]
+        return str(host), int(port)
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._thread.start()
+
+    def stop_accepting(self) -> None:
+        """Refuses new associations; those that run go on."""
+        self._server.draining = True
+        self._server.shutdown()
+        self._thread.join()
+
+    def join(self, timeout: float) -> bool:
+        """Waits for the associations; whether all are over."""
+        deadline = time.monotonic() + timeout
+        for association in self._server.active_associations:
+            association.join(max(0.0, deadline - time.monotonic()))
+        return not self._server.active_associations
+
+    def abort_all(self) -> None:
+        """Aborts every association."""
+        for association in self._server.active_associations:
+            association.abort()
+
+    def _on_close(self, event: evt.Event) -> None:
+        self._server.left(event.assoc)
+
+    def _on_c_store(self, event: evt.Event) -> Dataset:
+        request, association = event.request, event.assoc
+        calling, called = str(association.requestor.primitive.calling_ae_title).strip(), str(
+            association.requestor.primitive.called_ae_title
+        ).strip()
+        address = str(association.requestor.address)
+        tenancy = self._admission.tenancy(called, calling, address)
+        source = Source(calling, called, address, tenancy.tenant, tenancy.by_rule)
+        class_uid = str(request.AffectedSOPClassUID)
+        if class_uid != event.context.abstract_syntax:
+            status, comment = 0x0122, "AffectedSOPClassUID differs from the context"
+        else:
+            dataset = request.DataSet.getvalue()
+            instance_uid = str(request.AffectedSOPInstanceUID)
+            status, comment = self._engine.store(dataset, class_uid, instance_uid, str(event.context.transfer_syntax), source)
+        log.debug("instance.stored" if status == 0 else "instance.refused", status=f"{status:04X}", comment=comment or None)
+        answer = Dataset()
+        answer.Status = status
+        if comment:
+            answer.ErrorComment = comment
+        return answer

@@ -1,0 +1,84 @@
+"""Records as JSON lines: `{root}/.outbox/events/TOPIC.jsonl`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from storescp import _core
+from storescp.publish.sink import SinkError
+
+_TAIL_BYTES = 64 * 1024
+
+
+class JsonLinesSink:
+    """One write for each batch, synced before the batch counts as published.
+
+    A batch that was interrupted leaves a torn last line; it is cut when the file is opened.
+    """
+
+    def __init__(self, folder: Path, topics: Sequence[str], *, sync: bool = True) -> None:
+        self._folder = folder
+        self._topics = tuple(topics)
+        self._sync = sync
+        self._files: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Opens the files and cuts torn lines."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for topic in self._topics:
+                self._files[topic] = self._open(self._folder / f"{topic}.jsonl")
+            if self._sync:
+                sync_folder(self._folder)
+        except OSError as error:
+            raise SinkError(f"{error.filename}: {error.strerror}") from None
+
+    async def publish(self, topic: str, rows: Sequence[_core.OutboxRow]) -> None:
+        """Appends rows."""
+        file = self._files[topic]
+        lines = "".join(f"{row.payload}\n" for row in rows).encode()
+        size = os.fstat(file).st_size
+        try:
+            written = os.write(file, lines)
+            if written != len(lines):
+                raise SinkError(f"{topic}.jsonl: short write")
+            if self._sync:
+                os.fdatasync(file)
+        except OSError as error:
+            os.ftruncate(file, size)
+            raise SinkError(f"{topic}.jsonl: {error.strerror}") from None
+        except SinkError:
+            os.ftruncate(file, size)
+            raise
+
+    async def stop(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+    @staticmethod
+    def _open(path: Path) -> int:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        size = end = os.fstat(file).st_size
+        while end > 0:
+            begin = max(0, end - _TAIL_BYTES)
+            newline = os.pread(file, end - begin, begin).rfind(b"\n")
+            if newline >= 0:
+                end = begin + newline + 1
+                break
+            end = begin
+        if end != size:
+            os.ftruncate(file, end)
+        return file
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,266 @@
+"""The pure-Python engine: one instance from its bytes to "file and record are both durable"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from storescp.errors import CoreError
+from storescp.pure import record
+from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index, read_top_level, value_of
+from storescp.pure.outbox import NewRow, Outbox, Row
+from storescp.pure.refusal import Refusal, storage_refusal
+from storescp.pure.store import OUTBOX, Store, digest, file_meta, split_file
+from storescp.pure.structure import WalkLimits, inflate, walk
+from storescp.settings import TENANT_ID, Settings
+
+SUCCESS = 0x0000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who sends, and for which tenant."""
+
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+    tenant: str | None
+    tenant_by_rule: bool = False
+    command_tenant: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Instance:
+    path: str
+    content: bytes
+    header_bytes: int
+    transfer_syntax: str
+    row: NewRow
+
+
+def is_video_or_jpip(transfer_syntax: str) -> bool:
+    """Nothing to decode to (PS3.6 Annex A)."""
+    number = transfer_syntax.removeprefix("1.2.840.10008.1.2.4.").split(".")[0]
+    if number == transfer_syntax.split(".")[0] or not number.isdigit():
+        return False
+    return int(number) in (94, 95, 204, 205, *range(100, 109))
+
+
+class PureEngine:
+    """The `Engine` protocol without Rust."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._storage = settings.local_storage
+        self._required = settings.dicom_store_scp.required_attributes
+        self._identifying = captured_tags(self._required)
+        limits = settings.limits
+        self._walk_limits = WalkLimits(limits.nesting, limits.max_elements, limits.max_decoded_bytes)
+        tenants = settings.tenants
+        self._private_tag = tenants.private_group << 16 | tenants.private_element if tenants.from_private_element else None
+        self._known_tenants = {*tenants.known, *([tenants.default] if tenants.default else [])}
+        try:
+            self._store = Store(self._storage.dicm_store_path)
+        except BlockingIOError:
+            raise CoreError("another process serves this storage root") from None
+        except OSError as error:
+            raise CoreError(f"storage root: {error.strerror}") from None
+        self._outbox = Outbox(
+            self._storage.dicm_store_path / OUTBOX / "outbox.sqlite",
+            synchronous=self._storage.durability != "none",
+            on_disk=self._is_on_disk,
+        )
+        self._temporary_files = self._store.clear_incoming()
+
+    def ingest(
+        self,
+        dataset: bytes,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax: str,
+        calling_ae_title: str,
+        called_ae_title: str,
+        address: str,
+        tenant: str | None,
+    ) -> tuple[int, str]:
+        """Takes one data set as a C-STORE would; status and error comment."""
+        source = Source(calling_ae_title, called_ae_title, address, tenant)
+        return self.store(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
+
+    def store(
+        self, dataset: bytes, sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, source: Source
+    ) -> tuple[int, str]:
+        """Takes one data set; status and error comment."""
+        try:
+            self._take(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
+        except Refusal as refusal:
+            return refusal.status, refusal.comment
+        except OSError as error:
+            refusal = storage_refusal(error)
+            return refusal.status, refusal.comment
+        return SUCCESS, ""
+
+    def unavailable(self) -> str | None:
+        """Nothing when an instance can be taken now, else why not."""
+        rows, size = self._outbox.backlog()
+        if rows >= self._settings.outbox.max_rows or size >= self._settings.outbox.max_bytes:
+            return "outbox limit reached"
+        if self._store.free_bytes() < self._storage.min_free_bytes:
+            return "storage: less free space than configured"
+        return None
+
+    def start_up(self) -> tuple[int, int, int]:
+        """What an interrupted predecessor left."""
+        return self._outbox.kept, self._outbox.dropped, self._temporary_files
+
+    def outbox_wait(self, timeout: float) -> bool:
+        """Waits for something to publish."""
+        return self._outbox.wait(timeout)
+
+    def outbox_claim(self, most: int) -> list[Any]:
+        """The oldest publishable rows."""
+        rows: list[Row] = self._outbox.claim(most)
+        return rows
+
+    def outbox_done(self, topic: int, ids: list[int]) -> None:
+        """Records that a topic acknowledged rows."""
+        self._outbox.done(topic, ids)
+
+    def outbox_fail(self, ids: list[int], code: str) -> None:
+        """Records that rows could not be published, and why."""
+        self._outbox.fail(ids, code)
+
+    def outbox_backlog(self) -> tuple[int, int]:
+        """Rows and payload bytes that a topic has not acknowledged."""
+        return self._outbox.backlog()
+
+    def close(self) -> None:
+        """Gives storage root and outbox back."""
+        self._outbox.close()
+        self._store.close()
+
+    def _is_on_disk(self, path: str, size: int, expected: bytes) -> bool:
+        content = self._store.read(path)
+        if content is None or len(content) != size or digest(content) != expected:
+            return False
+        self._store.make_durable(path, data=True, directories=True)
+        return True
+
+    def _take(self, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source) -> None:
+        if not _is_uid(sop_instance):
+            raise Refusal(0x0117, "AffectedSOPInstanceUID breaks the UID grammar")
+        if not _is_uid(sop_class):
+            raise Refusal(0x0122, "AffectedSOPClassUID differs from the context")
+        unavailable = self.unavailable()
+        if unavailable:
+            raise Refusal(0xA700, unavailable)
+        if len(dataset) > self._settings.limits.max_instance_bytes:
+            most = self._settings.limits.max_instance_bytes
+            raise Refusal(0xA700, f"instance exceeds the size limit of {most} bytes")
+        plain = inflate(dataset, transfer_syntax, self._walk_limits)
+        has_pixel_data = walk(plain, transfer_syntax, self._identifying, self._walk_limits)
+        elements = read_top_level(plain, transfer_syntax)
+        index = read_index(elements, self._required)
+        if index.sop_class_uid != sop_class:
+            raise Refusal(0xA900, "SOPClassUID of the data set differs from the command")
+        if index.sop_instance_uid != sop_instance:
+            raise Refusal(0xA900, "SOPInstanceUID of the data set differs from the command")
+        tenant = self._tenant(source, elements)
+        self._commit(self._instance(dataset, transfer_syntax, source, tenant, index, has_pixel_data))
+
+    def _tenant(self, source: Source, elements: Dataset) -> str:
+        tenant = source.tenant
+        if self._private_tag is not None and not source.tenant_by_rule:
+            value = source.command_tenant
+            if value is None and self._private_tag in elements:
+                value = value_of(elements, self._private_tag)
+            if value is not None:
+                text = value.rstrip(b"\0 ").decode("utf-8", "replace")
+                tenant = text if text in self._known_tenants and TENANT_ID.fullmatch(text) else None
+        if not tenant:
+            raise Refusal(0x0124, "tenant not authorised")
+        return tenant
+
+    def _instance(
+        self,
+        dataset: bytes,
+        transfer_syntax: str,
+        source: Source,
+        tenant: str,
+        index: InstanceIndex,
+        has_pixel_data: bool,
+    ) -> _Instance:
+        trace_id = str(record.uuid7())
+        header = file_meta(index.sop_class_uid, index.sop_instance_uid, transfer_syntax, source.calling_ae_title)
+        content = header + dataset
+        day = index.study_date.strftime("%Y%m%d").zfill(8) if index.study_date else "00000000"
+        study, series = index.study_instance_uid, index.series_instance_uid
+        path = f"{tenant}/{day}/{study}/{series}/{index.sop_instance_uid}.dcm"
+        viewable = transfer_syntax in self._settings.dicom_store_scp.cornerstonejs_supported_transfer_syntax
+        as_is = viewable or is_video_or_jpip(transfer_syntax) or not has_pixel_data
+        payload = record.encode(
+            {
+                "trace_id": trace_id,
+                "worker_node_id": record.WORKER_NODE_ID,
+                "tenant_id": tenant,
+                "patient_id": index.patient_id,
+                "study_uid": study,
+                "series_uid": series,
+                "sop_uid": index.sop_instance_uid,
+                "file_path": self._store.absolute(path),
+                "file_size": len(content),
+                "transfer_syntax_uid": transfer_syntax,
+                "target_ts": transfer_syntax,
+                "study_date": index.study_date.isoformat() if index.study_date else None,
+                "transfer_status": "NoNeedTransfer" if as_is else "Failed",
+                "number_of_frames": index.number_of_frames,
+                "created_time": record.timestamp(),
+                "series_uid_hash": record.hash_uid(series),
+                "study_uid_hash": record.hash_uid(study),
+                "accession_number": index.accession_number,
+                "source_ip": source.address,
+                "source_ae": source.calling_ae_title,
+                "schema_version": record.SCHEMA_VERSION,
+                "sop_class_uid": index.sop_class_uid,
+                "called_ae": source.called_ae_title,
+            }
+        )
+        row = NewRow(trace_id, f"{tenant}/{study}", payload, path, f"{trace_id}.part", len(content), digest(content))
+        return _Instance(path, content, len(header), transfer_syntax, row)
+
+    def _commit(self, instance: _Instance) -> None:
+        durability = self._storage.durability
+        data, directories = durability != "none", durability == "full"
+        with self._store.one_writer:
+            existing = self._store.read(instance.path)
+            if existing is not None:
+                found = split_file(existing)
+                dataset = memoryview(instance.content)[instance.header_bytes :]
+                same = found is not None and found[0] == instance.transfer_syntax and found[1] == dataset
+                if same or self._storage.duplicates == "keep":
+                    self._store.make_durable(instance.path, data=data, directories=directories)
+                    if same and not self._outbox.describes(instance.path, len(existing), digest(existing)):
+                        self._outbox.publishable(self._outbox.insert(instance.row))
+                    return
+                if self._storage.duplicates == "reject":
+                    raise Refusal(0xA900, "a different instance with this UID is stored")
+            self._write(instance, data=data, directories=directories)
+
+    def _write(self, instance: _Instance, *, data: bool, directories: bool) -> None:
+        row_id = None
+        try:
+            self._store.write_temporary(instance.row.temporary, instance.content, sync=data)
+            row_id = self._outbox.insert(instance.row)
+            self._store.publish(instance.row.temporary, instance.path, sync=directories)
+        except OSError:
+            if row_id is not None:
+                self._outbox.remove(row_id)
+            self._store.remove_temporary(instance.row.temporary)
+            raise
+        self._outbox.publishable(row_id)
+
+
+def _is_uid(text: str) -> bool:
+    return len(text) <= 64 and UID.fullmatch(text.encode("ascii", "replace")) is not None

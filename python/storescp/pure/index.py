@@ -1,0 +1,134 @@
+"""The attributes that identify and index an instance, read with pydicom and validated."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from io import BytesIO
+from typing import Any, cast
+
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+
+from storescp.pure.refusal import Refusal
+from storescp.pure.structure import encoding_of
+
+UID = re.compile(rb"[0-9]+(\.[0-9]+)*")
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_INDEX = ("SpecificCharacterSet", *_IDENTITY, "StudyDate", "AccessionNumber", "PatientID", "NumberOfFrames")
+_TEXT_DELIMITERS = {"\\"}
+
+
+def tag_of(keyword: str) -> int:
+    """The tag of a keyword that the configuration has checked."""
+    return cast(int, tag_for_keyword(keyword))
+
+
+def captured_tags(required_attributes: tuple[str, ...]) -> frozenset[int]:
+    """The tags that may occur only once."""
+    return frozenset(tag_of(keyword) for keyword in (*_INDEX, *required_attributes))
+
+
+@dataclass(frozen=True)
+class InstanceIndex:
+    """What is known of an instance once its data set was read."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    patient_id: str
+    study_date: date | None
+    accession_number: str | None
+    number_of_frames: int
+
+
+def read_top_level(data: bytes, transfer_syntax: str) -> Dataset:
+    """The elements before Pixel Data, raw; the structure was checked before.
+
+    Raises:
+        Refusal: C000 where pydicom cannot follow.
+    """
+    explicit, big = encoding_of(transfer_syntax)
+    try:
+        return read_dataset(BytesIO(data), not explicit, not big, stop_when=lambda tag, _vr, _length: tag >= 0x7FE00010)
+    except Exception as error:  # noqa: BLE001 - pydicom raises whatever the bytes lead it to
+        raise Refusal(0xC000, "data set cannot be read") from error
+
+
+def value_of(elements: Dataset, tag: int) -> bytes:
+    """The raw value of a top-level element without its padding."""
+    raw: Any = elements.get_item(tag)  # type: ignore[call-overload]
+    value = getattr(raw, "value", None)
+    if isinstance(value, str):
+        value = value.encode("latin-1", "replace")
+    return value.rstrip(b"\0 ") if isinstance(value, bytes) else b""
+
+
+def read_index(elements: Dataset, required_attributes: tuple[str, ...]) -> InstanceIndex:
+    """Validates the identifying and index attributes.
+
+    Raises:
+        Refusal: C000 for a UID that breaks the grammar, A900 for a required attribute.
+    """
+    uids = {keyword: value_of(elements, tag_of(keyword)) for keyword in _IDENTITY}
+    for keyword, uid in uids.items():
+        if uid and (len(uid) > 64 or not UID.fullmatch(uid)):
+            raise Refusal(0xC000, f"{keyword} breaks the UID grammar")
+    for keyword, uid in uids.items():
+        if not uid:
+            raise Refusal(0xA900, f"{keyword} is absent or empty")
+    encodings = _encodings(value_of(elements, tag_of("SpecificCharacterSet")))
+    patient_id = _text(value_of(elements, tag_of("PatientID")), encodings)
+    accession = _text(value_of(elements, tag_of("AccessionNumber")), encodings)
+    study_date = _date(value_of(elements, tag_of("StudyDate")))
+    valid = {
+        "PatientID": len(patient_id) <= 64,
+        "StudyDate": study_date is not None,
+        "AccessionNumber": 1 <= len(accession) <= 16,
+    }
+    for keyword in required_attributes:
+        if not value_of(elements, tag_of(keyword)).strip(b" \0"):
+            raise Refusal(0xA900, f"{keyword} is absent or empty")
+        if not valid.get(keyword, True):
+            raise Refusal(0xA900, f"{keyword} is invalid")
+    return InstanceIndex(
+        sop_class_uid=uids["SOPClassUID"].decode("ascii"),
+        sop_instance_uid=uids["SOPInstanceUID"].decode("ascii"),
+        study_instance_uid=uids["StudyInstanceUID"].decode("ascii"),
+        series_instance_uid=uids["SeriesInstanceUID"].decode("ascii"),
+        patient_id=patient_id[:64],
+        study_date=study_date,
+        accession_number=accession if 1 <= len(accession) <= 16 else None,
+        number_of_frames=_frames(value_of(elements, tag_of("NumberOfFrames"))),
+    )
+
+
+def _encodings(value: bytes) -> list[str]:
+    terms = [term.strip() for term in value.decode("latin-1").split("\\")]
+    return list(convert_encodings(terms))
+
+
+def _text(value: bytes, encodings: list[str]) -> str:
+    return decode_bytes(value, encodings, _TEXT_DELIMITERS).strip(" \0")
+
+
+def _date(value: bytes) -> date | None:
+    text = value.decode("latin-1").strip(" ")
+    if re.fullmatch(r"\d{4}\.\d{2}\.\d{2}", text, re.ASCII):
+        text = text.replace(".", "")
+    if not re.fullmatch(r"\d{8}", text, re.ASCII):
+        return None
+    try:
+        return date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:
+        return None
+
+
+def _frames(value: bytes) -> int:
+    text = value.strip(b" ").lstrip(b"+")
+    number = int(text) if text.isdigit() and len(text) < 20 else 0
+    return number if 1 <= number <= 0x7FFFFFFF else 1

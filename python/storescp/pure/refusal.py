@@ -1,0 +1,22 @@
+"""Why an instance is refused, and the DIMSE status that says so (PS3.4 B.2.3, PS3.7 Annex C)."""
+
+from __future__ import annotations
+
+
+class Refusal(Exception):  # noqa: N818 - the word of the Rust core
+    """A C-STORE that did not succeed; the text becomes the Error Comment."""
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+
+    @property
+    def comment(self) -> str:
+        """LO: at most 64 characters of the default repertoire (PS3.5 6.2)."""
+        text = str(self)
+        return "".join(c if c != "\\" and " " <= c <= "~" else "?" for c in text)[:64]
+
+
+def storage_refusal(error: OSError) -> Refusal:
+    """A700 for whatever the file system says."""
+    return Refusal(0xA700, f"storage: {(error.strerror or 'error').lower()}")

@@ -1,0 +1,176 @@
+"""Durable files beneath one storage root, in plain Python."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+from pathlib import Path
+
+import xxhash
+
+from storescp import _core
+
+INCOMING, OUTBOX = ".incoming", ".outbox"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 1 << 18
+
+
+def file_meta(sop_class: str, sop_instance: str, transfer_syntax: str, source_ae: str) -> bytes:
+    """Preamble, `DICM` and File Meta Information (PS3.10 7.1), byte for byte as the Rust core writes them."""
+    group = b"\x02\x00\x01\x00OB\0\0\x02\0\0\0\x00\x01"
+    for number, vr, value, padding in (
+        (0x0002, b"UI", sop_class, b"\0"),
+        (0x0003, b"UI", sop_instance, b"\0"),
+        (0x0010, b"UI", transfer_syntax, b"\0"),
+        (0x0012, b"UI", _core.IMPLEMENTATION_CLASS_UID, b"\0"),
+        (0x0013, b"SH", _core.IMPLEMENTATION_VERSION_NAME, b" "),
+        (0x0016, b"AE", source_ae, b" "),
+    ):
+        if value:
+            encoded = value.encode("ascii")
+            encoded += padding * (len(encoded) % 2)
+            group += struct.pack("<HH2sH", 0x0002, number, vr, len(encoded)) + encoded
+    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 0x0002, 0, b"UL", 4, len(group)) + group
+
+
+def split_file(content: bytes) -> tuple[str, bytes] | None:
+    """Transfer syntax and data set of a PS3.10 file, None where it is none that we understand."""
+    if content[128:132] != b"DICM" or content[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+        return None
+    at = 144
+    end = at + int.from_bytes(content[140:144], "little")
+    while at + 8 <= end:
+        group, number, vr, length = struct.unpack_from("<HH2sH", content, at)
+        at += 8
+        if vr == b"OB":
+            length = int.from_bytes(content[at : at + 4], "little")
+            at += 4
+        if group == 2 and number == 0x0010:
+            return content[at : at + length].rstrip(b"\0").decode("ascii", "replace"), content[end:]
+        at += length
+    return None
+
+
+def digest(content: bytes) -> bytes:
+    """XXH3-128, big endian, as in the outbox."""
+    return xxhash.xxh3_128_digest(content)
+
+
+class Store:
+    """The storage root; one process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root_path = root
+        root.mkdir(parents=True, exist_ok=True)
+        for name in (INCOMING, OUTBOX):
+            (root / name).mkdir(mode=0o700, exist_ok=True)
+        self._lock_file = os.open(root / OUTBOX / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._root = os.open(root, _DIRECTORY)
+        self._incoming = os.open(root / INCOMING, _DIRECTORY)
+        self.one_writer = threading.Lock()
+        os.fsync(self._root)
+
+    def clear_incoming(self) -> int:
+        """Removes what an interrupted process left; how many files."""
+        names = [name for name in os.listdir(self._incoming) if name.endswith(".part")]
+        for name in names:
+            os.unlink(name, dir_fd=self._incoming)
+        return len(names)
+
+    def free_bytes(self) -> int:
+        """Free bytes for us in the file system of the root."""
+        facts = os.fstatvfs(self._root)
+        return facts.f_bavail * facts.f_frsize
+
+    def absolute(self, relative: str) -> str:
+        """The absolute path of an instance."""
+        return f"{self._root_path}/{relative}"
+
+    def read(self, relative: str) -> bytes | None:
+        """A stored file, None where there is none. Links are not followed."""
+        *folders, name = relative.split("/")
+        try:
+            levels = self._open_levels(folders, create=False)
+        except FileNotFoundError:
+            return None
+        try:
+            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=levels[-1]), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        finally:
+            _close(levels)
+
+    def write_temporary(self, name: str, content: bytes, *, sync: bool) -> None:
+        """Writes a whole file into `.incoming`."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o644, dir_fd=self._incoming), "wb", buffering=0) as file:
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) :]
+            if sync:
+                os.fdatasync(file.fileno())
+
+    def remove_temporary(self, name: str) -> None:
+        """Removes a file from `.incoming`; one that is gone is fine."""
+        try:
+            os.unlink(name, dir_fd=self._incoming)
+        except FileNotFoundError:
+            return
+
+    def publish(self, temporary: str, relative: str, *, sync: bool) -> None:
+        """Gives a file its name, and makes the name durable."""
+        *folders, name = relative.split("/")
+        levels = self._open_levels(folders, create=True)
+        try:
+            os.rename(temporary, name, src_dir_fd=self._incoming, dst_dir_fd=levels[-1])
+            if sync:
+                for level in (*reversed(levels), self._root):
+                    os.fsync(level)
+        finally:
+            _close(levels)
+
+    def make_durable(self, relative: str, *, data: bool, directories: bool) -> None:
+        """Syncs a stored file and its name."""
+        *folders, name = relative.split("/")
+        levels = self._open_levels(folders, create=False)
+        try:
+            if data:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=levels[-1])
+                try:
+                    os.fdatasync(file)
+                finally:
+                    os.close(file)
+            if directories:
+                for level in (*reversed(levels), self._root):
+                    os.fsync(level)
+        finally:
+            _close(levels)
+
+    def close(self) -> None:
+        """Gives the root back."""
+        _close([self._incoming, self._root, self._lock_file])
+
+    def _open_levels(self, folders: list[str], *, create: bool) -> list[int]:
+        levels: list[int] = []
+        try:
+            for folder in folders:
+                parent = levels[-1] if levels else self._root
+                if create:
+                    try:
+                        os.mkdir(folder, 0o755, dir_fd=parent)
+                    except FileExistsError:
+                        pass
+                levels.append(os.open(folder, _DIRECTORY, dir_fd=parent))
+        except OSError:
+            _close(levels)
+            raise
+        return levels
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

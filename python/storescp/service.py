@@ -1,0 +1,339 @@
+"""The service: start order, signals, the drain ladder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import structlog
+
+from storescp import _core
+from storescp.config import Configuration
+from storescp.engine import Engine, engine_config
+from storescp.errors import ConfigError, ConfigProblem, CoreError, LicenceError
+from storescp.licence import WARN_BEFORE, Licence, issue_licence, validate_client_certificate
+from storescp.network.admission import Admission
+from storescp.network.contexts import Offer
+from storescp.network.listener import Listener
+from storescp.network.negotiation import Negotiator
+from storescp.publish.jsonl import JsonLinesSink
+from storescp.publish.publisher import Publisher
+from storescp.settings import Settings
+
+log = structlog.get_logger("storescp.service")
+EXIT_OK = 0
+_LICENCE_CHECK_SECONDS = 3600.0
+_EVALUATION_DAYS = 90
+_EVENT_WAIT_SECONDS = 0.5
+
+
+class Server(Protocol):
+    """A listener of either engine."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that are listened on."""
+
+    def start(self) -> None:
+        """Begins to accept."""
+
+    def stop_accepting(self) -> None:
+        """Refuses new associations; those that run go on."""
+
+    def join(self, timeout: float) -> bool:
+        """Waits for the associations; whether all are over."""
+
+
+@dataclass
+class _LicenceWatch:
+    """The licence, looked at now and then while the service runs."""
+
+    licence: Licence
+    was_valid: bool = True
+
+    def check(self, now: datetime) -> None:
+        """Warns from 30 days before the end."""
+        self.was_valid = self.licence.is_valid_at(now)
+        if not self.was_valid:
+            log.error("licence.expired", not_after=self.licence.not_after.isoformat())
+        elif self.licence.not_after - now < WARN_BEFORE:
+            log.warning("licence.expires_soon", days=self.licence.days_left(now))
+
+
+def evaluation_licence(settings: Settings) -> Licence:
+    """The licence of evaluation mode: made on the spot, reused, checked like any other.
+
+    Raises:
+        LicenceError: it cannot be made or has expired.
+        ConfigError: the storage root cannot be written.
+    """
+    root = settings.local_storage.dicm_store_path
+    folder = root / ".outbox" / "evaluation"
+    _make_root(root)
+    try:
+        (root / ".outbox").mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        client_id, key_file = "evaluation", folder / "license_key"
+        if not key_file.exists():
+            for name in ("ca.pem", "ca.key", "client.pem", "client.key"):
+                (folder / name).unlink(missing_ok=True)
+            issued = issue_licence(client_id, _EVALUATION_DAYS, folder)
+            key_file.touch(mode=0o600)
+            key_file.write_text(issued.license_key, encoding="ascii")
+        license_key = key_file.read_text(encoding="ascii")
+    except OSError as error:
+        raise _storage_problem(root, error) from None
+    return validate_client_certificate(
+        client_certificate=folder / "client.pem",
+        ca_certificate=folder / "ca.pem",
+        client_id=client_id,
+        license_key=license_key,
+    )
+
+
+def configured_licence(settings: Settings) -> Licence:
+    """The licence of the configuration.
+
+    Raises:
+        LicenceError: it does not allow to serve.
+    """
+    section = settings.dicom_license_server
+    if section is None:
+        raise LicenceError(
+            "the configuration has no [dicom_license_server] section. Make a licence and add what is printed:\n"
+            "  python -m storescp license issue --client-id ID DIRECTORY\n"
+            "  python -m storescp license verify -c CONFIG"
+        )
+    return validate_client_certificate(
+        client_certificate=section.client_certificate,
+        ca_certificate=section.ca_certificate,
+        client_id=section.client_id,
+        license_key=section.license_key.get_secret_value(),
+        hash_code_oid=section.hash_code_oid,
+    )
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _storage_problem(root, error) from None
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ConfigError(
+            ConfigProblem("local_storage.dicm_store_path", str(root), "a folder that can be written", "configuration")
+        )
+
+
+def _storage_problem(root: Path, error: OSError) -> ConfigError:
+    expected = f"a folder that can be written ({error.strerror})"
+    return ConfigError(ConfigProblem("local_storage.dicm_store_path", str(root), expected, "configuration"))
+
+
+def _refuse_unavailable(settings: Settings) -> None:
+    """What is configured and not part of this version must not be ignored in silence."""
+    if settings.tls is not None:
+        raise ConfigError(ConfigProblem("tls", "(section)", "no [tls]: this version serves without TLS", "configuration"))
+    if any(rule.tls_subject for rule in settings.tenants.rules):
+        problem = ConfigProblem("tenants.rules", "tls_subject", "no tls_subject: this version serves without TLS", "configuration")
+        raise ConfigError(problem)
+    limited = [entry.tenant_id for entry in settings.tenants.settings]
+    if limited:
+        problem = ConfigProblem("tenants.settings", str(limited), "no tenant settings in this version", "configuration")
+        raise ConfigError(problem)
+
+
+def open_engine(settings: Settings, engine: str) -> Engine:
+    """Opens storage and outbox.
+
+    Raises:
+        ConfigError: the storage root cannot be used.
+    """
+    root = settings.local_storage.dicm_store_path
+    _make_root(root)
+    try:
+        if engine == "python":
+            from storescp.pure.engine import PureEngine  # noqa: PLC0415 - only where it is asked for
+
+            return PureEngine(settings)
+        return _core.Engine(engine_config(settings))
+    except CoreError as error:
+        raise ConfigError(
+            ConfigProblem("local_storage.dicm_store_path", str(root), f"a usable storage root ({error})", "configuration")
+        ) from None
+
+
+class Service:
+    """Everything that runs, from start to drain."""
+
+    def __init__(self, configuration: Configuration, engine: str) -> None:
+        self._configuration = configuration
+        self._settings = configuration.settings
+        self._engine_name = engine
+        self._stop_requested = threading.Event()
+        self._signals = 0
+        self._events_over = threading.Event()
+
+    def run(self) -> int:
+        """Serves until a signal; returns the exit code.
+
+        Raises:
+            ConfigError, LicenceError, BindError: it cannot start.
+        """
+        settings = self._settings
+        _refuse_unavailable(settings)
+        licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
+        self._licence = _LicenceWatch(licence)
+        self._licence.check(datetime.now(UTC))
+        with contextlib.ExitStack() as running:
+            engine = open_engine(settings, self._engine_name)
+            running.callback(engine.close)
+            server = self._make_server(engine)
+            self._install_signals()
+            self._announce_start(engine)
+            publisher = self._make_publisher(engine)
+            publisher.start()
+            running.callback(self._stop_publishing, publisher)
+            self._start_events(engine, running)
+            server.start()
+            running.callback(self._drain, server, engine)
+            host, port = server.address
+            shown = f"[{host}]" if ":" in host else host
+            print(f"listening on {shown}:{port} as {settings.dicom_store_scp.ae_title}", flush=True)  # noqa: T201
+            self._wait()
+        log.info("service.stopped")
+        return EXIT_OK
+
+    def _make_server(self, engine: Engine) -> Server:
+        settings = self._settings
+        scp = settings.dicom_store_scp
+        admission = Admission(settings, lambda: self._unavailable(engine))
+        offer = Offer.from_settings(scp)
+        if isinstance(engine, _core.Engine):
+            return Listener(settings, self._configuration.host, engine, admission, Negotiator(offer, scp.max_pdu_length))
+        from storescp.network.pure_listener import PureListener  # noqa: PLC0415 - only where it is asked for
+        from storescp.pure.engine import PureEngine  # noqa: PLC0415
+
+        assert isinstance(engine, PureEngine)  # noqa: S101 - there are two engines
+        return PureListener(settings, self._configuration.host, engine, admission, offer)
+
+    def _unavailable(self, engine: Engine) -> str | None:
+        if not self._licence.was_valid:
+            return "licence_expired"
+        return engine.unavailable()
+
+    def _make_publisher(self, engine: Engine) -> Publisher:
+        settings = self._settings
+        topics = (settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive)
+        folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
+        sink = JsonLinesSink(folder, topics, sync=settings.local_storage.durability != "none")
+        return Publisher(engine, sink, topics)
+
+    def _announce_start(self, engine: Engine) -> None:
+        settings, configuration = self._settings, self._configuration
+        for warning in configuration.warnings:
+            log.warning("configuration.warning", text=warning)
+        if configuration.evaluation:
+            log.warning(
+                "evaluation.mode",
+                text="no configuration file: evaluation licence, records go to JSON lines, "
+                f"reachable on {configuration.host} only",
+                storage=str(settings.local_storage.dicm_store_path),
+            )
+            if configuration.host not in ("127.0.0.1", "::1", "localhost"):
+                log.warning("evaluation.exposed", text="evaluation mode is reachable from other machines", host=configuration.host)
+        if settings.kafka is not None:
+            log.warning("kafka.not_built_in", text="this version writes records to JSON lines, not to [kafka]")
+        if settings.http is not None:
+            log.warning("http.not_built_in", text="this version has no HTTP endpoint; [http] has no effect")
+        log.warning(
+            "transcoding.not_built_in",
+            text="instances in other transfer syntaxes than cornerstonejs_supported_transfer_syntax are stored as "
+            "received and recorded as Failed",
+        )
+        kept, dropped, temporary = engine.start_up()
+        if kept or dropped or temporary:
+            log.warning("start_up.recovered", rows_kept=kept, rows_dropped=dropped, temporary_files=temporary)
+        log.info(
+            "service.started",
+            version=_core.__version__,
+            engine=self._engine_name,
+            storage=str(settings.local_storage.dicm_store_path),
+            durability=settings.local_storage.durability,
+            client_id=self._licence.licence.client_id,
+            licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
+        )
+
+    def _install_signals(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._signals += 1
+        if self._signals > 1:
+            # The second signal means now: nothing acknowledged can be lost, everything is durable already.
+            os._exit(128 + number)
+        self._stop_requested.set()
+
+    def _wait(self) -> None:
+        checked = time.monotonic()
+        while not self._stop_requested.wait(1.0):
+            if time.monotonic() - checked >= _LICENCE_CHECK_SECONDS:
+                checked = time.monotonic()
+                self._licence.check(datetime.now(UTC))
+
+    def _start_events(self, engine: Engine, running: contextlib.ExitStack) -> None:
+        """At debug level one line for each instance."""
+        if self._settings.log.level != "debug" or not isinstance(engine, _core.Engine):
+            return
+        engine.enable_events(enabled=True)
+
+        def follow() -> None:
+            while True:
+                over = self._events_over.is_set()
+                facts, dropped = engine.events(0.0 if over else _EVENT_WAIT_SECONDS)
+                for fact in facts:
+                    log.debug(
+                        "instance.stored" if fact.status == 0 else "instance.refused",
+                        association=fact.association,
+                        status=f"{fact.status:04X}",
+                        comment=fact.comment or None,
+                        sop_instance_uid=fact.sop_instance_uid,
+                        bytes=fact.bytes,
+                        commit_ms=round(fact.commit_seconds * 1000, 3),
+                    )
+                if dropped:
+                    log.debug("instance.log_lines_dropped", count=dropped)
+                if over:
+                    return
+
+        thread = threading.Thread(target=follow, name="storescp-events")
+        thread.start()
+        running.callback(thread.join)
+        running.callback(self._events_over.set)
+
+    def _drain(self, server: Server, engine: Engine) -> None:
+        timeouts = self._settings.service
+        log.info("service.draining", drain_timeout=timeouts.drain_timeout)
+        server.stop_accepting()
+        finished = server.join(timeouts.drain_timeout)
+        if not finished:
+            log.warning("service.aborting_associations")
+            abort_all = getattr(engine, "abort_all", None) or getattr(server, "abort_all", None)
+            if abort_all is not None:
+                abort_all()
+            server.join(timeouts.drain_timeout)
+
+    def _stop_publishing(self, publisher: Publisher) -> None:
+        emptied = publisher.stop(self._settings.service.publish_timeout)
+        if not emptied:
+            log.warning("outbox.not_empty", text="records that are left are published after the next start")
+

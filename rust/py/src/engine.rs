@@ -1,0 +1,319 @@
+//! The Rust engine, as Python sees it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use storescp_core::association::{receive, Agreement, Context};
+use storescp_core::config::EngineConfig;
+use storescp_core::engine::{self, StartError};
+use storescp_core::ingest::{Reception, Source};
+use storescp_core::layout::TenantId;
+use storescp_core::status::{Refusal, SUCCESS};
+use storescp_core::uid::Uid;
+
+use crate::boundary::{run, CoreError};
+use crate::gate::Connection;
+
+/// Receives, validates, stores and records. Made once; `close` gives the storage root back.
+#[pyclass(frozen, module = "storescp._core")]
+pub struct Engine(Mutex<Option<Arc<engine::Engine>>>);
+
+/// What is told about an association when it is over.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct AssociationSummary {
+    association: u64,
+    outcome: &'static str,
+    reason: &'static str,
+    statuses: Vec<(u16, u64)>,
+    identical: u64,
+    kept: u64,
+    failures: Vec<(u16, String, u64)>,
+    echoes: u64,
+    received_bytes: u64,
+    oversized_pdus: u64,
+    seconds: f64,
+}
+
+/// One C-STORE, for the debug log.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct InstanceFact {
+    association: u64,
+    status: u16,
+    comment: String,
+    sop_instance_uid: String,
+    bytes: u64,
+    commit_seconds: f64,
+}
+
+/// A record to be published.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct OutboxRow {
+    id: i64,
+    trace_id: String,
+    key: String,
+    payload: String,
+    pending: u8,
+}
+
+impl Engine {
+    fn inner(&self) -> PyResult<Arc<engine::Engine>> {
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        guard
+            .clone()
+            .ok_or_else(|| CoreError::new_err("the engine is closed"))
+    }
+}
+
+fn source(
+    calling_ae_title: String,
+    called_ae_title: String,
+    address: String,
+    tenant: Option<&str>,
+    tenant_by_rule: bool,
+) -> PyResult<Source> {
+    let tenant = tenant
+        .map(TenantId::parse)
+        .transpose()
+        .map_err(|error| CoreError::new_err(error.to_string()))?;
+    Ok(Source {
+        calling_ae_title,
+        called_ae_title,
+        address,
+        tenant,
+        tenant_by_rule,
+    })
+}
+
+#[pymethods]
+impl Engine {
+    /// Opens storage and outbox from the JSON form of the engine's configuration.
+    #[new]
+    fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
+        run(py, || {
+            let config: EngineConfig = serde_json::from_str(config_json)?;
+            let engine = engine::Engine::open(config)?;
+            Ok::<_, StartError>(Self(Mutex::new(Some(Arc::new(engine)))))
+        })
+    }
+
+    /// Serves an association until it ends. Sends `accept_pdu` first; `contexts` are the accepted ones:
+    /// id, abstract syntax, transfer syntax.
+    #[allow(clippy::too_many_arguments)] // one call per association, each a keyword argument in Python
+    fn receive(
+        &self,
+        py: Python<'_>,
+        connection: &Connection,
+        accept_pdu: &[u8],
+        contexts: Vec<(u8, String, String)>,
+        peer_max_pdu_length: u32,
+        calling_ae_title: String,
+        called_ae_title: String,
+        address: String,
+        tenant: Option<&str>,
+        tenant_by_rule: bool,
+    ) -> PyResult<AssociationSummary> {
+        let engine = self.inner()?;
+        let source = source(calling_ae_title, called_ae_title, address, tenant, tenant_by_rule)?;
+        let contexts: HashMap<u8, Context> = contexts
+            .into_iter()
+            .map(|(id, abstract_syntax, transfer_syntax)| {
+                (
+                    id,
+                    Context {
+                        abstract_syntax,
+                        transfer_syntax,
+                    },
+                )
+            })
+            .collect();
+        let agreement = Agreement {
+            contexts,
+            peer_max_pdu_length,
+            source,
+        };
+        let (stream, slot) = connection.take()?.into_parts();
+        let summary = run(py, || {
+            let summary = receive(&engine, stream, accept_pdu, &agreement);
+            drop(slot);
+            Ok::<_, std::convert::Infallible>(summary)
+        })?;
+        Ok(AssociationSummary {
+            association: summary.association,
+            outcome: summary.outcome.as_str(),
+            reason: summary.reason,
+            statuses: summary.statuses.into_iter().collect(),
+            identical: summary.identical,
+            kept: summary.kept,
+            failures: summary
+                .failures
+                .into_iter()
+                .map(|((status, comment), count)| (status, comment, count))
+                .collect(),
+            echoes: summary.echoes,
+            received_bytes: summary.received_bytes,
+            oversized_pdus: summary.oversized_pdus,
+            seconds: summary.seconds,
+        })
+    }
+
+    /// Takes one data set as a C-STORE would. Returns status and error comment.
+    #[allow(clippy::too_many_arguments)] // mirrors what a C-STORE brings
+    fn ingest(
+        &self,
+        py: Python<'_>,
+        dataset: &[u8],
+        sop_class_uid: &str,
+        sop_instance_uid: &str,
+        transfer_syntax: &str,
+        calling_ae_title: String,
+        called_ae_title: String,
+        address: String,
+        tenant: Option<&str>,
+    ) -> PyResult<(u16, String)> {
+        let engine = self.inner()?;
+        let source = source(calling_ae_title, called_ae_title, address, tenant, false)?;
+        let refusal = run(py, || {
+            let outcome = (|| {
+                let instance =
+                    Uid::parse(sop_instance_uid.as_bytes()).map_err(|_| Refusal::CommandInstanceUid)?;
+                let class = Uid::parse(sop_class_uid.as_bytes()).map_err(|_| Refusal::ClassMismatch)?;
+                let mut reception = Reception::begin(
+                    &engine,
+                    &source,
+                    None,
+                    (class, instance),
+                    transfer_syntax,
+                    Vec::new(),
+                )?;
+                reception.append(dataset)?;
+                reception.finish().map(|_| ())
+            })();
+            Ok::<_, std::convert::Infallible>(
+                outcome.err().map(|refusal| (refusal.status(), refusal.comment())),
+            )
+        })?;
+        Ok(refusal.unwrap_or((SUCCESS, String::new())))
+    }
+
+    /// Nothing when an instance can be taken now, else why not.
+    fn unavailable(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let engine = self.inner()?;
+        run(py, || {
+            Ok::<_, std::convert::Infallible>(engine.admit().err().map(|refusal| refusal.comment()))
+        })
+    }
+
+    /// What start-up found: rows kept, rows dropped, temporary files removed.
+    fn start_up(&self) -> PyResult<(u64, u64, usize)> {
+        let found = self.inner()?.start_up();
+        Ok((found.settled.kept, found.settled.dropped, found.temporary_files))
+    }
+
+    /// Bytes received since start, and C-STOREs as (status, tenant, count).
+    fn counters(&self) -> PyResult<(u64, Vec<(u16, String, u64)>)> {
+        let (bytes, instances) = self.inner()?.counters();
+        Ok((
+            bytes,
+            instances
+                .into_iter()
+                .map(|((status, tenant), count)| (status, tenant, count))
+                .collect(),
+        ))
+    }
+
+    /// Free bytes in the file system of the storage root.
+    fn free_bytes(&self, py: Python<'_>) -> PyResult<u64> {
+        let engine = self.inner()?;
+        run(py, || engine.store().free_bytes())
+    }
+
+    /// Turns facts about single instances on or off.
+    fn enable_events(&self, enabled: bool) -> PyResult<()> {
+        self.inner()?.events().enable(enabled);
+        Ok(())
+    }
+
+    /// Facts since the last call, waiting up to `timeout` seconds for one, and how many were dropped.
+    fn events(&self, py: Python<'_>, timeout: f64) -> PyResult<(Vec<InstanceFact>, u64)> {
+        let engine = self.inner()?;
+        let (facts, dropped) = run(py, || {
+            let timeout = Duration::try_from_secs_f64(timeout)?;
+            Ok::<_, std::time::TryFromFloatSecsError>(engine.events().drain(timeout))
+        })?;
+        let facts = facts
+            .into_iter()
+            .map(|fact| InstanceFact {
+                association: fact.association,
+                status: fact.status,
+                comment: fact.comment,
+                sop_instance_uid: fact.sop_instance_uid,
+                bytes: fact.bytes,
+                commit_seconds: fact.commit_seconds,
+            })
+            .collect();
+        Ok((facts, dropped))
+    }
+
+    /// Aborts every association.
+    fn abort_all(&self, py: Python<'_>) -> PyResult<()> {
+        let engine = self.inner()?;
+        run(py, || {
+            engine.abort_all();
+            Ok::<_, std::convert::Infallible>(())
+        })
+    }
+
+    /// Waits up to `timeout` seconds for something to publish; whether there is.
+    fn outbox_wait(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
+        let engine = self.inner()?;
+        run(py, || {
+            Ok::<_, std::time::TryFromFloatSecsError>(
+                engine.outbox().wait(Duration::try_from_secs_f64(timeout)?),
+            )
+        })
+    }
+
+    /// The oldest publishable rows, in the order of acknowledgement.
+    fn outbox_claim(&self, py: Python<'_>, most: u32) -> PyResult<Vec<OutboxRow>> {
+        let engine = self.inner()?;
+        let rows = run(py, || engine.outbox().claim(most))?;
+        Ok(rows
+            .into_iter()
+            .map(|row| OutboxRow {
+                id: row.id,
+                trace_id: row.trace_id,
+                key: row.key,
+                payload: row.payload,
+                pending: row.pending,
+            })
+            .collect())
+    }
+
+    /// Records that a topic (0: `topic_main`, 1: `topic_dicom_receive`) acknowledged rows.
+    fn outbox_done(&self, py: Python<'_>, topic: usize, ids: Vec<i64>) -> PyResult<()> {
+        let engine = self.inner()?;
+        run(py, || engine.outbox().done(topic, ids))
+    }
+
+    /// Records that rows could not be published, and why.
+    fn outbox_fail(&self, py: Python<'_>, ids: Vec<i64>, code: &str) -> PyResult<()> {
+        let engine = self.inner()?;
+        run(py, || engine.outbox().fail(ids, code))
+    }
+
+    /// Rows and payload bytes that a topic has not acknowledged.
+    fn outbox_backlog(&self) -> PyResult<(u64, u64)> {
+        Ok(self.inner()?.outbox().backlog())
+    }
+
+    /// Gives storage root and outbox back once the last association is over.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        run(py, move || {
+            drop(engine);
+            Ok::<_, std::convert::Infallible>(())
+        })
+    }
+}

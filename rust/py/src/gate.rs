@@ -1,0 +1,131 @@
+//! Connections before they are associations.
+
+use std::net::TcpStream;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use storescp_core::gate;
+
+use crate::boundary::{run, CoreError};
+
+/// Watches connections until their A-ASSOCIATE-RQ is complete.
+#[pyclass(frozen, module = "storescp._core")]
+pub struct Gate(gate::Gate);
+
+/// A connection whose A-ASSOCIATE-RQ is complete; used up by `refuse` or `Engine.receive`.
+#[pyclass(frozen, module = "storescp._core")]
+pub struct Connection(Mutex<Option<gate::Connection>>);
+
+#[pymethods]
+impl Gate {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        max_connections: usize,
+        max_connections_per_address: usize,
+        request_timeout: f64,
+        max_request_bytes: u32,
+    ) -> PyResult<Self> {
+        let limits = gate::GateLimits {
+            connections: max_connections,
+            per_address: max_connections_per_address,
+            request_timeout: Duration::try_from_secs_f64(request_timeout)
+                .map_err(|error| CoreError::new_err(error.to_string()))?,
+            request_bytes: max_request_bytes,
+        };
+        run(py, || gate::Gate::start(limits).map(Self))
+    }
+
+    /// Takes over the descriptor of an accepted socket (`socket.detach()`).
+    fn add(&self, py: Python<'_>, descriptor: i32) -> PyResult<()> {
+        if descriptor < 0 {
+            return Err(CoreError::new_err("not a descriptor"));
+        }
+        // SAFETY: the caller has detached the descriptor from its socket, so nobody else owns or closes it
+        // (`storescp.network.listener` is the only caller).
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        run(py, move || self.0.add(TcpStream::from(descriptor)))
+    }
+
+    /// The next connection whose request is complete, or None after `timeout` seconds.
+    fn next(&self, py: Python<'_>, timeout: f64) -> PyResult<Option<Connection>> {
+        run(py, || {
+            let connection = self.0.next(Duration::try_from_secs_f64(timeout)?);
+            Ok::<_, std::time::TryFromFloatSecsError>(
+                connection.map(|connection| Connection(Mutex::new(Some(connection)))),
+            )
+        })
+    }
+
+    /// Connections now open, associations included.
+    #[getter]
+    fn connections(&self) -> usize {
+        self.0.connections()
+    }
+
+    /// Connections turned away since start, by reason.
+    fn refused(&self) -> Vec<(&'static str, u64)> {
+        let counters = self.0.counters();
+        [
+            ("connections", &counters.connections),
+            ("connections_per_address", &counters.per_address),
+            ("request_timeout", &counters.timeout),
+            ("malformed_request", &counters.malformed),
+        ]
+        .map(|(reason, counter)| (reason, counter.load(Ordering::Relaxed)))
+        .to_vec()
+    }
+
+    /// Closes all connections that are no associations.
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        run(py, || {
+            self.0.stop();
+            Ok::<_, std::convert::Infallible>(())
+        })
+    }
+}
+
+impl Connection {
+    /// Hands the connection over, once.
+    pub fn take(&self) -> PyResult<gate::Connection> {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        connection.ok_or_else(|| CoreError::new_err("the connection was used already"))
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&gate::Connection) -> T) -> PyResult<T> {
+        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        guard
+            .as_ref()
+            .map(look)
+            .ok_or_else(|| CoreError::new_err("the connection was used already"))
+    }
+}
+
+#[pymethods]
+impl Connection {
+    /// The whole A-ASSOCIATE-RQ, PDU header included.
+    #[getter]
+    fn request<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.look(|connection| PyBytes::new(py, connection.request()))
+    }
+
+    /// Address and port of the peer.
+    #[getter]
+    fn peer(&self) -> PyResult<(String, u16)> {
+        self.look(|connection| (connection.peer().ip().to_string(), connection.peer().port()))
+    }
+
+    /// Sends a last PDU and closes.
+    fn refuse(&self, py: Python<'_>, pdu: &[u8]) -> PyResult<()> {
+        let connection = self.take()?;
+        let pdu = pdu.to_vec();
+        run(py, move || {
+            connection.refuse(&pdu);
+            Ok::<_, std::convert::Infallible>(())
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! What the core knows, without an engine.
+
+use pyo3::prelude::*;
+use storescp_core::dataset::index::IndexPlan;
+use storescp_core::dataset::scan::ScanLimits;
+use storescp_core::dataset::stream::DatasetScan;
+use storescp_core::status::Refusal;
+
+use crate::boundary::{run, CoreError};
+
+/// The identity and index attributes of a data set.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct ScanResult {
+    sop_class_uid: String,
+    sop_instance_uid: String,
+    study_instance_uid: String,
+    series_instance_uid: String,
+    patient_id: String,
+    study_date: Option<String>,
+    accession_number: Option<String>,
+    number_of_frames: u32,
+    has_pixel_data: bool,
+}
+
+/// Scans a data set. Raises `CoreError` with the status in hexadecimal and the reason where it would be refused.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+pub fn scan(
+    py: Python<'_>,
+    dataset: &[u8],
+    transfer_syntax: &str,
+    required_attributes: Vec<String>,
+) -> PyResult<ScanResult> {
+    let plan = IndexPlan::new(&required_attributes).map_err(|error| CoreError::new_err(error.to_string()))?;
+    run(py, || {
+        let outcome = (|| {
+            let mut scan = DatasetScan::new(transfer_syntax, plan.tags(), ScanLimits::default(), 1 << 31);
+            scan.feed(dataset)?;
+            scan.finish()?;
+            let index = plan.read(scan.captured())?;
+            Ok::<_, Refusal>(ScanResult {
+                sop_class_uid: index.sop_class_uid.to_string(),
+                sop_instance_uid: index.sop_instance_uid.to_string(),
+                study_instance_uid: index.study_instance_uid.to_string(),
+                series_instance_uid: index.series_instance_uid.to_string(),
+                patient_id: index.patient_id,
+                study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
+                accession_number: index.accession_number,
+                number_of_frames: index.number_of_frames,
+                has_pixel_data: scan.has_pixel_data(),
+            })
+        })();
+        outcome.map_err(|refusal| format!("{:04X} {}", refusal.status(), refusal.comment()))
+    })
+}
+
+/// The transfer syntaxes that dicom-rs knows: UID and name.
+#[pyfunction]
+pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str)> {
+    storescp_core::transfer_syntax::known().collect()
+}
+
+/// Version, and the versions of what it stands on.
+#[pyfunction]
+pub fn build_info() -> Vec<(&'static str, &'static str)> {
+    vec![
+        ("version", storescp_core::VERSION),
+        ("dicom-rs", "0.10.1"),
+        ("sqlite", storescp_core::outbox::sqlite_version()),
+        ("codecs", "none"),
+    ]
+}
