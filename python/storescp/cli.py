@@ -53,19 +53,61 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 )
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="TOML, or wado-storescp's application.json.")
 @click.option("-v", "--verbose", is_flag=True, help="Debug log.")
-@click.option("--calling-ae-title", "--ae-title", metavar="TITLE", default="STORE-SCP", show_default=True, help="Our AE title.")
+@click.option(
+    "--calling-ae-title",
+    "--ae-title",
+    metavar="TITLE",
+    default="STORE-SCP",
+    show_default=True,
+    help="Our AE title.",
+)
 @click.option("-s", "--strict", is_flag=True, help="Abort an association whose P-DATA exceeds the announced length.")
 @click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
 @click.option("--promiscuous", is_flag=True, help="Accept unknown and private SOP classes.")
-@click.option("-m", "--max-pdu-length", type=click.IntRange(4096, 131072), default=16384, show_default=True, help="Announced maximum PDU length.")
-@click.option("-p", "--port", type=click.IntRange(0, 65535), default=11111, show_default=True, help="0: any free port, printed.")
+@click.option(
+    "-m",
+    "--max-pdu-length",
+    type=click.IntRange(4096, 131072),
+    default=16384,
+    show_default=True,
+    help="Announced maximum PDU length.",
+)
+@click.option(
+    "-p",
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=11111,
+    show_default=True,
+    help="0: any free port, printed.",
+)
 @click.option("--host", metavar="ADDR", help="Bind address (0.0.0.0; 127.0.0.1 in evaluation mode).")
-@click.option("-n", "--non-blocking/--blocking", default=True, show_default=True, help="Many associations at once, or one at a time.")
-@click.option("-o", "--output-directory", type=click.Path(path_type=Path), default="storescp-data", show_default=True, help="Storage root.")
+@click.option(
+    "-n",
+    "--non-blocking/--blocking",
+    default=True,
+    show_default=True,
+    help="Many associations at once, or one at a time.",
+)
+@click.option(
+    "-o",
+    "--output-directory",
+    type=click.Path(path_type=Path),
+    default="storescp-data",
+    show_default=True,
+    help="Storage root.",
+)
 @click.option("--engine", type=click.Choice(["rust", "python"]), default="rust", show_default=True, help="Data path.")
-@click.option("-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show versions and exit.")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show versions and exit.",
+)
 @click.pass_context
-def main_group(context: click.Context, **parameters: Any) -> None:
+def main_group(context: click.Context, /, **parameters: Any) -> None:
     """Receive DICOM instances (C-STORE, C-ECHO), store them durably and publish a record for each.
 
     Without a command it serves. Without a configuration it serves in evaluation mode on 127.0.0.1.

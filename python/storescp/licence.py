@@ -20,6 +20,7 @@ HASH_CODE_OID = "1.3.6.1.4.15967132172.1"
 WARN_BEFORE = timedelta(days=30)
 _LONGEST_CHAIN = 5
 _DER_UTF8_STRING = 0x0C
+_COMMON_NAME_CHARACTERS = 64  # RFC 5280 A.1, ub-common-name
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _utf8_string(value: bytes) -> str:
 
 
 def _der_content(value: bytes) -> bytes:
-    if len(value) < 2 or value[0] != _DER_UTF8_STRING:
+    if not value.startswith(bytes([_DER_UTF8_STRING])) or len(value) == 1:
         return value
     length, offset = value[1], 2
     if length & 0x80:
@@ -197,7 +198,7 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
     Raises:
         LicenceError: a file exists already or cannot be written, or the client id cannot be a common name.
     """
-    if not 1 <= len(client_id) <= 64:
+    if not 1 <= len(client_id) <= _COMMON_NAME_CHARACTERS:
         raise LicenceError("a client id has 1 to 64 characters (it becomes the common name)")
     names = ("ca.pem", "ca.key", "client.pem", "client.key")
     existing = [name for name in names if (directory / name).exists()]

@@ -140,9 +140,13 @@ def _storage_problem(root: Path, error: OSError) -> ConfigError:
 def _refuse_unavailable(settings: Settings) -> None:
     """What is configured and not part of this version must not be ignored in silence."""
     if settings.tls is not None:
-        raise ConfigError(ConfigProblem("tls", "(section)", "no [tls]: this version serves without TLS", "configuration"))
+        raise ConfigError(
+            ConfigProblem("tls", "(section)", "no [tls]: this version serves without TLS", "configuration")
+        )
     if any(rule.tls_subject for rule in settings.tenants.rules):
-        problem = ConfigProblem("tenants.rules", "tls_subject", "no tls_subject: this version serves without TLS", "configuration")
+        problem = ConfigProblem(
+            "tenants.rules", "tls_subject", "no tls_subject: this version serves without TLS", "configuration"
+        )
         raise ConfigError(problem)
     limited = [entry.tenant_id for entry in settings.tenants.settings]
     if limited:
@@ -166,7 +170,12 @@ def open_engine(settings: Settings, engine: str) -> Engine:
         return _core.Engine(engine_config(settings))
     except CoreError as error:
         raise ConfigError(
-            ConfigProblem("local_storage.dicm_store_path", str(root), f"a usable storage root ({error})", "configuration")
+            ConfigProblem(
+                "local_storage.dicm_store_path",
+                str(root),
+                f"a usable storage root ({error})",
+                "configuration",
+            )
         ) from None
 
 
@@ -217,7 +226,9 @@ class Service:
         admission = Admission(settings, lambda: self._unavailable(engine))
         offer = Offer.from_settings(scp)
         if isinstance(engine, _core.Engine):
-            return Listener(settings, self._configuration.host, engine, admission, Negotiator(offer, scp.max_pdu_length))
+            return Listener(
+                settings, self._configuration.host, engine, admission, Negotiator(offer, scp.max_pdu_length)
+            )
         from storescp.network.pure_listener import PureListener  # noqa: PLC0415 - only where it is asked for
         from storescp.pure.engine import PureEngine  # noqa: PLC0415
 
@@ -248,7 +259,11 @@ class Service:
                 storage=str(settings.local_storage.dicm_store_path),
             )
             if configuration.host not in ("127.0.0.1", "::1", "localhost"):
-                log.warning("evaluation.exposed", text="evaluation mode is reachable from other machines", host=configuration.host)
+                log.warning(
+                    "evaluation.exposed",
+                    text="evaluation mode is reachable from other machines",
+                    host=configuration.host,
+                )
         if settings.kafka is not None:
             log.warning("kafka.not_built_in", text="this version writes records to JSON lines, not to [kafka]")
         if settings.http is not None:
@@ -336,4 +351,3 @@ class Service:
         emptied = publisher.stop(self._settings.service.publish_timeout)
         if not emptied:
             log.warning("outbox.not_empty", text="records that are left are published after the next start")
-

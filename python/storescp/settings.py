@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_UID_CHARACTERS, _AE_TITLE_CHARACTERS = 64, 16  # PS3.5 6.2
+_ROOT_BYTES = 200
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 # What a CornerstoneJS viewer reads.
@@ -49,7 +51,7 @@ LOSSLESS_TARGETS = (
 
 
 def _uid(text: str) -> str:
-    if len(text) > 64 or not _UID.fullmatch(text):
+    if len(text) > _UID_CHARACTERS or not _UID.fullmatch(text):
         raise ValueError("a UID: digits and dots, at most 64 characters")
     return text
 
@@ -62,7 +64,12 @@ def _target(text: str) -> str:
 
 def _ae_title(text: str) -> str:
     # PS3.5 6.2 AE: 16 characters of the default repertoire without backslash and control characters.
-    if not 1 <= len(text.strip()) <= 16 or "\\" in text or not text.isascii() or not text.isprintable():
+    if (
+        not 1 <= len(text.strip()) <= _AE_TITLE_CHARACTERS
+        or "\\" in text
+        or not text.isascii()
+        or not text.isprintable()
+    ):
         raise ValueError("an AE title: 1 to 16 printable ASCII characters, no backslash")
     return text.strip()
 
@@ -95,7 +102,7 @@ def _network(text: str) -> str:
 
 def _root(path: Path) -> Path:
     absolute = path.expanduser().absolute()
-    if len(str(absolute).encode()) > 200:
+    if len(str(absolute).encode()) > _ROOT_BYTES:
         raise ValueError("a path of at most 200 bytes")
     return absolute
 
@@ -275,15 +282,17 @@ class Log(Section):
 class Settings(Section):
     """The whole configuration."""
 
-    dicom_store_scp: DicomStoreScp = DicomStoreScp()
+    dicom_store_scp: DicomStoreScp = Field(default_factory=lambda: DicomStoreScp.model_validate({}))
     dicom_license_server: DicomLicenseServer | None = None
-    local_storage: LocalStorage = Field(default_factory=LocalStorage, validate_default=True)
-    message_queue: MessageQueue = MessageQueue()
+    local_storage: LocalStorage = Field(
+        default_factory=lambda: LocalStorage.model_validate({"dicm_store_path": "storescp-data"})
+    )
+    message_queue: MessageQueue = Field(default_factory=lambda: MessageQueue.model_validate({}))
     kafka: Kafka | None = None
     tenants: Tenants = Tenants()
     tls: Tls | None = None
     http: Http | None = None
-    outbox: Outbox = Outbox()
+    outbox: Outbox = Field(default_factory=lambda: Outbox.model_validate({}))
     service: Service = Service()
     limits: Limits = Limits()
     log: Log = Log()

@@ -38,7 +38,9 @@ class Admission:
         self._per_calling_ae = settings.limits.max_associations_per_calling_ae
         self._peers = [ipaddress.ip_network(peer, strict=False) for peer in scp.allowed_peers]
         rules_called = {rule.called_ae for rule in settings.tenants.rules if rule.called_ae}
-        self._called = {*scp.allowed_called_ae_titles, scp.ae_title, *rules_called} if scp.allowed_called_ae_titles else None
+        self._called = (
+            {*scp.allowed_called_ae_titles, scp.ae_title, *rules_called} if scp.allowed_called_ae_titles else None
+        )
         self._calling = set(scp.allowed_calling_ae_titles) or None
         self._rules = [
             (rule, ipaddress.ip_network(rule.source, strict=False) if rule.source else None)

@@ -15,7 +15,7 @@ from pynetdicom.transport import AssociationServer
 
 from storescp import _core
 from storescp.errors import BindError, CoreBug, CoreError
-from storescp.network.admission import LOCAL_LIMIT, Admission, congestion
+from storescp.network.admission import Admission, congestion
 from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection
 from storescp.settings import Settings
 
@@ -82,7 +82,14 @@ def bind(host: str, port: int, ae_title: str, gate: _core.Gate) -> GatedServer:
 class Listener:
     """Accepts, negotiates and hands over, for the Rust engine."""
 
-    def __init__(self, settings: Settings, host: str, engine: _core.Engine, admission: Admission, negotiator: Negotiator) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: str,
+        engine: _core.Engine,
+        admission: Admission,
+        negotiator: Negotiator,
+    ) -> None:
         limits, scp = settings.limits, settings.dicom_store_scp
         self._engine = engine
         self._admission = admission
@@ -134,8 +141,8 @@ class Listener:
                 log.debug("listener.shutdown", reason=str(error))
         self._server.shutdown()
         self._accepting.join()
-        self._dispatching.join()
         self._gate.stop()
+        self._dispatching.join()
 
     def join(self, timeout: float) -> bool:
         """Waits for the associations; whether all are over."""

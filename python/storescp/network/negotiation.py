@@ -62,7 +62,7 @@ BAD_CALLING_AE_TITLE = Rejection(1, 1, 3, "calling_ae_title")
 UNUSABLE_PDU_LENGTH = Rejection(1, 1, 1, "max_pdu_length")
 
 
-class MalformedRequest(Exception):  # noqa: N818 - it names the PDU, not our failure
+class MalformedRequest(Exception):
     """The A-ASSOCIATE-RQ cannot be read: answered with A-ABORT."""
 
     # PS3.8 Table 9-26: service provider, invalid PDU parameter value.
@@ -164,7 +164,7 @@ class Negotiator:
         primitive.result = 0
         primitive.result_source = 1
         primitive.presentation_context_definition_results_list = results
-        primitive.user_information = our_user_information(self._max_pdu_length)
+        primitive.user_information = [*our_user_information(self._max_pdu_length)]
         accept = A_ASSOCIATE_AC()
         accept.from_primitive(primitive)
         return bytes(accept.encode())
@@ -216,7 +216,7 @@ def _decode(request: bytes) -> A_ASSOCIATE:
         contexts = primitive.presentation_context_definition_list
         ids = [context.context_id for context in contexts]
         complete = all(c.abstract_syntax and c.transfer_syntax for c in contexts)
-    except Exception as error:  # noqa: BLE001 - pynetdicom's decoders raise whatever the bytes lead them to
+    except Exception as error:
         raise MalformedRequest from error
     if not complete or len(set(ids)) != len(ids) or not ids:
         raise MalformedRequest

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from io import BytesIO
 from socketserver import BaseServer
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from pynetdicom import _config, evt
 from pynetdicom.acse import ACSE
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
@@ -50,7 +52,7 @@ class PureAcse(ACSE):
         self.requestor.ae_title = request.calling_ae_title
         rejection = server.admit(self.assoc, request)
         if rejection is not None:
-            log_rejection(rejection, *cast(tuple[str, int], self.requestor.address_info.as_tuple[:2]))  # type: ignore[union-attr]
+            log_rejection(rejection, str(self.requestor.address), int(self.requestor.port or 0))
             self.send_reject(rejection.result, rejection.source, rejection.reason)
             evt.trigger(self.assoc, evt.EVT_REJECTED, {})
             self.assoc.kill()
@@ -82,8 +84,11 @@ class PureServer(ThreadedAssociationServer):
     request_queue_size = BACKLOG
     daemon_threads = True
 
-    def __init__(self, ae: ApplicationEntity, address: Any, handlers: Any, admission: Admission, offer: Offer) -> None:
+    def __init__(
+        self, ae: ApplicationEntity, address: Any, handlers: Any, admission: Admission, offer: Offer, *, blocking: bool
+    ) -> None:
         self.offer = offer
+        self._turn = threading.Semaphore(1) if blocking else None
         self.draining = False
         self._admission = admission
         self._admitted: set[int] = set()
@@ -97,18 +102,29 @@ class PureServer(ThreadedAssociationServer):
         for title, rejection in ((called, BAD_CALLED_AE_TITLE), (calling, BAD_CALLING_AE_TITLE)):
             if not title or "\\" in title or not title.isprintable() or not title.isascii():
                 return rejection
+        self._wait_for_turn()
+        rejection = self._enter(called, calling, str(assoc.requestor.address))
+        if rejection is None:
+            self._admitted.add(id(assoc))
+        elif self._turn is not None:
+            self._turn.release()
+        return rejection
+
+    def _wait_for_turn(self) -> None:
+        """In blocking mode one association is served and the others wait."""
+        while self._turn is not None and not self._turn.acquire(timeout=_POLL_SECONDS):
+            continue
+
+    def _enter(self, called: str, calling: str, address: str) -> Rejection | None:
         if self.draining:
             return congestion("draining")
-        address = str(assoc.requestor.address)
         entered = self._admission.enter(address)
         if entered is not None:
             return entered
         refused = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
         if refused is not None:
             self._admission.leave()
-            return refused
-        self._admitted.add(id(assoc))
-        return None
+        return refused
 
     def left(self, assoc: Association) -> None:
         """Gives the places of an association back, once."""
@@ -116,6 +132,8 @@ class PureServer(ThreadedAssociationServer):
             self._admitted.discard(id(assoc))
             self._admission.leave()
             self._admission.leave_calling(str(assoc.requestor.ae_title).strip())
+            if self._turn is not None:
+                self._turn.release()
 
     def shutdown(self) -> None:
         """Stops accepting and closes the listening socket."""
@@ -134,11 +152,10 @@ class PureListener:
         ae.maximum_pdu_size = scp.max_pdu_length
         ae.network_timeout = settings.limits.idle_timeout
         ae.acse_timeout = settings.limits.request_timeout
-        ae.implementation_class_uid = _core.IMPLEMENTATION_CLASS_UID  # type: ignore[assignment]
+        ae.implementation_class_uid = _core.IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = _core.IMPLEMENTATION_VERSION_NAME
         self._engine = engine
         self._admission = admission
-        self._blocking = threading.Lock() if not scp.non_blocking else None
         handlers = [
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_C_ECHO, lambda _event: 0x0000),
@@ -146,7 +163,7 @@ class PureListener:
         ]
         address = (host, scp.port, 0, 0) if ":" in host else (host, scp.port)
         try:
-            self._server = PureServer(ae, address, handlers, admission, offer)
+            self._server = PureServer(ae, address, handlers, admission, offer, blocking=not scp.non_blocking)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise BindError(f"cannot listen on {host}:{scp.port}: {reason}") from None
@@ -157,7 +174,7 @@ class PureListener:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port that are listened on."""
-        host, port = self._server.socket.getsockname()[:2]  # type: ignore[union-attr]
+        host, port = self._server.server_address[:2]
         return str(host), int(port)
 
     def start(self) -> None:
@@ -186,21 +203,25 @@ class PureListener:
         self._server.left(event.assoc)
 
     def _on_c_store(self, event: evt.Event) -> Dataset:
-        request, association = event.request, event.assoc
-        calling, called = str(association.requestor.primitive.calling_ae_title).strip(), str(
-            association.requestor.primitive.called_ae_title
-        ).strip()
-        address = str(association.requestor.address)
+        request = cast(C_STORE, event.request)
+        proposal = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
+        calling, called = str(proposal.calling_ae_title).strip(), str(proposal.called_ae_title).strip()
+        address = str(event.assoc.requestor.address)
         tenancy = self._admission.tenancy(called, calling, address)
         source = Source(calling, called, address, tenancy.tenant, tenancy.by_rule)
         class_uid = str(request.AffectedSOPClassUID)
         if class_uid != event.context.abstract_syntax:
             status, comment = 0x0122, "AffectedSOPClassUID differs from the context"
         else:
-            dataset = request.DataSet.getvalue()
+            dataset = cast(BytesIO, request.DataSet).getvalue()
             instance_uid = str(request.AffectedSOPInstanceUID)
-            status, comment = self._engine.store(dataset, class_uid, instance_uid, str(event.context.transfer_syntax), source)
-        log.debug("instance.stored" if status == 0 else "instance.refused", status=f"{status:04X}", comment=comment or None)
+            transfer_syntax = str(event.context.transfer_syntax)
+            status, comment = self._engine.store(dataset, class_uid, instance_uid, transfer_syntax, source)
+        log.debug(
+            "instance.stored" if status == 0 else "instance.refused",
+            status=f"{status:04X}",
+            comment=comment or None,
+        )
         answer = Dataset()
         answer.Status = status
         if comment:

@@ -41,17 +41,14 @@ class JsonLinesSink:
         lines = "".join(f"{row.payload}\n" for row in rows).encode()
         size = os.fstat(file).st_size
         try:
-            written = os.write(file, lines)
-            if written != len(lines):
+            if os.write(file, lines) != len(lines):
+                os.ftruncate(file, size)
                 raise SinkError(f"{topic}.jsonl: short write")
             if self._sync:
                 os.fdatasync(file)
         except OSError as error:
             os.ftruncate(file, size)
             raise SinkError(f"{topic}.jsonl: {error.strerror}") from None
-        except SinkError:
-            os.ftruncate(file, size)
-            raise
 
     async def stop(self) -> None:
         """Closes the files."""

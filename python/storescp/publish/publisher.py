@@ -16,7 +16,7 @@ from storescp.publish.sink import Sink, SinkError
 
 log = structlog.get_logger("storescp.publish")
 BATCH = 1000
-_WAIT_SECONDS = 0.5
+_WAIT_SECONDS = 0.2
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom.dataset import Dataset
-
 from storescp.errors import CoreError
 from storescp.pure import record
-from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index, read_top_level, value_of
+from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
 from storescp.pure.refusal import Refusal, storage_refusal
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, split_file
@@ -43,7 +41,7 @@ class _Instance:
 def is_video_or_jpip(transfer_syntax: str) -> bool:
     """Nothing to decode to (PS3.6 Annex A)."""
     number = transfer_syntax.removeprefix("1.2.840.10008.1.2.4.").split(".")[0]
-    if number == transfer_syntax.split(".")[0] or not number.isdigit():
+    if number == transfer_syntax.split(".", maxsplit=1)[0] or not number.isdigit():
         return False
     return int(number) in (94, 95, 204, 205, *range(100, 109))
 
@@ -55,11 +53,14 @@ class PureEngine:
         self._settings = settings
         self._storage = settings.local_storage
         self._required = settings.dicom_store_scp.required_attributes
-        self._identifying = captured_tags(self._required)
         limits = settings.limits
         self._walk_limits = WalkLimits(limits.nesting, limits.max_elements, limits.max_decoded_bytes)
         tenants = settings.tenants
-        self._private_tag = tenants.private_group << 16 | tenants.private_element if tenants.from_private_element else None
+        self._private_tag = (
+            tenants.private_group << 16 | tenants.private_element if tenants.from_private_element else None
+        )
+        private = frozenset() if self._private_tag is None else frozenset({self._private_tag})
+        self._wanted = captured_tags(self._required) | private
         self._known_tenants = {*tenants.known, *([tenants.default] if tenants.default else [])}
         try:
             self._store = Store(self._storage.dicm_store_path)
@@ -98,8 +99,8 @@ class PureEngine:
         except Refusal as refusal:
             return refusal.status, refusal.comment
         except OSError as error:
-            refusal = storage_refusal(error)
-            return refusal.status, refusal.comment
+            failure = storage_refusal(error)
+            return failure.status, failure.comment
         return SUCCESS, ""
 
     def unavailable(self) -> str | None:
@@ -160,22 +161,21 @@ class PureEngine:
             most = self._settings.limits.max_instance_bytes
             raise Refusal(0xA700, f"instance exceeds the size limit of {most} bytes")
         plain = inflate(dataset, transfer_syntax, self._walk_limits)
-        has_pixel_data = walk(plain, transfer_syntax, self._identifying, self._walk_limits)
-        elements = read_top_level(plain, transfer_syntax)
-        index = read_index(elements, self._required)
+        found = walk(plain, transfer_syntax, self._wanted, self._walk_limits)
+        index = read_index(found.values, self._required)
         if index.sop_class_uid != sop_class:
             raise Refusal(0xA900, "SOPClassUID of the data set differs from the command")
         if index.sop_instance_uid != sop_instance:
             raise Refusal(0xA900, "SOPInstanceUID of the data set differs from the command")
-        tenant = self._tenant(source, elements)
-        self._commit(self._instance(dataset, transfer_syntax, source, tenant, index, has_pixel_data))
+        tenant = self._tenant(source, found.values)
+        self._commit(self._instance(dataset, transfer_syntax, source, tenant, index, found.has_pixel_data))
 
-    def _tenant(self, source: Source, elements: Dataset) -> str:
+    def _tenant(self, source: Source, values: dict[int, bytes]) -> str:
         tenant = source.tenant
         if self._private_tag is not None and not source.tenant_by_rule:
             value = source.command_tenant
-            if value is None and self._private_tag in elements:
-                value = value_of(elements, self._private_tag)
+            if value is None:
+                value = values.get(self._private_tag)
             if value is not None:
                 text = value.rstrip(b"\0 ").decode("utf-8", "replace")
                 tenant = text if text in self._known_tenants and TENANT_ID.fullmatch(text) else None

@@ -1,25 +1,22 @@
-"""The attributes that identify and index an instance, read with pydicom and validated."""
+"""The attributes that identify and index an instance, decoded with pydicom and validated."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import date
-from io import BytesIO
-from typing import Any, cast
+from typing import cast
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 
 from storescp.pure.refusal import Refusal
-from storescp.pure.structure import encoding_of
 
 UID = re.compile(rb"[0-9]+(\.[0-9]+)*")
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _INDEX = ("SpecificCharacterSet", *_IDENTITY, "StudyDate", "AccessionNumber", "PatientID", "NumberOfFrames")
-_TEXT_DELIMITERS = {"\\"}
+# PS3.5 6.1.2.5.3: after these the initial character sets are active again.
+_TEXT_DELIMITERS = set(b"\\\t\n\f\r")
 
 
 def tag_of(keyword: str) -> int:
@@ -46,52 +43,30 @@ class InstanceIndex:
     number_of_frames: int
 
 
-def read_top_level(data: bytes, transfer_syntax: str) -> Dataset:
-    """The elements before Pixel Data, raw; the structure was checked before.
-
-    Raises:
-        Refusal: C000 where pydicom cannot follow.
-    """
-    explicit, big = encoding_of(transfer_syntax)
-    try:
-        return read_dataset(BytesIO(data), not explicit, not big, stop_when=lambda tag, _vr, _length: tag >= 0x7FE00010)
-    except Exception as error:  # noqa: BLE001 - pydicom raises whatever the bytes lead it to
-        raise Refusal(0xC000, "data set cannot be read") from error
-
-
-def value_of(elements: Dataset, tag: int) -> bytes:
-    """The raw value of a top-level element without its padding."""
-    raw: Any = elements.get_item(tag)  # type: ignore[call-overload]
-    value = getattr(raw, "value", None)
-    if isinstance(value, str):
-        value = value.encode("latin-1", "replace")
-    return value.rstrip(b"\0 ") if isinstance(value, bytes) else b""
-
-
-def read_index(elements: Dataset, required_attributes: tuple[str, ...]) -> InstanceIndex:
+def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -> InstanceIndex:
     """Validates the identifying and index attributes.
 
     Raises:
         Refusal: C000 for a UID that breaks the grammar, A900 for a required attribute.
     """
-    uids = {keyword: value_of(elements, tag_of(keyword)) for keyword in _IDENTITY}
+    uids = {keyword: _value(values, keyword) for keyword in _IDENTITY}
     for keyword, uid in uids.items():
         if uid and (len(uid) > 64 or not UID.fullmatch(uid)):
             raise Refusal(0xC000, f"{keyword} breaks the UID grammar")
     for keyword, uid in uids.items():
         if not uid:
             raise Refusal(0xA900, f"{keyword} is absent or empty")
-    encodings = _encodings(value_of(elements, tag_of("SpecificCharacterSet")))
-    patient_id = _text(value_of(elements, tag_of("PatientID")), encodings)
-    accession = _text(value_of(elements, tag_of("AccessionNumber")), encodings)
-    study_date = _date(value_of(elements, tag_of("StudyDate")))
+    encodings = _encodings(_value(values, "SpecificCharacterSet"))
+    patient_id = _text(_value(values, "PatientID"), encodings)
+    accession = _text(_value(values, "AccessionNumber"), encodings)
+    study_date = _date(_value(values, "StudyDate"))
     valid = {
         "PatientID": len(patient_id) <= 64,
         "StudyDate": study_date is not None,
         "AccessionNumber": 1 <= len(accession) <= 16,
     }
     for keyword in required_attributes:
-        if not value_of(elements, tag_of(keyword)).strip(b" \0"):
+        if not _value(values, keyword).strip(b" \0"):
             raise Refusal(0xA900, f"{keyword} is absent or empty")
         if not valid.get(keyword, True):
             raise Refusal(0xA900, f"{keyword} is invalid")
@@ -103,8 +78,12 @@ def read_index(elements: Dataset, required_attributes: tuple[str, ...]) -> Insta
         patient_id=patient_id[:64],
         study_date=study_date,
         accession_number=accession if 1 <= len(accession) <= 16 else None,
-        number_of_frames=_frames(value_of(elements, tag_of("NumberOfFrames"))),
+        number_of_frames=_frames(_value(values, "NumberOfFrames")),
     )
+
+
+def _value(values: dict[int, bytes], keyword: str) -> bytes:
+    return values.get(tag_of(keyword), b"").rstrip(b"\0 ")
 
 
 def _encodings(value: bytes) -> list[str]:

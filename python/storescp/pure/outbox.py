@@ -79,7 +79,8 @@ class Outbox:
         """A durable row that is not publishable yet."""
         with self._lock:
             cursor = self._connection.execute(
-                "INSERT INTO instance (trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created) "
+                "INSERT INTO instance "
+                "(trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     row.trace_id,
@@ -127,7 +128,7 @@ class Outbox:
     def wait(self, timeout: float) -> bool:
         """Waits for something to publish."""
         with self._lock:
-            return self._lock.wait_for(lambda: self._claimable > 0, timeout)
+            return bool(self._lock.wait_for(lambda: self._claimable > 0, timeout))
 
     def claim(self, most: int) -> list[Row]:
         """The oldest publishable rows."""

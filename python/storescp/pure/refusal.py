@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refusal(Exception):  # noqa: N818 - the word of the Rust core
+class Refusal(Exception):
     """A C-STORE that did not succeed; the text becomes the Error Comment."""
 
     def __init__(self, status: int, comment: str) -> None:

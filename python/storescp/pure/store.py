@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -160,10 +161,8 @@ class Store:
             for folder in folders:
                 parent = levels[-1] if levels else self._root
                 if create:
-                    try:
+                    with contextlib.suppress(FileExistsError):
                         os.mkdir(folder, 0o755, dir_fd=parent)
-                    except FileExistsError:
-                        pass
                 levels.append(os.open(folder, _DIRECTORY, dir_fd=parent))
         except OSError:
             _close(levels)

@@ -16,6 +16,8 @@ from storescp.pure.refusal import Refusal
 PIXEL_DATA = 0x7FE00010
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
+# What may follow a deflate stream: the trailer of RFC 1952, which some writers add, and a byte of padding.
+TRAILER_BYTES = 9
 _DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
 # PS3.5 7.1.2: a 16-bit length; all others have a 32-bit one behind two reserved bytes.
 _SHORT = frozenset(
@@ -69,18 +71,27 @@ def inflate(dataset: bytes, transfer_syntax: str, limits: WalkLimits) -> bytes:
         raise _malformed("data set inflates beyond the limit")
     if not stream.eof:
         raise _malformed(TRUNCATED)
-    if stream.unused_data not in (b"", b"\0"):
+    if len(stream.unused_data) > TRAILER_BYTES:
         raise _malformed("deflate stream is invalid")
     return plain
 
 
-def walk(data: bytes, transfer_syntax: str, identifying: frozenset[int], limits: WalkLimits) -> bool:
-    """Follows the structure to the end; whether there is a top-level Pixel Data.
+@dataclass(frozen=True)
+class Walked:
+    """What the walk found at top level."""
+
+    values: dict[int, bytes]
+    has_pixel_data: bool
+
+
+def walk(data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits) -> Walked:
+    """Follows the structure to the end and keeps the top-level values of `wanted`, which may occur only once.
 
     Raises:
         Refusal: C000.
     """
-    return _Walk(data, transfer_syntax, identifying, limits).run()
+    found = _Walk(data, transfer_syntax, wanted, limits)
+    return Walked(found.values, found.run())
 
 
 def _malformed(text: str) -> Refusal:
@@ -88,11 +99,11 @@ def _malformed(text: str) -> Refusal:
 
 
 class _Walk:
-    def __init__(self, data: bytes, transfer_syntax: str, identifying: frozenset[int], limits: WalkLimits) -> None:
+    def __init__(self, data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits) -> None:
         self._data = data
         self._explicit, self._big = encoding_of(transfer_syntax)
-        self._identifying = identifying
-        self._seen: set[int] = set()
+        self._wanted = wanted
+        self.values: dict[int, bytes] = {}
         self._limits = limits
         self._stack: list[_Frame] = []
         self._sequences = 0
@@ -140,7 +151,9 @@ class _Walk:
 
     def _element(self, tag: int, vr: bytes | None, length: int, explicit: bool, big: bool) -> None:
         top = self._stack[-1] if self._stack else None
-        if top is not None and (self._position > top.bound or (length != _UNDEFINED and self._position + length > top.bound)):
+        if top is not None and (
+            self._position > top.bound or (length != _UNDEFINED and self._position + length > top.bound)
+        ):
             raise _malformed(BEYOND)
         if top is not None and top.kind == "fragments":
             self._fragment(tag, length)
@@ -161,6 +174,8 @@ class _Walk:
                 self._push("sequence", explicit, big, self._position + length)
             else:
                 self._pass(length)
+                if tag in self._wanted and not self._stack:
+                    self.values[tag] = self._data[self._position - length : self._position]
         elif tag == PIXEL_DATA or vr in (b"OB", b"OW"):
             self._push("fragments", explicit, big, None)
         elif vr is None or vr == b"SQ":
@@ -203,10 +218,10 @@ class _Walk:
         group = tag >> 16
         if (group < 8 and group != 4) or group == 0xFFFF:
             raise _malformed("element of a group not allowed in a data set")
-        if tag in self._identifying:
-            if tag in self._seen:
+        if tag in self._wanted:
+            if tag in self.values:
                 raise _malformed("an identifying attribute occurs twice")
-            self._seen.add(tag)
+            self.values[tag] = b""
         self._pixel_data |= tag == PIXEL_DATA
 
     def _push(self, kind: str, explicit: bool, big: bool, end: int | None) -> None:

@@ -7,6 +7,9 @@ use super::scan::{Captured, ScanError, ScanLimits, Scanner};
 use crate::transfer_syntax::{is_deflated, Encoding};
 
 const WINDOW_BYTES: usize = 64 * 1024;
+/// What may follow a deflate stream: one byte pads it to an even length (PS3.5 A.5), and some writers add the
+/// eight bytes of the trailer of RFC 1952.
+const TRAILER_BYTES: u64 = 9;
 
 /// A [`Scanner`] behind the inflater that its transfer syntax needs; memory is constant.
 #[derive(Debug)]
@@ -20,7 +23,7 @@ struct Inflater {
     state: Decompress,
     window: Vec<u8>,
     ended: bool,
-    padding: u64,
+    trailer: u64,
     max_bytes: u64,
 }
 
@@ -33,7 +36,7 @@ impl DatasetScan {
             state: Decompress::new(false),
             window: vec![0; WINDOW_BYTES],
             ended: false,
-            padding: 0,
+            trailer: 0,
             max_bytes: max_decoded_bytes,
         });
         Self {
@@ -81,10 +84,8 @@ impl Inflater {
     fn feed(&mut self, mut bytes: &[u8], scanner: &mut Scanner) -> Result<(), ScanError> {
         while !bytes.is_empty() {
             if self.ended {
-                // PS3.5 A.5: one zero byte may pad the stream to an even length.
-                self.padding += bytes.len() as u64;
-                let zero = bytes.iter().all(|&byte| byte == 0);
-                return if zero && self.padding <= 1 {
+                self.trailer += bytes.len() as u64;
+                return if self.trailer <= TRAILER_BYTES {
                     Ok(())
                 } else {
                     Err(ScanError::Deflate)
@@ -170,7 +171,7 @@ mod tests {
                 b"1.2.3\0"
             );
         }
-        bytes.push(0);
+        bytes.extend_from_slice(&[7; 9]);
         assert!(scan(&bytes, 4096, 1 << 30).is_ok());
         bytes.push(0);
         assert_eq!(scan(&bytes, 4096, 1 << 30).unwrap_err(), ScanError::Deflate);

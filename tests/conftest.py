@@ -1,0 +1,43 @@
+"""Fixtures of all suites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.instances import curated_folder
+from support.service import ServiceProcess
+
+StartService = Callable[..., ServiceProcess]
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[StartService]:
+    """Starts services; those that still run at the end are stopped."""
+    started: list[ServiceProcess] = []
+
+    def start(*options: str, root: Path | None = None, **keywords: object) -> ServiceProcess:
+        service = ServiceProcess(root or tmp_path / "data", *options, **keywords)  # type: ignore[arg-type]
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        if service.process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture
+def scp(start_service: StartService) -> ServiceProcess:
+    """The service in evaluation mode on a free port, Rust engine."""
+    return start_service()
+
+
+@pytest.fixture(scope="session")
+def curated() -> Path:
+    """The folder of curated real files."""
+    folder = curated_folder()
+    if folder is None:
+        pytest.skip("the folder of curated files is not here (set STORESCP_CURATED)")
+    return folder

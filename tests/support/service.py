@@ -1,0 +1,113 @@
+"""The real service as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LISTENING = re.compile(r"listening on (\S+):(\d+) as (\S+)")
+
+
+class ServiceProcess:
+    """Starts `python -m storescp`, waits for its line, and stops what it started."""
+
+    def __init__(self, root: Path, *options: str, env: dict[str, str] | None = None, engine: str = "rust") -> None:
+        self.root = root
+        self.log_path = root.parent / f"{root.name}-{os.getpid()}-{time.monotonic_ns()}.log"
+        self.started = time.monotonic()
+        self._log = self.log_path.open("wb")
+        arguments = ["-p", "0", "-o", str(root), "--engine", engine, *options]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "storescp", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment | {"PYTHONUNBUFFERED": "1"} | (env or {}),
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        match = LISTENING.match(line)
+        if not match:
+            self.process.wait(20)
+            raise AssertionError(f"did not start: {line!r}\n{self.log_path.read_text()}")
+        self.ready_seconds = time.monotonic() - self.started
+        self.line = line.strip()
+        self.port = int(match[2])
+
+    def stop(self, timeout: float = 40.0) -> int:
+        """SIGTERM; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout)
+        self._close()
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(10)
+        self._close()
+
+    def _close(self) -> None:
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._log.close()
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        return [line for line in lines if line.get("event") == name]
+
+    def wait_for_event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            found = self.events(name)
+            if found:
+                return found[-1]
+            self.process.poll()
+            time.sleep(0.01)  # a file written by another process
+        raise AssertionError(f"no {name} in:\n{self.log()}")
+
+    def files(self) -> list[Path]:
+        """Every file beneath the tenants."""
+        return sorted(
+            path
+            for tenant in self.root.iterdir()
+            if not tenant.name.startswith(".")
+            for path in tenant.rglob("*")
+            if path.is_file()
+        )
+
+    def temporary_files(self) -> list[Path]:
+        return list((self.root / ".incoming").iterdir())
+
+    def records(self, topic: str = "storage_queue", *, count: int | None = None) -> list[dict[str, Any]]:
+        """The records of a topic; waits until there are `count`."""
+        file = self.root / ".outbox" / "events" / f"{topic}.jsonl"
+        deadline = time.monotonic() + 20
+        while True:
+            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            if count is None or len(lines) >= count or time.monotonic() > deadline:
+                return [json.loads(line) for line in lines]
+            time.sleep(0.01)  # a file written by another process
+
+    def rss_kib(self, kind: str = "VmRSS") -> int:
+        """Resident memory of the process now (VmRSS) or at its peak (VmHWM), in KiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"{kind}:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
