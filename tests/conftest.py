@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from support.instances import curated_folder
 from support.service import ServiceProcess
 

@@ -104,9 +104,10 @@ def from_file(path: Path) -> Instance | None:
 
 
 def _identity(path: Path) -> tuple[str, str]:
-    from pydicom import dcmread
+    from pydicom.filereader import read_partial
 
-    dataset = dcmread(path, force=True, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+    with path.open("rb") as file:
+        dataset = read_partial(file, stop_when=lambda tag, _vr, _length: tag > 0x00080018, force=True)
     meta = dataset.file_meta
     sop_class = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")
     sop_instance = dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID", "")
