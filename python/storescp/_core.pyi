@@ -2,6 +2,22 @@
 
 from typing import final
 
+__all__ = [
+    "IMPLEMENTATION_CLASS_UID",
+    "IMPLEMENTATION_VERSION_NAME",
+    "AssociationSummary",
+    "Connection",
+    "Engine",
+    "Gate",
+    "InstanceFact",
+    "OutboxRow",
+    "ScanResult",
+    "__version__",
+    "build_info",
+    "scan",
+    "transfer_syntaxes",
+]
+
 __version__: str
 IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str

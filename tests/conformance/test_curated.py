@@ -17,7 +17,7 @@ import pytest
 
 from support.instances import Instance, dataset_of, from_file
 from support.proxy import RecordingProxy, Sent
-from support.scu import RawAssociation
+from support.scu import EXPLICIT, IMPLICIT, RawAssociation
 from support.service import ServiceProcess
 
 pytestmark = [
@@ -30,7 +30,6 @@ StartService = Callable[..., ServiceProcess]
 
 # A big endian UN sequence of undefined length: pydicom cannot read the original either.
 UNREADABLE_BY_PYDICOM = {"1.2.276.0.7230010.3.1.4.1787205428.2345.1071048146.1"}
-NO_PART10_TRANSFER_SYNTAX = "1.2.840.10008.1.2"
 
 
 def open_service(start_service: StartService, *options: str, required: str = "[]") -> ServiceProcess:
@@ -47,7 +46,8 @@ def instances(folder: Path) -> Iterator[tuple[str, Instance]]:
     for path in sorted(folder.glob("*.dcm")):
         instance = from_file(path)
         if instance is None:
-            instance = bare_dataset(path, rows[path.name]["ts"] or NO_PART10_TRANSFER_SYNTAX)
+            explicit_vr = path.read_bytes()[4:6].isalpha()
+            instance = bare_dataset(path, rows[path.name]["ts"] or (EXPLICIT if explicit_vr else IMPLICIT))
         yield path.name, instance
 
 

@@ -25,8 +25,7 @@ from storescp import _core
 from storescp.network.contexts import Offer
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
-_REMEMBERED_ANSWERS = 256
-_REMEMBERED_REQUEST_BYTES = 64 * 1024
+_REMEMBERED_REQUEST_BYTES = 16 << 20
 # A response needs room for one fragment of at least two bytes; less is no length that anyone can use.
 _SMALLEST_PEER_PDU = 128
 _PROTOCOL_VERSION = slice(6, 8)
@@ -109,6 +108,7 @@ class Negotiator:
         self._offer = offer
         self._max_pdu_length = max_pdu_length
         self._answers: OrderedDict[bytes, Answer | Rejection] = OrderedDict()
+        self._remembered_bytes = 0
         self._lock = threading.Lock()
 
     def negotiate(self, request: bytes) -> Answer | Rejection:
@@ -123,11 +123,13 @@ class Negotiator:
                 self._answers.move_to_end(request)
                 return known
         answer = self._compute(request)
-        if len(request) <= _REMEMBERED_REQUEST_BYTES:
-            with self._lock:
+        with self._lock:
+            if request not in self._answers:
                 self._answers[request] = answer
-                if len(self._answers) > _REMEMBERED_ANSWERS:
-                    self._answers.popitem(last=False)
+                self._remembered_bytes += len(request)
+            while self._remembered_bytes > _REMEMBERED_REQUEST_BYTES:
+                forgotten, _ = self._answers.popitem(last=False)
+                self._remembered_bytes -= len(forgotten)
         return answer
 
     def _compute(self, request: bytes) -> Answer | Rejection:

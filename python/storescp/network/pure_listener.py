@@ -99,9 +99,9 @@ class PureServer(ThreadedAssociationServer):
         if request.application_context_name != APPLICATION_CONTEXT_NAME:
             return UNKNOWN_APPLICATION_CONTEXT
         called, calling = str(request.called_ae_title).strip(), str(request.calling_ae_title).strip()
-        for title, rejection in ((called, BAD_CALLED_AE_TITLE), (calling, BAD_CALLING_AE_TITLE)):
+        for title, refused in ((called, BAD_CALLED_AE_TITLE), (calling, BAD_CALLING_AE_TITLE)):
             if not title or "\\" in title or not title.isprintable() or not title.isascii():
-                return rejection
+                return refused
         self._wait_for_turn()
         rejection = self._enter(called, calling, str(assoc.requestor.address))
         if rejection is None:

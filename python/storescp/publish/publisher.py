@@ -17,6 +17,9 @@ from storescp.publish.sink import Sink, SinkError
 log = structlog.get_logger("storescp.publish")
 BATCH = 1000
 _WAIT_SECONDS = 0.2
+# A batch that was not full is followed by a pause, so that a stream of instances costs a few commits a second and not
+# three for each instance.
+_GATHER_SECONDS = 0.1
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 
@@ -55,7 +58,10 @@ class Publisher:
                 if not started:
                     await self._sink.start()
                     started = True
-                if not await self._publish_batch() and not self._stopping.is_set():
+                published = await self._publish_batch()
+                if published < BATCH and not self._stopping.is_set():
+                    await asyncio.sleep(_GATHER_SECONDS)
+                if not published and not self._stopping.is_set():
                     await asyncio.to_thread(self._queue.outbox_wait, _WAIT_SECONDS)
                 pause = _FIRST_PAUSE_SECONDS
             except (SinkError, CoreError) as error:
@@ -70,7 +76,7 @@ class Publisher:
             return True
         return self._stopping.is_set() and not self._queue.outbox_claim(1)
 
-    async def _publish_batch(self) -> bool:
+    async def _publish_batch(self) -> int:
         rows = await asyncio.to_thread(self._queue.outbox_claim, BATCH)
         for number, topic in enumerate(self._topics):
             waiting = [row for row in rows if row.pending & (1 << number)]
@@ -83,4 +89,4 @@ class Publisher:
                 await asyncio.to_thread(self._queue.outbox_fail, ids, str(error))
                 raise
             await asyncio.to_thread(self._queue.outbox_done, number, ids)
-        return bool(rows)
+        return len(rows)

@@ -13,6 +13,7 @@ use crate::layout::{InstancePath, TenantId};
 use crate::outbox::NewRow;
 use crate::record::{hash_uid, timestamp, Record, TransferStatus, SCHEMA_VERSION, WORKER_NODE_ID};
 use crate::status::Refusal;
+use crate::store::folders::SeriesFolder;
 use crate::store::spool::Spool;
 use crate::store::{Digest, Existing};
 use crate::transfer_syntax::is_video_or_jpip;
@@ -176,11 +177,12 @@ impl<'e> Reception<'e> {
     ) -> Result<Stored, Refusal> {
         let store = self.engine.store();
         let _one_writer = store.lock(path);
-        match store.existing(path, &mut self.spool)? {
-            Existing::Absent => self.commit_new(tenant, index, path),
+        let folder = store.folders().open(path)?;
+        match store.existing(folder.as_ref(), path, &mut self.spool)? {
+            Existing::Absent => self.commit_new(tenant, index, path, folder),
             Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
             Existing::Different => match self.engine.config().duplicates {
-                Duplicates::Replace => self.commit_new(tenant, index, path),
+                Duplicates::Replace => self.commit_new(tenant, index, path, folder),
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
                 Duplicates::Keep => {
                     self.make_existing_durable(path)?;
@@ -196,6 +198,7 @@ impl<'e> Reception<'e> {
         tenant: &TenantId,
         index: &InstanceIndex,
         path: &InstancePath,
+        folder: Option<SeriesFolder>,
     ) -> Result<Stored, Refusal> {
         let outbox = self.engine.outbox();
         let durability = self.engine.config().durability;
@@ -209,7 +212,7 @@ impl<'e> Reception<'e> {
             Ok(())
         };
         let id = ticket.wait()?;
-        let named = synced.and_then(|()| self.name(path));
+        let named = synced.and_then(|()| self.name(path, folder));
         if let Err(error) = named {
             // Not acknowledged and not on disk: start-up would drop the row as well.
             outbox.remove(id)?;
@@ -220,9 +223,9 @@ impl<'e> Reception<'e> {
     }
 
     /// The name, and its durability. Data was synced before: a name may reach the disk before the data otherwise.
-    fn name(&mut self, path: &InstancePath) -> std::io::Result<()> {
+    fn name(&mut self, path: &InstancePath, folder: Option<SeriesFolder>) -> std::io::Result<()> {
         let folders = self.engine.store().folders();
-        let folder = match folders.open(path)? {
+        let folder = match folder {
             Some(folder) => folder,
             None => folders.create(path)?,
         };

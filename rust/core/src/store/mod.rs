@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::{xxh3_64, Xxh3Default};
 
 use crate::file_meta;
 use crate::layout::{InstancePath, INCOMING, OUTBOX};
-use folders::Folders;
+use folders::{Folders, SeriesFolder};
 use spool::Spool;
 
 /// XXH3 with 128 bits over the whole file: tells at start-up and in `verify` whether it is the one recorded.
@@ -166,12 +166,17 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Compares a spooled instance with the file at its place. The folder may not exist yet.
+    /// Compares a spooled instance with the file at its place; `folder` is `None` where it does not exist yet.
     ///
     /// # Errors
     /// What the file system says; a link or a folder in place of the file is an error.
-    pub fn existing(&self, path: &InstancePath, spool: &mut Spool<'_>) -> io::Result<Existing> {
-        let Some(folder) = self.folders.open(path)? else {
+    pub fn existing(
+        &self,
+        folder: Option<&SeriesFolder>,
+        path: &InstancePath,
+        spool: &mut Spool<'_>,
+    ) -> io::Result<Existing> {
+        let Some(folder) = folder else {
             return Ok(Existing::Absent);
         };
         let Some(mut file) = folder.open_file(path.file_name())? else {

@@ -266,13 +266,16 @@ mod tests {
 
             let mut same = super::tests::spool(&store, "b.part", &dataset, memory_bytes);
             assert_eq!(
-                store.existing(&path(), &mut same).unwrap(),
+                store.existing(Some(&folder), &path(), &mut same).unwrap(),
                 Existing::Identical { size, digest }
             );
             let mut changed = dataset.clone();
             changed[99_999] ^= 1;
             let mut other = super::tests::spool(&store, "c.part", &changed, memory_bytes);
-            assert_eq!(store.existing(&path(), &mut other).unwrap(), Existing::Different);
+            assert_eq!(
+                store.existing(Some(&folder), &path(), &mut other).unwrap(),
+                Existing::Different
+            );
         }
     }
 

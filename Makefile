@@ -1,0 +1,82 @@
+# One verb per habit. `make run` and `make test` are all that a fresh machine needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CARGO ?= cargo
+STAMPS := .make
+RUST_SOURCES := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.sql' 2>/dev/null) Cargo.toml Cargo.lock
+RUN_OPTIONS ?=
+export CARGO_TERM_COLOR ?= never
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+check-tools:
+	@command -v $(PYTHON) >/dev/null || { echo "make: needs Python 3.11 or newer (apt-get install python3 python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: needs Python 3.11 or newer, found $$($(PYTHON) --version)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: needs Python's venv module (apt-get install python3-venv)"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "make: needs Rust 1.85 or newer with cargo (rustup.rs)"; exit 1; }
+	@v=$$(rustc --version | cut -d' ' -f2); printf '1.85.0\n%s\n' "$$v" | sort -VC || { echo "make: needs Rust 1.85 or newer, found $$v"; exit 1; }
+	@command -v cmake >/dev/null || { echo "make: needs cmake (apt-get install cmake)"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "make: needs a C++ compiler (apt-get install g++)"; exit 1; }
+
+$(STAMPS)/venv: pyproject.toml | check-tools
+	@mkdir -p $(STAMPS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" "maturin>=1.9,<2"
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet
+	@touch $@
+
+$(STAMPS)/test-tools: $(STAMPS)/venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group lint
+	@for tool in dcmsend:dcmtk Orthanc:orthanc strace:strace; do \
+	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+	  echo "make: installing$$missing"; \
+	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  if [ -x /etc/init.d/orthanc ]; then $$sudo /etc/init.d/orthanc stop >/dev/null 2>&1 || true; fi; \
+	fi
+	@touch $@
+
+build: $(STAMPS)/build ## Build the extension and install the package into .venv
+
+run: $(STAMPS)/build ## Build what is missing and serve in evaluation mode (RUN_OPTIONS="-p 11112 ...")
+	$(BIN)/python -m storescp $(RUN_OPTIONS)
+
+test: $(STAMPS)/build $(STAMPS)/test-tools ## Install what the tests need, and run all of them
+	$(CARGO) test --release --locked --quiet
+	$(BIN)/python -m pytest tests -m "not ceiling"
+	$(BIN)/python -m pytest tests -m ceiling
+
+lint: $(STAMPS)/build $(STAMPS)/test-tools ## Formatters, linters and type checks, changing nothing
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/python -m mypy.stubtest storescp._core
+
+format: $(STAMPS)/test-tools ## Rewrite the sources in the project's form
+	$(CARGO) fmt --all
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format --quiet .
+
+bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine
+	$(BIN)/python -m pytest benches -s --timeout 900 --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+crash: $(STAMPS)/build $(STAMPS)/test-tools ## kill -9 under load, ROUNDS times (default 100)
+	STORESCP_CRASH_ROUNDS=$${ROUNDS:-100} $(BIN)/python -m pytest tests/crash -s --timeout 7200
+
+wheel: | check-tools ## Build a wheel into dist/
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+clean: ## Remove what was built
+	rm -rf $(VENV) $(STAMPS) dist target
+
+.PHONY: help check-tools build run test lint format bench crash wheel clean

@@ -1,0 +1,54 @@
+"""Fixtures of the benches: services that write beneath one folder of a real file system."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.service import ServiceProcess
+
+
+@pytest.fixture
+def warm_memory() -> Iterator[None]:
+    """4 GiB of memory that was touched before; see warm_memory.py."""
+    script = Path(__file__).with_name("warm_memory.py")
+    holder = subprocess.Popen([sys.executable, str(script), "4"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"warm\n"
+    yield
+    holder.communicate(timeout=60)
+
+
+@pytest.fixture
+def bench_folder() -> Iterator[Path]:
+    """Removed only at the end: deleting many files slows the creation of others for a while."""
+    folder = Path(tempfile.mkdtemp(prefix="storescp-bench-", dir=Path.cwd() / "target"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def start_bench_service(bench_folder: Path) -> Iterator[Callable[..., ServiceProcess]]:
+    """Starts services with an engine, durability and maximum PDU length."""
+    started: list[ServiceProcess] = []
+
+    def start(engine: str, *, durability: str, max_pdu: int) -> ServiceProcess:
+        service = ServiceProcess(
+            bench_folder / f"{engine}-{durability}-{max_pdu}-{len(started)}",
+            "-m",
+            str(max_pdu),
+            engine=engine,
+            env={"STORESCP_LOCAL_STORAGE__DURABILITY": durability},
+        )
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        service.stop()

@@ -1,0 +1,175 @@
+"""Where values come from, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from storescp.config import load
+from storescp.errors import ConfigError
+from storescp.settings import VIEWER_TRANSFER_SYNTAXES, Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("STORESCP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(folder: Path, text: str, name: str = "storescp.toml") -> Path:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def problem(text: str, folder: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        load({}, write(folder, text))
+    return str(error.value)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = load({}, None).settings
+    scp = settings.dicom_store_scp
+    assert (scp.port, scp.ae_title, scp.max_pdu_length, scp.max_associations) == (11111, "STORE-SCP", 16384, 100)
+    assert scp.cornerstonejs_supported_transfer_syntax == VIEWER_TRANSFER_SYNTAXES
+    assert len(VIEWER_TRANSFER_SYNTAXES) == 17
+    assert scp.required_attributes == ("PatientID", "StudyDate")
+    assert (settings.local_storage.durability, settings.local_storage.duplicates) == ("full", "replace")
+    assert settings.local_storage.min_free_bytes == 1073741824
+    assert settings.tenants.default == "1234567890"
+    assert settings.message_queue.topic_dicom_receive == "log_queue"
+    limits = settings.limits
+    assert (limits.max_decoded_bytes, limits.nesting, limits.max_pdu_tolerated) == (2147483648, 64, 1048576)
+    assert (limits.request_timeout, limits.handshake_timeout, limits.idle_timeout) == (10, 5, 60)
+
+
+def test_option_beats_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "[dicom_store_scp]\nport = 1\nae_title = 'FILE'\nmax_pdu_length = 5000\n")
+    monkeypatch.setenv("STORESCP_DICOM_STORE_SCP__PORT", "2")
+    monkeypatch.setenv("STORESCP_DICOM_STORE_SCP__AE_TITLE", "ENV")
+    configuration = load({("dicom_store_scp", "port"): 3}, file)
+    scp = configuration.settings.dicom_store_scp
+    assert (scp.port, scp.ae_title, scp.max_pdu_length, scp.strict) == (3, "ENV", 5000, False)
+    sources = {key: source for key, _, source in configuration.rows()}
+    assert sources["dicom_store_scp.port"] == "option"
+    assert sources["dicom_store_scp.ae_title"] == "environment"
+    assert sources["dicom_store_scp.max_pdu_length"] == str(file)
+    assert sources["dicom_store_scp.strict"] == "default"
+
+
+def test_environment_lists_and_tables_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORESCP_DICOM_STORE_SCP__ALLOWED_PEERS", '["10.0.0.0/8"]')
+    monkeypatch.setenv("STORESCP_TENANTS__RULES", '[{"tenant_id": "a", "called_ae": "A"}]')
+    monkeypatch.setenv("STORESCP_LIMITS__NESTING", "100")
+    settings = load({}, None).settings
+    assert settings.dicom_store_scp.allowed_peers == ("10.0.0.0/8",)
+    assert settings.tenants.rules[0].tenant_id == "a"
+    assert settings.limits.nesting == 100
+    monkeypatch.setenv("STORESCP_TENANTS__RULES", "[{")
+    with pytest.raises(ConfigError):
+        load({}, None)
+
+
+def test_evaluation_mode_is_no_file_and_no_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load({}, None).evaluation
+    assert load({}, None).host == "127.0.0.1"
+    assert load({("dicom_store_scp", "host"): "0.0.0.0"}, None).host == "0.0.0.0"
+    with_file = load({}, write(tmp_path, ""))
+    assert not with_file.evaluation
+    assert with_file.host == "0.0.0.0"
+    monkeypatch.setenv("STORESCP_DICOM_LICENSE_SERVER__CLIENT_ID", "x")
+    monkeypatch.setenv("STORESCP_DICOM_LICENSE_SERVER__LICENSE_KEY", "y")
+    assert not load({}, None).evaluation
+
+
+def test_paths_of_a_file_are_relative_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    text = "[local_storage]\ndicm_store_path = 'data'\n[dicom_license_server]\nclient_id = 'a'\nlicense_key = 'b'\n"
+    settings = load({}, write(folder, text)).settings
+    assert settings.local_storage.dicm_store_path == folder / "data"
+    assert settings.dicom_license_server is not None
+    assert settings.dicom_license_server.client_certificate == folder / "client.pem"
+    assert (
+        load({("local_storage", "dicm_store_path"): "x"}, None).settings.local_storage.dicm_store_path == tmp_path / "x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[dicom_store_scp]\nport = 99999", ["dicom_store_scp.port", "99999", "65535", "storescp.toml"]),
+        ("[dicom_store_scp]\nprot = 1", ["dicom_store_scp.prot", "no such key"]),
+        ("[dicom_storescp]\nport = 1", ["dicom_storescp", "no such key"]),
+        ("[dicom_store_scp]\nae_title = 'SEVENTEEN-LETTERS'", ["ae_title", "1 to 16 printable"]),
+        ("[dicom_store_scp]\nunsupported_ts_change_to = '1.2.840.10008.1.2.4.50'", ["unsupported_ts_change_to", "lossless"]),
+        ("[dicom_store_scp]\nrequired_attributes = ['PatientName2']", ["required_attributes", "keyword"]),
+        ("[dicom_store_scp]\nallowed_peers = ['10.0.0.0/33']", ["allowed_peers", "10.0.0.0/33"]),
+        ("[local_storage]\ndurability = 'maybe'", ["local_storage.durability", "maybe", "'full', 'data' or 'none'"]),
+        ("[tenants]\ndefault = '../x'", ["tenants.default", "../x", "tenant id"]),
+        ("[limits]\nnesting = 257", ["limits.nesting", "257", "256"]),
+        ("[dicom_license_server]\nclient_id = 'a'", ["dicom_license_server.license_key", "missing"]),
+        ("port = ", ["--config", "TOML"]),
+        (f"[local_storage]\ndicm_store_path = '/{'x' * 200}'", ["dicm_store_path", "200 bytes"]),
+    ],
+)  # fmt: skip
+def test_a_problem_names_key_value_and_what_was_expected(tmp_path: Path, text: str, parts: list[str]) -> None:
+    said = problem(text, tmp_path)
+    assert all(part in said for part in parts), said
+
+
+def test_secrets_are_masked_everywhere(tmp_path: Path) -> None:
+    text = "[dicom_license_server]\nclient_id = 'a'\nlicense_key = 'SECRET-1'\n[kafka]\nbrokers = 'b'\nsasl_password = 'SECRET-2'\n"
+    shown = "\n".join(" ".join(row) for row in load({}, write(tmp_path, text)).rows())
+    assert "SECRET" not in shown
+    assert shown.count("********") == 2
+    assert "SECRET" not in problem(text.replace("'SECRET-2'", "['SECRET-2']"), tmp_path)
+    assert "SECRET" not in problem(text + "[kafka.sasl_passwords]\na = 'x'\n", tmp_path)
+
+
+def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
+    document = {
+        "redis": {"url": "redis://127.0.0.1"},
+        "dicom_store_scp": {
+            "port": 11112,
+            "ae_title": "STORE-SCP",
+            "cornerstonejs_supported_transfer_syntax": ["1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2"],
+            "unsupported_ts_change_to": "1.2.840.10008.1.2.1",
+            "tenant_group": "0x1211",
+            "tenant_element": "0x1217",
+        },
+        "local_storage": {"dicm_store_path": "/data", "json_store_path": "/json"},
+        "message_queue": {"topic_main": "storage_queue", "topic_log": "log_queue_1", "consumer_group_id": "g"},
+        "kafka": {"brokers": ["127.0.0.1:9092", "127.0.0.1:9093"], "queue_buffering_max_ms": 10},
+        "dicom_license_server": {"client_id": "a", "license_key": "b", "url": "http://x"},
+    }
+    configuration = load({}, write(tmp_path, json.dumps(document), "application.json"))
+    settings = configuration.settings
+    assert settings.dicom_store_scp.cornerstonejs_supported_transfer_syntax == (
+        "1.2.840.10008.1.2.4.57",
+        "1.2.840.10008.1.2",
+    )
+    assert settings.message_queue.topic_dicom_receive == "log_queue_1"
+    assert settings.kafka is not None
+    assert settings.kafka.brokers == "127.0.0.1:9092,127.0.0.1:9093"
+    assert settings.tenants.from_private_element
+    assert (settings.tenants.private_group, settings.tenants.private_element) == (0x1211, 0x1217)
+    [warning] = configuration.warnings
+    for name in ("redis", "local_storage.json_store_path", "message_queue.consumer_group_id",
+                 "kafka.queue_buffering_max_ms", "dicom_license_server.url"):  # fmt: skip
+        assert name in warning
+    sources = {key: source for key, _, source in configuration.rows()}
+    assert sources["message_queue.topic_dicom_receive"].endswith("application.json")
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.dicom_store_scp.port = 1  # type: ignore[misc]

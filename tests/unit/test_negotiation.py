@@ -1,0 +1,162 @@
+"""Contexts, answers and admission, without a socket."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storescp.network.admission import Admission, Tenancy
+from storescp.network.contexts import (
+    NATIVE_TRANSFER_SYNTAXES,
+    VERIFICATION,
+    Offer,
+    known_transfer_syntaxes,
+    storage_sop_classes,
+)
+from storescp.network.negotiation import Answer, MalformedRequest, Negotiator, Rejection
+from storescp.settings import DicomStoreScp, Settings
+from support import scu
+from support.instances import CT
+
+# The 34 storage classes of wado-storescp.
+WADO_STORESCP = """
+1.2 1.2.1 1.9 1.8 1.7 1.6 1.5 1.4 1.4.1 1.4.2 1.4.3 1.3 1.1 1.1.1 1.1.1.1 1.104.1 1.104.2 1.104.3 1.11.1 1.128
+1.13.1.3 1.13.1.4 1.13.1.5 1.130 1.481.1 1.20 1.3.1 1.7.1 1.7.2 1.7.3 1.7.4 1.88.11 1.88.22 1.88.33
+"""
+
+
+@pytest.fixture(scope="module")
+def offer() -> Offer:
+    return Offer.from_settings(DicomStoreScp.model_validate({}))
+
+
+def test_all_storage_classes_are_taken_and_nothing_else(offer: Offer) -> None:
+    for suffix in WADO_STORESCP.split():
+        assert offer.accepts(f"1.2.840.10008.5.1.4.1.{suffix}"), suffix
+    for other in ("1.2.840.10008.1.3.10", "1.2.840.10008.1.20.1", "1.2.840.10008.5.1.4.38.1", "1.2.840.10008.5.1.1.27",
+                  "1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.1.200.1", "1.2.3"):  # fmt: skip
+        assert not offer.accepts(other), other
+    assert offer.accepts(VERIFICATION)
+    assert len(storage_sop_classes()) >= 190
+
+
+def test_all_transfer_syntaxes_of_storage_are_taken() -> None:
+    known = known_transfer_syntaxes()
+    for suffix in ("", ".1", ".1.98", ".1.99", ".2", ".4.50", ".4.66", ".4.94", ".4.95", ".4.100.1", ".4.107", ".4.110",
+                   ".4.111", ".4.112", ".4.201", ".4.202", ".4.203", ".4.204", ".4.205", ".5", ".8.1"):  # fmt: skip
+        assert f"1.2.840.10008.1.2{suffix}" in known, suffix
+    assert not [
+        uid for uid in known if uid.startswith(("1.2.840.10008.1.2.6.", "1.2.840.10008.1.2.7.", "1.2.840.10008.1.20"))
+    ]
+
+
+def test_options_narrow_and_widen() -> None:
+    native = Offer.from_settings(DicomStoreScp.model_validate({"uncompressed_only": True}))
+    assert native.transfer_syntaxes == NATIVE_TRANSFER_SYNTAXES
+    listed = DicomStoreScp.model_validate({"cornerstonejs_supported_transfer_syntax": ["1.2.3.4.5"]})
+    assert "1.2.3.4.5" in Offer.from_settings(listed).transfer_syntaxes
+    promiscuous = Offer.from_settings(DicomStoreScp.model_validate({"promiscuous": True}))
+    assert promiscuous.accepts("1.2.276.0.19.55.1")
+    assert not promiscuous.accepts("1.2.840.10008.5.1.4.1.2.1.1")
+
+
+def negotiate(offer: Offer, **options: object) -> Answer | Rejection:
+    request = scu.associate_rq([(1, CT, [scu.EXPLICIT])], **options)  # type: ignore[arg-type]
+    return Negotiator(offer, 16384).negotiate(request)
+
+
+def test_answers_and_rejections(offer: Offer) -> None:
+    answer = negotiate(offer, calling=b"CT1 ", called=b"ME\0\0", max_pdu=65536)
+    assert isinstance(answer, Answer)
+    assert (answer.calling_ae_title, answer.called_ae_title, answer.peer_max_pdu_length) == ("CT1", "ME", 65536)
+    assert answer.contexts == ((1, CT, scu.EXPLICIT),)
+    for options, code in [
+        ({"version": 2}, (1, 2, 2)),
+        ({"application_context": b"1.2.3"}, (1, 1, 2)),
+        ({"called": b" "}, (1, 1, 7)),
+        ({"calling": b"A\\B"}, (1, 1, 3)),
+        ({"max_pdu": 1}, (1, 1, 1)),
+        ({"max_pdu": 7}, (1, 1, 1)),
+    ]:
+        rejection = negotiate(offer, **options)
+        assert isinstance(rejection, Rejection)
+        assert (rejection.result, rejection.source, rejection.reason) == code
+        assert rejection.pdu() == bytes([3, 0, 0, 0, 0, 4, 0, *code])
+
+
+def test_the_same_request_gets_the_same_answer_again(offer: Offer) -> None:
+    negotiator = Negotiator(offer, 16384)
+    request = scu.associate_rq([(1, CT, [scu.EXPLICIT])])
+    assert negotiator.negotiate(request) is negotiator.negotiate(bytes(bytearray(request)))
+
+
+@pytest.mark.parametrize(
+    "contexts",
+    [[(1, CT, [scu.EXPLICIT]), (1, CT, [scu.IMPLICIT])], [(2, CT, [scu.EXPLICIT])], [(1, CT, [])], []],
+    ids=["repeated id", "even id", "no transfer syntax", "no context"],
+)
+def test_requests_that_break_the_standard_are_malformed(
+    offer: Offer, contexts: list[tuple[int, str, list[str]]]
+) -> None:
+    with pytest.raises(MalformedRequest):
+        Negotiator(offer, 16384).negotiate(scu.associate_rq(contexts))
+
+
+def test_all_128_contexts_and_a_long_user_identity(offer: Offer) -> None:
+    identity = scu.item(0x58, struct.pack(">BBH", 2, 0, 60000) + b"u" * 60000 + struct.pack(">H", 0))
+    contexts = [(number, CT, [scu.EXPLICIT]) for number in range(1, 256, 2)]
+    answer = Negotiator(offer, 16384).negotiate(scu.associate_rq(contexts, extra_items=identity))
+    assert isinstance(answer, Answer)
+    assert len(answer.contexts) == 128
+
+
+@given(st.binary(max_size=400), st.integers(0, 180), st.binary(max_size=8))
+def test_any_bytes_are_answered_or_malformed(junk: bytes, at: int, patch: bytes) -> None:
+    offer = Offer(frozenset({CT}), frozenset({scu.EXPLICIT}), promiscuous=False)
+    valid = scu.associate_rq([(1, CT, [scu.EXPLICIT])])
+    for request in (junk, valid[:at] + patch + valid[at + len(patch) :]):
+        try:
+            answer = Negotiator(offer, 16384).negotiate(request)
+        except MalformedRequest:
+            continue
+        assert isinstance(answer, Answer | Rejection)
+
+
+def test_tenants_first_match_wins() -> None:
+    settings = Settings.model_validate(
+        {
+            "tenants": {
+                "default": "rest",
+                "rules": [
+                    {"tenant_id": "a", "called_ae": "A", "source": "10.0.0.0/8"},
+                    {"tenant_id": "b", "called_ae": "A"},
+                    {"tenant_id": "c", "source": "2001:db8::/32"},
+                ],
+            }
+        }
+    )
+    admission = Admission(settings, lambda: None)
+    assert admission.tenancy("A", "X", "10.1.2.3") == Tenancy("a", by_rule=True)
+    assert admission.tenancy("A", "X", "192.168.0.1") == Tenancy("b", by_rule=True)
+    assert admission.tenancy("Z", "X", "2001:db8::1") == Tenancy("c", by_rule=True)
+    assert admission.tenancy("Z", "X", "10.1.2.3") == Tenancy("rest", by_rule=False)
+
+
+def test_places_are_counted_and_given_back() -> None:
+    settings = Settings.model_validate(
+        {"dicom_store_scp": {"max_associations": 2}, "limits": {"max_associations_per_calling_ae": 1}}
+    )
+    admission = Admission(settings, lambda: None)
+    assert admission.enter("127.0.0.1") is admission.enter("127.0.0.1") is None
+    refused = admission.enter("127.0.0.1")
+    assert refused is not None
+    assert (refused.result, refused.source, refused.reason) == (2, 3, 2)
+    admission.leave()
+    assert admission.enter("127.0.0.1") is None
+    assert admission.enter_calling("A") is None
+    assert admission.enter_calling("A") is not None
+    admission.leave_calling("A")
+    assert admission.enter_calling("A") is None
