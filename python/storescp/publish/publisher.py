@@ -20,6 +20,7 @@ _WAIT_SECONDS = 0.2
 # A batch that was not full is followed by a pause, so that a stream of instances costs a few commits a second and not
 # three for each instance.
 _GATHER_SECONDS = 0.1
+_LAST_ROWS_SECONDS = 0.01
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 
@@ -59,9 +60,11 @@ class Publisher:
                     await self._sink.start()
                     started = True
                 published = await self._publish_batch()
-                if published < BATCH and not self._stopping.is_set():
+                if self._stopping.is_set():
+                    # A row that was acknowledged a moment ago becomes claimable with the next commit.
+                    await asyncio.sleep(0 if published else _LAST_ROWS_SECONDS)
+                elif published < BATCH:
                     await asyncio.sleep(_GATHER_SECONDS)
-                if not published and not self._stopping.is_set():
                     await asyncio.to_thread(self._queue.outbox_wait, _WAIT_SECONDS)
                 pause = _FIRST_PAUSE_SECONDS
             except (SinkError, CoreError) as error:
@@ -74,7 +77,7 @@ class Publisher:
     def _is_over(self) -> bool:
         if self._deadline_passed.is_set():
             return True
-        return self._stopping.is_set() and not self._queue.outbox_claim(1)
+        return self._stopping.is_set() and self._queue.outbox_backlog()[0] == 0
 
     async def _publish_batch(self) -> int:
         rows = await asyncio.to_thread(self._queue.outbox_claim, BATCH)

@@ -1,0 +1,115 @@
+"""Hard limits of memory and time; run alone."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storescp.network.contexts import known_transfer_syntaxes, storage_sop_classes
+from support import scu
+from support.instances import CT, ct_slice, explicit
+from support.scu import EXPLICIT, RawAssociation, associate_rq
+from support.service import ServiceProcess
+
+pytestmark = pytest.mark.ceiling
+StartService = Callable[..., ServiceProcess]
+CONTEXTS = [(1, CT, [EXPLICIT])]
+GIB = 1 << 30
+
+
+@pytest.mark.timeout(300)
+def test_a_2_gb_instance_takes_at_most_64_mib_of_memory(start_service: StartService, tmp_path: Path) -> None:
+    facts = os.statvfs(tmp_path)
+    if facts.f_bavail * facts.f_frsize < 5 * GIB:
+        pytest.skip("needs 5 GiB of free space")
+    scp = start_service()
+    with RawAssociation(scp.port, CONTEXTS) as warm_up:
+        one = ct_slice(1)
+        assert warm_up.store(1, CT, one.sop_instance, one.dataset).status == 0
+        warm_up.release()
+    idle = scp.rss_kib()
+    frames = 4096
+    instance = ct_slice(
+        2,
+        changes={
+            0x00280008: explicit(0x00280008, b"IS", str(frames).encode()),
+            0x7FE00010: explicit(0x7FE00010, b"OW", b"", frames * 512 * 512 * 2),
+        },
+    )
+    frame = os.urandom(512 * 512 * 2)
+    step = 16378
+    pdus = [scu.pdata(scu.pdv(1, 0, frame[at : at + step])) for at in range(0, len(frame), step)]
+    block = b"".join(pdus)
+    with RawAssociation(scp.port, CONTEXTS, timeout=120) as association:
+        association.send(scu.fragments(1, True, scu.store_rq(CT, instance.sop_instance, 1), 16384))
+        association.send(scu.pdata(scu.pdv(1, 0, instance.dataset)))
+        for _ in range(frames):
+            association.send(block)
+        association.send(scu.pdata(scu.pdv(1, 2, b"")))
+        assert association.read_response().status == 0
+        association.release()
+    grown = (scp.rss_kib("VmHWM") - idle) / 1024
+    print(f"\n2 GiB instance: peak RSS {grown:.1f} MiB above idle")  # noqa: T201
+    assert grown <= 64
+    [file] = [file for file in scp.files() if file.stem == instance.sop_instance]
+    assert file.stat().st_size > 2 * GIB
+    with file.open("rb") as stored:
+        stored.seek(-len(frame), os.SEEK_END)
+        assert stored.read() == frame
+
+
+def median_set_up_ms(port: int, requests: list[bytes]) -> float:
+    seconds = []
+    for request in requests:
+        started = time.perf_counter()
+        association = RawAssociation(port, [], request=request)
+        seconds.append(time.perf_counter() - started)
+        association.release()
+    return statistics.median(seconds) * 1000
+
+
+def test_association_set_up_takes_at_most_8_ms(scp: ServiceProcess) -> None:
+    classes, syntaxes = sorted(storage_sop_classes()), sorted(known_transfer_syntaxes())
+    few = [(2 * n + 1, uid, syntaxes[:3]) for n, uid in enumerate(classes[:20])]
+    many = [(2 * n + 1, uid, syntaxes[:4]) for n, uid in enumerate(classes[:128])]
+    new = median_set_up_ms(scp.port, [associate_rq(few, calling=f"SCU{n}".encode()) for n in range(31)])
+    known = median_set_up_ms(scp.port, [associate_rq(many)] * 31)
+    print(f"\nset-up: 20 contexts never seen {new:.1f} ms, 128 contexts seen before {known:.1f} ms")  # noqa: T201
+    assert new <= 8
+    assert known <= 8
+
+
+def nested(levels: int) -> bytes:
+    opening = struct.pack("<HH2sHL", 0x0040, 0xA730, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
+    return opening * levels
+
+
+def test_hostile_structures_are_refused_quickly_and_cost_no_memory(scp: ServiceProcess) -> None:
+    base = ct_slice(1, rows=4)
+    # The last element of the template is Pixel Data; these come before it.
+    head = base.dataset[: base.dataset.index(struct.pack("<HH", 0x7FE0, 0x0010))]
+    idle = scp.rss_kib()
+    cases = {
+        "nested 100,000 deep": head + nested(100_000),
+        "length FFFFFFFE": head + explicit(0x7FE00010, b"OW", bytes(100), 0xFFFFFFFE),
+        "length 80000000": head + explicit(0x7FE00010, b"OW", bytes(100), 0x80000000),
+    }
+    with RawAssociation(scp.port, CONTEXTS) as association:
+        for name, dataset in cases.items():
+            association.send(scu.fragments(1, True, scu.store_rq(CT, base.sop_instance, 1), 16384))
+            association.send(scu.fragments(1, False, dataset, 16384))
+            started = time.perf_counter()
+            response = association.read_response()
+            assert response.status == 0xC000, name
+            assert time.perf_counter() - started < 0.05, name
+        association.release()
+    assert scp.rss_kib("VmHWM") - idle < 16 * 1024
+    assert scp.files() == []

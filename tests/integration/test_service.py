@@ -1,0 +1,256 @@
+"""Starting, stopping and being told no: the process as an administrator sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storescp.licence import issue_licence
+from support.instances import CT, ct_slice
+from support.scu import EXPLICIT, Aborted, Closed, RawAssociation
+from support.service import ServiceProcess
+
+StartService = Callable[..., ServiceProcess]
+CONTEXTS = [(1, CT, [EXPLICIT])]
+
+
+def storescp(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
+    return subprocess.run(
+        [sys.executable, "-m", "storescp", *arguments],
+        capture_output=True, text=True, check=False, timeout=60, env=environment | (env or {}), cwd=cwd,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration with a licence, beside its certificates."""
+    issued = issue_licence("hospital", 365, tmp_path / "etc")
+    file = tmp_path / "etc" / "storescp.toml"
+    file.write_text(
+        f"[dicom_license_server]\nclient_id = 'hospital'\nlicense_key = '{issued.license_key}'\n"
+        "[dicom_store_scp]\nhost = '127.0.0.1'\n"
+    )
+    return file
+
+
+def test_it_serves_with_a_configuration_and_its_licence(start_service: StartService, config: Path) -> None:
+    scp = start_service("-c", str(config), "--ae-title", "ARCHIVE")
+    assert scp.line == f"listening on 127.0.0.1:{scp.port} as ARCHIVE"
+    RawAssociation(scp.port, CONTEXTS).release()
+    assert scp.stop() == 0
+    assert scp.events("service.started")[0]["client_id"] == "hospital"
+    assert not scp.events("evaluation.mode")
+
+
+def test_evaluation_mode_says_so_and_reuses_its_licence(start_service: StartService) -> None:
+    first = start_service()
+    assert first.events("evaluation.mode")
+    evaluation = first.root / ".outbox" / "evaluation"
+    assert evaluation.stat().st_mode & 0o777 == 0o700
+    certificate = (evaluation / "client.pem").read_bytes()
+    assert first.stop() == 0
+    second = start_service(root=first.root)
+    assert (evaluation / "client.pem").read_bytes() == certificate
+    assert second.line.startswith("listening on 127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("client_id = 'hospital'", "client_id = 'other'"), "is not the configured client_id"),
+        (("license_key = '", "license_key = '0"), "is not the configured license_key"),
+    ],
+)
+def test_a_wrong_licence_is_exit_77_with_one_line(
+    config: Path, tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    key = config.read_text().split("license_key = '")[1].split("'")[0]
+    config.write_text(config.read_text().replace(*change))
+    result = storescp("-c", str(config), "-p", "0", "-o", str(tmp_path / "data"))
+    assert result.returncode == 77
+    [line] = result.stderr.splitlines()
+    assert said in line
+    assert key not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_missing_licence_section_names_the_commands_that_make_one(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[dicom_store_scp]\nport = 0\n")
+    result = storescp("-c", str(tmp_path / "c.toml"), "-o", str(tmp_path / "data"))
+    assert result.returncode == 77
+    assert "license issue --client-id" in result.stderr
+    assert "license verify" in result.stderr
+
+
+def test_exit_codes_of_wrong_starts(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[dicom_store_scp]\nport = 'x'\n")
+    result = storescp("-c", str(bad))
+    assert result.returncode == 78
+    assert "dicom_store_scp.port" in result.stderr
+    assert storescp("-c", str(tmp_path / "absent.toml")).returncode == 78
+    assert storescp("-m", "1000").returncode == 2
+    assert storescp("--no-such-option").returncode == 2
+    (tmp_path / "file").write_text("")
+    result = storescp("-p", "0", "-o", str(tmp_path / "file" / "root"))
+    assert result.returncode == 78
+    assert "dicm_store_path" in result.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = storescp("-p", str(port), "-o", str(tmp_path / "data"))
+        assert result.returncode == 69
+        assert f"127.0.0.1:{port}" in result.stderr
+
+
+def test_what_this_version_does_not_have_is_refused_and_not_ignored(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + "[tls]\ncertificate = 'a'\nprivate_key = 'b'\n")
+    result = storescp("-c", str(config), "-p", "0", "-o", str(tmp_path / "data"))
+    assert result.returncode == 78
+    assert "tls" in result.stderr
+
+
+def test_one_root_serves_one_process(scp: ServiceProcess) -> None:
+    result = storescp("-p", "0", "-o", str(scp.root))
+    assert result.returncode == 78
+    assert "another process" in result.stderr
+
+
+def test_check_config_prints_values_sources_and_no_secrets(config: Path) -> None:
+    result = storescp("check-config", "-c", str(config), env={"STORESCP_LIMITS__NESTING": "100"})
+    assert result.returncode == 0
+    rows = {line.split(" = ")[0].strip(): line for line in result.stdout.splitlines()}
+    assert rows["limits.nesting"].endswith("= 100  # environment")
+    assert rows["dicom_store_scp.host"].endswith(f'"127.0.0.1"  # {config}')
+    assert rows["dicom_store_scp.port"].endswith("11111  # default")
+    assert "********" in rows["dicom_license_server.license_key"]
+    before = storescp("-c", str(config), "check-config")
+    assert before.stdout == storescp("check-config", "-c", str(config)).stdout
+
+
+def test_license_commands(tmp_path: Path) -> None:
+    issued = storescp("license", "issue", "--client-id", "clinic", "--days", "10", str(tmp_path / "licence"))
+    assert issued.returncode == 0
+    (tmp_path / "storescp.toml").write_text(issued.stdout)
+    verified = storescp("license", "verify", "-c", str(tmp_path / "storescp.toml"))
+    assert (verified.returncode, verified.stdout) == (0, "valid for clinic, 9 days left\n")
+    shown = storescp("license", "show", str(tmp_path / "licence" / "client.pem"))
+    assert "client id   clinic" in shown.stdout
+    assert storescp("license", "issue", "--client-id", "clinic", str(tmp_path / "licence")).returncode == 77
+
+
+def test_version_and_help() -> None:
+    version = storescp("--version")
+    assert version.returncode == 0
+    assert "storescp 0.1" in version.stdout
+    help_text = storescp("-h").stdout
+    for option in ("--config", "--verbose", "--calling-ae-title", "--ae-title", "--strict", "--uncompressed-only",
+                   "--promiscuous", "--max-pdu-length", "--port", "--host", "--non-blocking / --blocking",
+                   "--output-directory", "--engine", "--version"):  # fmt: skip
+        assert option in help_text
+
+
+def test_outbox_status_works_while_the_service_runs(scp: ServiceProcess) -> None:
+    instance = ct_slice(1, rows=4)
+    with RawAssociation(scp.port, CONTEXTS) as association:
+        assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0
+        association.release()
+    scp.records(count=1)
+    result = storescp("-o", str(scp.root), "outbox", "status")
+    assert result.returncode == 0
+    assert "instances 1" in result.stdout
+    assert storescp("-o", str(scp.root / "nothing"), "outbox", "status").returncode == 1
+
+
+@pytest.mark.parametrize("engine", ["rust", "python"])
+def test_sigterm_lets_running_associations_finish(start_service: StartService, engine: str) -> None:
+    scp = start_service(engine=engine)
+    association = RawAssociation(scp.port, CONTEXTS)
+    scp.process.send_signal(signal.SIGTERM)
+    scp.wait_for_event("service.draining")
+    instance = ct_slice(1)
+    assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0
+    association.release()
+    assert scp.process.wait(20) == 0
+    assert len(scp.records()) == 1
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", scp.port), 5)
+
+
+def test_a_drain_ends_at_its_deadline_with_an_abort(start_service: StartService) -> None:
+    scp = start_service(env={"STORESCP_SERVICE__DRAIN_TIMEOUT": "0.5"})
+    association = RawAssociation(scp.port, CONTEXTS)
+    scp.process.send_signal(signal.SIGTERM)
+    with pytest.raises((Aborted, Closed)):
+        association.read_pdu()
+    association.socket.close()
+    assert scp.process.wait(20) == 0
+    assert scp.events("association.stopped")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_second_signal_ends_at_once(start_service: StartService, number: int, code: int) -> None:
+    scp = start_service()
+    association = RawAssociation(scp.port, CONTEXTS)
+    scp.process.send_signal(number)
+    scp.wait_for_event("service.draining")
+    scp.process.send_signal(number)
+    assert scp.process.wait(2) == code
+    association.socket.close()
+
+
+def test_logs_are_json_without_patient_data(start_service: StartService) -> None:
+    scp = start_service("-v")
+    canary = {
+        0x00100010: b"\x10\x00\x10\x00PN\x0a\x00CanaryName",
+        0x00100020: b"\x10\x00\x20\x00LO\x08\x00CanaryId",
+        0x00080050: b"\x08\x00\x50\x00SH\x08\x00CanaryAc",
+        0x00080020: b"\x08\x00\x20\x00DA\x08\x0019771123",
+    }
+    good = ct_slice(1, rows=4, changes=canary)
+    bad = ct_slice(2, rows=4, changes=canary | {0x0020000D: None})
+    with RawAssociation(scp.port, CONTEXTS, calling=b"EVIL {}") as association:
+        for one in (good, bad):
+            association.store(1, CT, one.sop_instance, one.dataset)
+        association.release()
+    assert scp.stop() == 0
+    log = scp.log()
+    assert all(json.loads(line) for line in log.splitlines())
+    assert not [word for word in ("CanaryName", "CanaryId", "CanaryAc", "19771123") if word in log]
+    [summary] = scp.events("association.released")
+    assert summary["statuses"] == {"0000": 1, "A900": 1}
+    assert len(scp.events("instance.stored")) == len(scp.events("instance.refused")) == 1
+
+
+def test_idle_and_slow_peers_do_not_hold_up_the_others(start_service: StartService) -> None:
+    scp = start_service(env={"STORESCP_LIMITS__MAX_CONNECTIONS_PER_ADDRESS": "600"})
+    idle = [socket.create_connection(("127.0.0.1", scp.port)) for _ in range(500)]
+    for slow in idle[:50]:
+        slow.send(b"\x01\x00\x00")
+    done = threading.Event()
+
+    def store() -> None:
+        instance = ct_slice(1)
+        with RawAssociation(scp.port, CONTEXTS, timeout=1.0) as association:
+            assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0
+            association.release()
+        done.set()
+
+    sender = threading.Thread(target=store)
+    sender.start()
+    assert done.wait(5)
+    sender.join()
+    assert scp.threads() < 30
+    for connection in idle:
+        connection.close()
