@@ -55,7 +55,7 @@ def test_a_2_gb_instance_takes_at_most_64_mib_of_memory(start_service: StartServ
         assert association.read_response().status == 0
         association.release()
     grown = (scp.rss_kib("VmHWM") - idle) / 1024
-    print(f"\n2 GiB instance: peak RSS {grown:.1f} MiB above idle")  # noqa: T201
+    print(f"\n2 GiB instance: peak RSS {grown:.1f} MiB above idle")
     assert grown <= 64
     [file] = [file for file in scp.files() if file.stem == instance.sop_instance]
     assert file.stat().st_size > 2 * GIB
@@ -80,7 +80,7 @@ def test_association_set_up_takes_at_most_8_ms(scp: ServiceProcess) -> None:
     many = [(2 * n + 1, uid, syntaxes[:4]) for n, uid in enumerate(classes[:128])]
     new = median_set_up_ms(scp.port, [associate_rq(few, calling=f"SCU{n}".encode()) for n in range(31)])
     known = median_set_up_ms(scp.port, [associate_rq(many)] * 31)
-    print(f"\nset-up: 20 contexts never seen {new:.1f} ms, 128 contexts seen before {known:.1f} ms")  # noqa: T201
+    print(f"\nset-up: 20 contexts never seen {new:.1f} ms, 128 contexts seen before {known:.1f} ms")
     assert new <= 8
     assert known <= 8
 
