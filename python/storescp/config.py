@@ -88,6 +88,8 @@ def load(options: Mapping[tuple[str, str], Any], file: Path | None) -> Configura
     except ValidationError as error:
         raise ConfigError(*_problems(error, layers)) from None
     _cross_checks(settings, layers)
+    if settings.tenants.from_private_element and not settings.tenants.known:
+        warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
     return Configuration(settings, file, tuple(layers), tuple(warnings), evaluation)
 
 
@@ -267,11 +269,6 @@ def _problems(error: ValidationError, layers: list[tuple[str, Layer]]) -> Iterat
 
 
 def _cross_checks(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
-    tenants = settings.tenants
-    if tenants.from_private_element and not tenants.known and not tenants.default:
-        key = ("tenants", "known")
-        expected = "the tenants that the private element may name"
-        raise ConfigError(ConfigProblem(".".join(key), "[]", expected, _source_of(key, layers)))
     storage = settings.local_storage
     if not _is_utf8(storage.dicm_store_path):
         key = ("local_storage", "dicm_store_path")

@@ -88,8 +88,11 @@ def engine_config(settings: Settings) -> str:
     )
     private = None
     if tenants.from_private_element:
-        known = {*tenants.known, *([tenants.default] if tenants.default else [])}
-        private = {"group": tenants.private_group, "element": tenants.private_element, "known": sorted(known)}
+        private = {
+            "group": tenants.private_group,
+            "element": tenants.private_element,
+            "known": list(tenants.known),
+        }
     return json.dumps(
         {
             "root": str(storage.dicm_store_path),

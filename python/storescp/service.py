@@ -91,12 +91,15 @@ def evaluation_licence(settings: Settings) -> Licence:
         license_key = key_file.read_text(encoding="ascii")
     except OSError as error:
         raise _storage_problem(root, error) from None
-    return validate_client_certificate(
-        client_certificate=folder / "client.pem",
-        ca_certificate=folder / "ca.pem",
-        client_id=client_id,
-        license_key=license_key,
-    )
+    try:
+        return validate_client_certificate(
+            client_certificate=folder / "client.pem",
+            ca_certificate=folder / "ca.pem",
+            client_id=client_id,
+            license_key=license_key,
+        )
+    except LicenceError as error:
+        raise LicenceError(f"evaluation: {error}; remove {folder} to make a new one") from None
 
 
 def configured_licence(settings: Settings) -> Licence:

@@ -161,7 +161,8 @@ def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
     assert settings.kafka.brokers == "127.0.0.1:9092,127.0.0.1:9093"
     assert settings.tenants.from_private_element
     assert (settings.tenants.private_group, settings.tenants.private_element) == (0x1211, 0x1217)
-    [warning] = configuration.warnings
+    warning, known = configuration.warnings
+    assert "tenants.known is empty" in known
     for name in ("redis", "local_storage.json_store_path", "message_queue.consumer_group_id",
                  "kafka.queue_buffering_max_ms", "dicom_license_server.url"):  # fmt: skip
         assert name in warning

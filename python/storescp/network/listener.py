@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from socketserver import BaseServer
@@ -142,13 +143,17 @@ class Listener:
         self._server.shutdown()
         self._accepting.join()
         self._gate.stop()
-        self._dispatching.join()
 
     def join(self, timeout: float) -> bool:
         """Waits for the associations; whether all are over."""
+        deadline = time.monotonic() + timeout
+        # In blocking mode the association is served by this thread.
+        self._dispatching.join(timeout)
+        if self._dispatching.is_alive():
+            return False
         waiter = threading.Thread(target=self._associations.shutdown, name="storescp-drain", daemon=True)
         waiter.start()
-        waiter.join(timeout)
+        waiter.join(max(0.0, deadline - time.monotonic()))
         return not waiter.is_alive()
 
     def _dispatch(self) -> None:

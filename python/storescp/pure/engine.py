@@ -61,7 +61,7 @@ class PureEngine:
         )
         private = frozenset() if self._private_tag is None else frozenset({self._private_tag})
         self._wanted = captured_tags(self._required) | private
-        self._known_tenants = {*tenants.known, *([tenants.default] if tenants.default else [])}
+        self._known_tenants = frozenset(tenants.known)
         try:
             self._store = Store(self._storage.dicm_store_path)
         except BlockingIOError:

@@ -14,6 +14,7 @@ pub mod config;
 pub mod dataset;
 pub mod engine;
 pub mod events;
+mod exchange;
 pub mod file_meta;
 pub mod gate;
 pub mod ingest;

@@ -11,7 +11,7 @@ const BUFFER_BYTES: usize = 256 * 1024;
 pub enum ReadEnd {
     /// The peer closed the connection, or it broke.
     Closed,
-    /// A deadline passed.
+    /// It kept us waiting for too long.
     Timeout,
 }
 
@@ -45,32 +45,32 @@ impl<R: Read> DeadlineReader<R> {
     /// Exactly `N` bytes.
     ///
     /// # Errors
-    /// [`ReadEnd`] when they do not come before `deadline`.
-    pub fn array<const N: usize>(&mut self, deadline: Instant) -> Result<[u8; N], ReadEnd> {
+    /// [`ReadEnd`] when they do not come within `patience`.
+    pub fn array<const N: usize>(&mut self, patience: &mut Patience) -> Result<[u8; N], ReadEnd> {
         loop {
             let waiting = self.buffer.get(self.start..self.end).unwrap_or_default();
             if let Some(&bytes) = waiting.first_chunk::<N>() {
                 self.start += N;
                 return Ok(bytes);
             }
-            self.fill(deadline)?;
+            self.fill(patience)?;
         }
     }
 
     /// Between 1 and `most` bytes, straight from the buffer.
     ///
     /// # Errors
-    /// [`ReadEnd`] when none come before `deadline`.
-    pub fn chunk(&mut self, most: usize, deadline: Instant) -> Result<&[u8], ReadEnd> {
+    /// [`ReadEnd`] when none come within `patience`.
+    pub fn chunk(&mut self, most: usize, patience: &mut Patience) -> Result<&[u8], ReadEnd> {
         if self.start == self.end {
-            self.fill(deadline)?;
+            self.fill(patience)?;
         }
         let from = self.start;
         self.start = self.end.min(from.saturating_add(most));
         Ok(self.buffer.get(from..self.start).unwrap_or_default())
     }
 
-    fn fill(&mut self, deadline: Instant) -> Result<(), ReadEnd> {
+    fn fill(&mut self, patience: &mut Patience) -> Result<(), ReadEnd> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
@@ -80,23 +80,19 @@ impl<R: Read> DeadlineReader<R> {
         }
         loop {
             let room = self.buffer.get_mut(self.end..).unwrap_or_default();
-            match self.source.read(room) {
+            let started = Instant::now();
+            let outcome = self.source.read(room);
+            let waited = patience.spend(started.elapsed());
+            match outcome {
                 Ok(0) => return Err(ReadEnd::Closed),
                 Ok(count) => {
                     self.end += count;
                     self.received += count as u64;
-                    // Bytes that trickle in do not stretch a deadline.
-                    return if Instant::now() > deadline {
-                        Err(ReadEnd::Timeout)
-                    } else {
-                        Ok(())
-                    };
+                    return waited;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    if Instant::now() > deadline {
-                        return Err(ReadEnd::Timeout);
-                    }
+                    waited?;
                 }
                 Err(_) => return Err(ReadEnd::Closed),
             }
@@ -104,9 +100,81 @@ impl<R: Read> DeadlineReader<R> {
     }
 }
 
-/// How long a PDU of `length` bytes may take: a fixed time and what the minimum rate allows.
-#[must_use]
-pub fn pdu_deadline(length: u32, fixed: Duration, min_bytes_per_second: u32) -> Instant {
-    let allowed = u64::from(length) * 1000 / u64::from(min_bytes_per_second.max(1));
-    Instant::now() + fixed + Duration::from_millis(allowed)
+/// How long a peer may keep us waiting. Only waiting counts: a slow disk of ours is not the peer's fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    /// Waiting up to `time`.
+    #[must_use]
+    pub fn new(time: Duration) -> Self {
+        Self { left: time }
+    }
+
+    /// For a PDU of `length` bytes: a fixed time and what the minimum rate allows.
+    #[must_use]
+    pub fn for_pdu(length: u32, fixed: Duration, min_bytes_per_second: u32) -> Self {
+        let allowed = u64::from(length) * 1000 / u64::from(min_bytes_per_second.max(1));
+        Self {
+            left: fixed + Duration::from_millis(allowed),
+        }
+    }
+
+    /// Bytes that trickle in use it up as silence does.
+    fn spend(&mut self, waited: Duration) -> Result<(), ReadEnd> {
+        self.left = self.left.checked_sub(waited).ok_or(ReadEnd::Timeout)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One byte after each pause, then silence.
+    struct Trickle {
+        bytes: usize,
+        pause: Duration,
+    }
+
+    impl Read for Trickle {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            std::thread::sleep(self.pause);
+            if self.bytes == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.bytes -= 1;
+            buffer[0] = 7;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn trickling_bytes_and_silence_both_use_up_patience() {
+        for bytes in [0, 1000] {
+            let mut reader = DeadlineReader::new(Trickle {
+                bytes,
+                pause: Duration::from_millis(2),
+            });
+            let mut patience = Patience::new(Duration::from_millis(20));
+            assert!(matches!(
+                reader.array::<100>(&mut patience),
+                Err(ReadEnd::Timeout)
+            ));
+        }
+    }
+
+    #[test]
+    fn our_own_slowness_does_not() {
+        let mut reader = DeadlineReader::new(Trickle {
+            bytes: 10,
+            pause: Duration::ZERO,
+        });
+        let mut patience = Patience::new(Duration::from_millis(200));
+        reader.array::<5>(&mut patience).unwrap();
+        std::thread::sleep(Duration::from_millis(250));
+        assert_eq!(reader.array::<5>(&mut patience).unwrap(), [7; 5]);
+    }
 }

@@ -1,0 +1,364 @@
+//! The DIMSE side of an association: command sets in, responses out (PS3.7 Section 9).
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::time::Instant;
+
+use crate::association::{Agreement, End, Outcome, Summary};
+use crate::engine::Engine;
+use crate::events::InstanceFact;
+use crate::ingest::{Reception, Stored};
+use crate::status::{Refusal, SUCCESS};
+use crate::uid::Uid;
+use crate::wire::command::{self, Command, Operation, Response};
+use crate::wire::pdu::{self, AbortReason};
+use crate::wire::reader::ReadEnd;
+
+/// Different failures kept for the summary.
+const FAILURE_KINDS: usize = 16;
+
+/// What the next fragment belongs to.
+enum Expect<'e> {
+    /// A command set, maybe begun.
+    Command { bytes: Vec<u8>, context_id: Option<u8> },
+    /// The data set of a C-STORE.
+    Dataset {
+        request: Request,
+        state: DatasetState<'e>,
+    },
+    /// The association is over.
+    Nothing,
+}
+
+enum DatasetState<'e> {
+    Receiving(Box<Reception<'e>>),
+    /// Refused already: the rest is discarded, then answered.
+    Refused(Refusal),
+}
+
+struct Request {
+    context_id: u8,
+    operation: Operation,
+    message_id: u16,
+    sop_class_uid: Option<Uid>,
+    sop_instance_uid: Option<Uid>,
+    bytes: u64,
+}
+
+/// The DIMSE side of the association: command sets in, responses out.
+pub(crate) struct Exchange<'e> {
+    engine: &'e Engine,
+    stream: &'e TcpStream,
+    agreement: &'e Agreement,
+    expect: Expect<'e>,
+    scratch: Vec<u8>,
+    pub(crate) summary: Summary,
+}
+
+impl<'e> Exchange<'e> {
+    pub(crate) fn new(
+        engine: &'e Engine,
+        stream: &'e TcpStream,
+        agreement: &'e Agreement,
+        association: u64,
+    ) -> Self {
+        let summary = Summary {
+            association,
+            outcome: Outcome::ConnectionLost,
+            reason: "",
+            statuses: BTreeMap::new(),
+            identical: 0,
+            kept: 0,
+            failures: BTreeMap::new(),
+            echoes: 0,
+            received_bytes: 0,
+            oversized_pdus: 0,
+            seconds: 0.0,
+        };
+        Self {
+            engine,
+            stream,
+            agreement,
+            expect: Expect::Command {
+                bytes: Vec::new(),
+                context_id: None,
+            },
+            scratch: Vec::new(),
+            summary,
+        }
+    }
+
+    /// Forgets the message that was under way: what is spooled of it goes.
+    pub(crate) fn discard(&mut self) {
+        self.expect = Expect::Nothing;
+    }
+
+    pub(crate) fn check_length(&mut self, length: u32) -> Result<(), End> {
+        let config = self.engine.config();
+        if length <= config.max_pdu_length {
+            return Ok(());
+        }
+        if config.strict || length > config.limits.max_pdu_tolerated {
+            return Err(End::breach(
+                AbortReason::InvalidPduParameter,
+                "P-DATA-TF longer than the negotiated maximum",
+            ));
+        }
+        self.summary.oversized_pdus += 1;
+        Ok(())
+    }
+
+    pub(crate) fn is_receiving(&self) -> bool {
+        match &self.expect {
+            Expect::Command { context_id, .. } => context_id.is_some(),
+            Expect::Dataset { .. } => true,
+            Expect::Nothing => false,
+        }
+    }
+
+    pub(crate) fn begin_fragment(&mut self, context_id: u8, is_command: bool) -> Result<(), End> {
+        if !self.agreement.contexts.contains_key(&context_id) {
+            return Err(End::breach(
+                AbortReason::InvalidPduParameter,
+                "presentation context was not accepted",
+            ));
+        }
+        let (belongs, same_context) = match &mut self.expect {
+            Expect::Command {
+                context_id: begun, ..
+            } => (is_command, *begun.get_or_insert(context_id) == context_id),
+            Expect::Dataset { request, .. } => (!is_command, request.context_id == context_id),
+            Expect::Nothing => (false, false),
+        };
+        if !belongs {
+            return Err(End::breach(
+                AbortReason::UnexpectedPdu,
+                "command and data set fragments out of order",
+            ));
+        }
+        if !same_context {
+            return Err(End::breach(
+                AbortReason::InvalidPduParameter,
+                "presentation context changed inside a message",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fragment(&mut self, chunk: &[u8]) -> Result<(), End> {
+        match &mut self.expect {
+            Expect::Command { bytes, .. } => {
+                if bytes.len() + chunk.len() > command::MAX_BYTES {
+                    return Err(End::breach(
+                        AbortReason::InvalidPduParameter,
+                        "command set too long",
+                    ));
+                }
+                bytes.extend_from_slice(chunk);
+            }
+            Expect::Dataset { request, state } => {
+                request.bytes += chunk.len() as u64;
+                if let DatasetState::Receiving(reception) = state {
+                    let taken = contain(|| reception.append(chunk));
+                    if let Err(refusal) = taken {
+                        *state = DatasetState::Refused(refusal);
+                    }
+                }
+            }
+            Expect::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// The last fragment of a command set or a data set.
+    pub(crate) fn end_message_part(&mut self) -> Result<(), End> {
+        match std::mem::replace(
+            &mut self.expect,
+            Expect::Command {
+                bytes: Vec::new(),
+                context_id: None,
+            },
+        ) {
+            Expect::Command {
+                bytes,
+                context_id: Some(context_id),
+            } => self.command(context_id, &bytes),
+            Expect::Dataset { request, state } => self.dataset_ended(&request, state),
+            Expect::Command { .. } | Expect::Nothing => Ok(()),
+        }
+    }
+
+    fn command(&mut self, context_id: u8, bytes: &[u8]) -> Result<(), End> {
+        let private = self.engine.config().private_tenant.as_ref();
+        let command = Command::parse(bytes, private.map(crate::config::PrivateTenant::tag))
+            .map_err(|_| End::breach(AbortReason::InvalidPduParameter, "not a command set"))?;
+        let request = Request {
+            context_id,
+            operation: command.operation,
+            message_id: command.message_id,
+            sop_class_uid: Uid::parse(&command.affected_sop_class_uid).ok(),
+            sop_instance_uid: Uid::parse(&command.affected_sop_instance_uid).ok(),
+            bytes: 0,
+        };
+        match (command.operation, command.has_dataset) {
+            (Operation::CCancel, false) => Ok(()),
+            (Operation::Response, _) => Err(End::breach(
+                AbortReason::UnexpectedPdu,
+                "a response from a requestor",
+            )),
+            (Operation::CEcho, false) => {
+                self.summary.echoes += 1;
+                self.respond(&request, SUCCESS, None)
+            }
+            (Operation::CStore, true) => {
+                let state = match contain(|| self.begin_store(&request, &command)) {
+                    Ok(reception) => DatasetState::Receiving(Box::new(reception)),
+                    Err(refusal) => DatasetState::Refused(refusal),
+                };
+                self.expect = Expect::Dataset { request, state };
+                Ok(())
+            }
+            (Operation::CStore, false) => self.refuse(&request, &Refusal::Mistyped),
+            (operation, has_dataset) => {
+                let refusal = if operation == Operation::CEcho {
+                    Refusal::Mistyped
+                } else {
+                    Refusal::Unrecognised
+                };
+                if has_dataset {
+                    self.expect = Expect::Dataset {
+                        request,
+                        state: DatasetState::Refused(refusal),
+                    };
+                    return Ok(());
+                }
+                self.refuse(&request, &refusal)
+            }
+        }
+    }
+
+    fn begin_store(&mut self, request: &Request, command: &Command) -> Result<Reception<'e>, Refusal> {
+        let instance = request
+            .sop_instance_uid
+            .clone()
+            .ok_or(Refusal::CommandInstanceUid)?;
+        let context = self
+            .agreement
+            .contexts
+            .get(&request.context_id)
+            .ok_or(Refusal::ClassMismatch)?;
+        let class = request
+            .sop_class_uid
+            .clone()
+            .filter(|uid| uid.as_str() == context.abstract_syntax)
+            .ok_or(Refusal::ClassMismatch)?;
+        let source = &self.agreement.source;
+        let private = self
+            .engine
+            .config()
+            .private_tenant
+            .as_ref()
+            .filter(|_| !source.tenant_by_rule);
+        let command_tenant = match (private, &command.private_tenant) {
+            (Some(private), Some(value)) => Some(private.resolve(value).ok_or(Refusal::TenantNotAuthorised)?),
+            _ => None,
+        };
+        let scratch = std::mem::take(&mut self.scratch);
+        Reception::begin(
+            self.engine,
+            source,
+            command_tenant,
+            (class, instance),
+            &context.transfer_syntax,
+            scratch,
+        )
+    }
+
+    fn dataset_ended(&mut self, request: &Request, state: DatasetState<'e>) -> Result<(), End> {
+        let received = Instant::now();
+        let stored = match state {
+            DatasetState::Receiving(reception) => contain(|| reception.finish()),
+            DatasetState::Refused(refusal) => Err(refusal),
+        };
+        let refusal = match stored {
+            Ok((stored, scratch)) => {
+                self.scratch = scratch;
+                match stored {
+                    Stored::New => {}
+                    Stored::Identical => self.summary.identical += 1,
+                    Stored::Kept => self.summary.kept += 1,
+                }
+                None
+            }
+            Err(refusal) => Some(refusal),
+        };
+        if request.operation == Operation::CStore {
+            self.note(request, refusal.as_ref(), received);
+        }
+        match refusal {
+            // The one place where an instance is acknowledged: file and record are durable.
+            None => self.respond(request, SUCCESS, None),
+            Some(refusal) => self.respond(request, refusal.status(), Some(&refusal.comment())),
+        }
+    }
+
+    fn refuse(&mut self, request: &Request, refusal: &Refusal) -> Result<(), End> {
+        if request.operation == Operation::CStore {
+            self.note(request, Some(refusal), Instant::now());
+        }
+        self.respond(request, refusal.status(), Some(&refusal.comment()))
+    }
+
+    fn note(&mut self, request: &Request, refusal: Option<&Refusal>, received: Instant) {
+        let status = refusal.map_or(SUCCESS, Refusal::status);
+        *self.summary.statuses.entry(status).or_default() += 1;
+        let comment = refusal.map(Refusal::comment).unwrap_or_default();
+        if refusal.is_some() {
+            let key = (status, comment.clone());
+            if self.summary.failures.len() < FAILURE_KINDS || self.summary.failures.contains_key(&key) {
+                *self.summary.failures.entry(key).or_default() += 1;
+            }
+        }
+        self.engine.events().push(|| InstanceFact {
+            association: self.summary.association,
+            status,
+            comment,
+            sop_instance_uid: request
+                .sop_instance_uid
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            bytes: request.bytes,
+            commit_seconds: received.elapsed().as_secs_f64(),
+        });
+    }
+
+    fn respond(&mut self, request: &Request, status: u16, error_comment: Option<&str>) -> Result<(), End> {
+        let response = Response {
+            operation: request.operation,
+            message_id: request.message_id,
+            sop_class_uid: request.sop_class_uid.as_ref().map(Uid::as_str),
+            sop_instance_uid: request.sop_instance_uid.as_ref().map(Uid::as_str),
+            status,
+            error_comment,
+        };
+        let pdus = pdu::wrap_command(
+            request.context_id,
+            &response.encode(),
+            self.agreement.peer_max_pdu_length,
+        );
+        self.send(&pdus)
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let mut sink = self.stream;
+        sink.write_all(bytes).map_err(|_| End::from(ReadEnd::Closed))
+    }
+}
+
+/// A panic costs the instance, not the association: it is answered as a bug of ours.
+fn contain<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Refusal::Bug))
+}
