@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 import structlog
 
@@ -45,6 +46,8 @@ def configure(level: str, form: str) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("storescp").setLevel(_LEVELS[level])
+    # pydicom's warnings quote values of the data set.
+    warnings.simplefilter("ignore")
     # pynetdicom dumps requests, data sets included, at its debug and info levels; pydicom warns with values.
     for name in ("pynetdicom", "pydicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

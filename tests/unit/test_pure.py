@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from storescp import _core
@@ -61,6 +62,8 @@ def rust_outcome(instance: Instance) -> tuple[str, ...]:
 TEMPLATE = ct_slice(1, rows=2)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings_of_hypothesis(max_examples=300, deadline=None)
 @given(st.integers(0, len(TEMPLATE.dataset)), st.binary(max_size=12), st.sampled_from(["1", "2", "0", "2.1.99"]))
 def test_both_scans_say_the_same_of_a_damaged_data_set(at: int, patch: bytes, kind: str) -> None:
     syntax = {"0": "1.2.840.10008.1.2"}.get(kind, f"1.2.840.10008.1.2.{kind}")

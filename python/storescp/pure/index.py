@@ -15,6 +15,7 @@ from storescp.pure.refusal import Refusal
 UID = re.compile(rb"[0-9]+(\.[0-9]+)*")
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _INDEX = ("SpecificCharacterSet", *_IDENTITY, "StudyDate", "AccessionNumber", "PatientID", "NumberOfFrames")
+_DEFAULT_ENCODING = "latin-1"
 # PS3.5 6.1.2.5.3: after these the initial character sets are active again.
 _TEXT_DELIMITERS = set(b"\\\t\n\f\r")
 
@@ -88,11 +89,19 @@ def _value(values: dict[int, bytes], keyword: str) -> bytes:
 
 def _encodings(value: bytes) -> list[str]:
     terms = [term.strip() for term in value.decode("latin-1").split("\\")]
-    return list(convert_encodings(terms))
+    try:
+        return list(convert_encodings(terms))
+    except (LookupError, ValueError):
+        return [_DEFAULT_ENCODING]
 
 
 def _text(value: bytes, encodings: list[str]) -> str:
-    return decode_bytes(value, encodings, _TEXT_DELIMITERS).strip(" \0")
+    try:
+        text = decode_bytes(value, encodings, _TEXT_DELIMITERS)
+    except (LookupError, ValueError):
+        # Broken text never fails an instance.
+        text = value.decode(encodings[0], "replace")
+    return text.strip(" \0")
 
 
 def _date(value: bytes) -> date | None:
