@@ -7,8 +7,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+import storescp
 from support import scu
 from support.instances import CT, SR, Instance, ct_slice, dataset_of, explicit, text
 from support.scu import BIG, EXPLICIT, IMPLICIT, VERIFICATION, Aborted, RawAssociation
@@ -43,6 +45,7 @@ def test_an_instance_is_stored_as_received_and_recorded_in_both_topics(either: S
     assert dataset_of(file) == instance.dataset
     [record] = either.records(count=1)
     assert either.records("log_queue", count=1) == [record]
+    jsonschema.validate(record, json.loads((Path(storescp.__file__).parent / "record.schema.json").read_text()))
     assert record["file_path"] == str(file)
     assert record["file_size"] == file.stat().st_size
     assert record["source_ae"] == "CT1"
