@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,19 @@ def warm_memory() -> Iterator[None]:
     holder.communicate(timeout=60)
 
 
-@pytest.fixture
-def bench_folder() -> Iterator[Path]:
+@pytest.fixture(scope="session")
+def all_bench_folders() -> Iterator[Path]:
     """Removed only at the end: deleting many files slows the creation of others for a while."""
     folder = Path(tempfile.mkdtemp(prefix="storescp-bench-", dir=Path.cwd() / "target"))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bench_folder(all_bench_folders: Path) -> Path:
+    """A new folder for one bench; what earlier ones wrote is on disk before it begins."""
+    os.sync()
+    return Path(tempfile.mkdtemp(dir=all_bench_folders))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -33,6 +34,7 @@ EXIT_OK = 0
 _LICENCE_CHECK_SECONDS = 3600.0
 _EVALUATION_DAYS = 90
 _EVENT_WAIT_SECONDS = 0.5
+_DESCRIPTORS = 65536
 
 
 class Server(Protocol):
@@ -157,6 +159,14 @@ def _refuse_unavailable(settings: Settings) -> None:
         raise ConfigError(problem)
 
 
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: each connection needs one, each association a few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, _DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def open_engine(settings: Settings, engine: str) -> Engine:
     """Opens storage and outbox.
 
@@ -201,6 +211,7 @@ class Service:
         """
         settings = self._settings
         _refuse_unavailable(settings)
+        _raise_descriptor_limit()
         licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
         self._licence = _LicenceWatch(licence)
         self._licence.check(datetime.now(UTC))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from storescp.settings import Settings
 log = structlog.get_logger("storescp.network")
 BACKLOG = 512
 _POLL_SECONDS = 0.5
+_NO_DESCRIPTOR_SECONDS = 0.1
 
 
 class GatedServer(AssociationServer):
@@ -35,6 +37,7 @@ class GatedServer(AssociationServer):
 
     def __init__(self, address: tuple[str, int], ae_title: str, gate: _core.Gate) -> None:
         self._gate = gate
+        self._pause = threading.Event()
         ae = ApplicationEntity(ae_title)
         ae.network_timeout = None
         if ":" in address[0]:
@@ -42,6 +45,16 @@ class GatedServer(AssociationServer):
         else:
             server_address = address
         super().__init__(ae, server_address, ae_title, [])
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accepts; out of descriptors, a moment passes instead of a busy loop."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                log.warning("connection.no_descriptor", reason=error.strerror)
+                self._pause.wait(_NO_DESCRIPTOR_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hands the descriptor over."""
@@ -60,6 +73,7 @@ class GatedServer(AssociationServer):
     def shutdown(self) -> None:
         """Stops accepting and closes the listening socket."""
         # pynetdicom's own shutdown expects the server in its entity's list, where only its own constructor puts it.
+        self._pause.set()
         BaseServer.shutdown(self)
         self.server_close()
 

@@ -73,6 +73,7 @@ class PureEngine:
             synchronous=self._storage.durability != "none",
             on_disk=self._is_on_disk,
         )
+        self._store.sync_outbox_folder()
         self._temporary_files = self._store.clear_incoming()
 
     def ingest(

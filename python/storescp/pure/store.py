@@ -72,7 +72,29 @@ class Store:
         self._root = os.open(root, _DIRECTORY)
         self._incoming = os.open(root / INCOMING, _DIRECTORY)
         self.one_writer = threading.Lock()
+        self._sync_ancestors(root)
+
+    def _sync_ancestors(self, root: Path) -> None:
+        """The root may be new: its name must be durable before anything beneath it is acknowledged."""
         os.fsync(self._root)
+        for folder in root.parents:
+            try:
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except PermissionError:
+                # What we may not read existed before.
+                return
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def sync_outbox_folder(self) -> None:
+        """Makes the names in `.outbox` durable, once the database is there."""
+        descriptor = os.open(self._root_path / OUTBOX, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def clear_incoming(self) -> int:
         """Removes what an interrupted process left; how many files."""

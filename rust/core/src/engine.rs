@@ -92,6 +92,7 @@ impl Engine {
             Outbox::open(&database, config.durability.syncs_data(), |path, size, digest| {
                 store.settle(path, size, digest)
             })?;
+        store.sync_outbox_folder().map_err(StartError::Storage)?;
         // After the rows are settled: until then a temporary file may belong to one.
         let temporary_files = store.clear_incoming().map_err(StartError::Storage)?;
         Ok(Self {

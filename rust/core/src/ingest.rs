@@ -149,7 +149,7 @@ impl<'e> Reception<'e> {
         Ok((stored, self.spool.into_scratch()))
     }
 
-    /// DESIGN of tenants: a rule wins; else the private element of the command set, then of the data set; else the default.
+    /// A rule wins; else the private element of the command set, then of the data set; else the default.
     fn tenant(&self) -> Result<TenantId, Refusal> {
         let by_element = || {
             let private = self.engine.config().private_tenant.as_ref()?;
@@ -179,10 +179,10 @@ impl<'e> Reception<'e> {
         let _one_writer = store.lock(path);
         let folder = store.folders().open(path)?;
         match store.existing(folder.as_ref(), path, &mut self.spool)? {
-            Existing::Absent => self.commit_new(tenant, index, path, folder),
+            Existing::Absent => self.commit_new(tenant, index, path, folder, false),
             Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
             Existing::Different => match self.engine.config().duplicates {
-                Duplicates::Replace => self.commit_new(tenant, index, path, folder),
+                Duplicates::Replace => self.commit_new(tenant, index, path, folder, true),
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
                 Duplicates::Keep => {
                     self.make_existing_durable(path)?;
@@ -199,23 +199,24 @@ impl<'e> Reception<'e> {
         index: &InstanceIndex,
         path: &InstancePath,
         folder: Option<SeriesFolder>,
+        replaces: bool,
     ) -> Result<Stored, Refusal> {
         let outbox = self.engine.outbox();
-        let durability = self.engine.config().durability;
-        let file = self.spool.write_out()?.try_clone()?;
+        let sync_data = self.engine.config().durability.syncs_data();
         let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest());
-        // The outbox commits while the data is synced: neither needs the other.
+        // The outbox commits while the data is written and synced: neither needs the other.
         let ticket = outbox.insert(row)?;
-        let synced = if durability.syncs_data() {
-            file.sync_data()
-        } else {
-            Ok(())
-        };
+        let written = self.spool.write_out(sync_data);
         let id = ticket.wait()?;
-        let named = synced.and_then(|()| self.name(path, folder));
+        let named = written.and_then(|()| self.name(path, folder, replaces));
         if let Err(error) = named {
-            // Not acknowledged and not on disk: start-up would drop the row as well.
-            outbox.remove(id)?;
+            if self.spool.is_published() && replaces {
+                // What was acknowledged before is gone, so what took its place must stay, with its record.
+                outbox.publishable(id)?;
+            } else {
+                // Not acknowledged and not on disk: start-up would drop the row as well.
+                outbox.remove(id)?;
+            }
             return Err(error.into());
         }
         outbox.publishable(id)?;
@@ -223,7 +224,12 @@ impl<'e> Reception<'e> {
     }
 
     /// The name, and its durability. Data was synced before: a name may reach the disk before the data otherwise.
-    fn name(&mut self, path: &InstancePath, folder: Option<SeriesFolder>) -> std::io::Result<()> {
+    fn name(
+        &mut self,
+        path: &InstancePath,
+        folder: Option<SeriesFolder>,
+        replaces: bool,
+    ) -> std::io::Result<()> {
         let folders = self.engine.store().folders();
         let folder = match folder {
             Some(folder) => folder,
@@ -232,7 +238,9 @@ impl<'e> Reception<'e> {
         self.spool.publish(&folder, path.file_name())?;
         if self.engine.config().durability.syncs_directories() {
             if let Err(error) = folders.sync(&folder, path) {
-                folder.remove_file(path.file_name())?;
+                if !replaces {
+                    folder.remove_file(path.file_name())?;
+                }
                 return Err(error);
             }
         }

@@ -88,7 +88,7 @@ impl Store {
             .write(true)
             .open(root.join(OUTBOX).join("lock"))?;
         rustix::fs::flock(&exclusive, FlockOperation::NonBlockingLockExclusive)?;
-        rustix::fs::fsync(&root_fd)?;
+        sync_ancestors(root, &root_fd)?;
         let free = FreeSpace {
             started: Instant::now(),
             checked_ms: AtomicU64::new(u64::MAX),
@@ -121,6 +121,14 @@ impl Store {
     #[must_use]
     pub fn absolute(&self, path: &InstancePath) -> String {
         format!("{}/{}", self.root_path.display(), path.relative())
+    }
+
+    /// Makes the names in `.outbox` durable, once the database is there.
+    ///
+    /// # Errors
+    /// What `fsync` says.
+    pub fn sync_outbox_folder(&self) -> io::Result<()> {
+        File::open(self.root_path.join(OUTBOX))?.sync_all()
     }
 
     /// Removes what an interrupted process left in `.incoming`. Returns how many files.
@@ -214,6 +222,24 @@ impl Store {
     pub(crate) fn incoming(&self) -> rustix::fd::BorrowedFd<'_> {
         self.incoming.as_fd()
     }
+}
+
+/// The root may be new: its name, and those of the folders made for it, must be durable before anything beneath it is
+/// acknowledged. Folders above that we may not read existed before.
+fn sync_ancestors(root: &Path, root_fd: &OwnedFd) -> io::Result<()> {
+    rustix::fs::fsync(root_fd)?;
+    for ancestor in root.ancestors().skip(1) {
+        match rustix::fs::open(
+            ancestor,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(folder) => rustix::fs::fsync(&folder)?,
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::NOENT) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A stable hash of a relative path, for the outbox's index.

@@ -73,16 +73,16 @@ impl<'s> Spool<'s> {
             self.memory_bytes
         };
         if self.buffer.len() >= most.max(1) {
-            self.write_out()?;
+            self.write_out(false)?;
         }
         Ok(())
     }
 
-    /// Writes all bytes to the temporary file. Nothing is synced.
+    /// Writes all bytes to the temporary file, and syncs them where asked.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn write_out(&mut self) -> io::Result<&File> {
+    pub fn write_out(&mut self, sync: bool) -> io::Result<()> {
         let file = match self.file.take() {
             Some(file) => file,
             None => File::from(self.create()?),
@@ -90,7 +90,10 @@ impl<'s> Spool<'s> {
         let file = self.file.insert(file);
         file.write_all(&self.buffer)?;
         self.buffer.clear();
-        Ok(file)
+        if sync {
+            file.sync_data()?;
+        }
+        Ok(())
     }
 
     fn create(&self) -> io::Result<OwnedFd> {
@@ -118,6 +121,12 @@ impl<'s> Spool<'s> {
         Ok(())
     }
 
+    /// Whether the file has its name.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.published
+    }
+
     /// Whether the data set bytes equal those of `file` from `offset` on.
     ///
     /// # Errors
@@ -128,7 +137,7 @@ impl<'s> Spool<'s> {
             return Ok(false);
         }
         if self.file.is_some() {
-            self.write_out()?;
+            self.write_out(false)?;
         }
         let mut theirs = vec![0; WRITE_BYTES];
         let mut ours = vec![0; WRITE_BYTES];
@@ -249,7 +258,7 @@ mod tests {
             let store = Store::open(root.path()).unwrap();
             let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
             let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
-            spool.write_out().unwrap();
+            spool.write_out(true).unwrap();
             let folder = store.folders().create(&path()).unwrap();
             spool.publish(&folder, "3.dcm").unwrap();
             store.folders().sync(&folder, &path()).unwrap();
