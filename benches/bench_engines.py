@@ -6,7 +6,6 @@ Every bench asserts that all instances arrived, byte for byte in size, before it
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from quiet import quiet
 from sender import Round
 from storescp import _core
 from storescp.engine import Engine, engine_config
@@ -41,12 +41,16 @@ def assert_all_arrived(service: ServiceProcess, instances: int, dataset_bytes: i
     assert len(service.records(count=instances)) == instances
 
 
-@pytest.mark.usefixtures("warm_memory")
 @pytest.mark.parametrize("durability", ["none", "full"])
 @pytest.mark.parametrize("max_pdu", [16384, 131072])
 @pytest.mark.parametrize("engine", ["rust", "python"])
 def test_receive(
-    benchmark: BenchmarkFixture, start_bench_service: StartBenchService, engine: str, max_pdu: int, durability: str
+    benchmark: BenchmarkFixture,
+    bench_folder: Path,
+    start_bench_service: StartBenchService,
+    engine: str,
+    max_pdu: int,
+    durability: str,
 ) -> None:
     service = start_bench_service(engine, durability=durability, max_pdu=max_pdu)
     numbers = itertools.count()
@@ -54,7 +58,7 @@ def test_receive(
 
     def setup() -> tuple[tuple[Round], dict[str, object]]:
         sent.append(Round(next(numbers), INSTANCES, max_pdu))
-        os.sync()
+        quiet(bench_folder)
         return (sent[-1],), {}
 
     benchmark.pedantic(lambda one: one.send(service.port), setup=setup, rounds=3, warmup_rounds=1)
@@ -62,10 +66,9 @@ def test_receive(
     benchmark.extra_info["instances_per_second"] = round(INSTANCES / benchmark.stats.stats.median, 1)
 
 
-@pytest.mark.usefixtures("warm_memory")
 @pytest.mark.parametrize("durability", ["none", "full"])
 def test_rust_against_python(
-    benchmark: BenchmarkFixture, start_bench_service: StartBenchService, durability: str
+    benchmark: BenchmarkFixture, bench_folder: Path, start_bench_service: StartBenchService, durability: str
 ) -> None:
     """Interleaved rounds at max PDU 16384; the ratio of the medians is printed."""
     services = {name: start_bench_service(name, durability=durability, max_pdu=16384) for name in ("rust", "python")}
@@ -73,8 +76,7 @@ def test_rust_against_python(
     for number in range(ROUNDS + 1):
         one = Round(number, INSTANCES, 16384)
         for name, service in services.items():
-            # Neither pays for what the other left to be written back.
-            os.sync()
+            quiet(bench_folder)
             started = time.perf_counter()
             one.send(service.port)
             if number:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +10,6 @@ from pathlib import Path
 import pytest
 
 from support.service import ServiceProcess
-
-
-@pytest.fixture
-def warm_memory() -> Iterator[None]:
-    """4 GiB of memory that was touched before; see warm_memory.py."""
-    script = Path(__file__).with_name("warm_memory.py")
-    holder = subprocess.Popen([sys.executable, str(script), "4"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"warm\n"
-    yield
-    holder.communicate(timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +22,7 @@ def all_bench_folders() -> Iterator[Path]:
 
 @pytest.fixture
 def bench_folder(all_bench_folders: Path) -> Path:
-    """A new folder for one bench; what earlier ones wrote is on disk before it begins."""
-    os.sync()
+    """A new folder for one bench."""
     return Path(tempfile.mkdtemp(dir=all_bench_folders))
 
 
