@@ -12,9 +12,9 @@ _SCRATCH_MIB = 256
 def quiet(folder: Path) -> None:
     """Waits for the disk, and touches the memory that the round will use.
 
-    What earlier rounds wrote is written back first. Then a scratch file is written and deleted: on a virtual machine the
-    first touch of a page can cost more than the write that is measured, and pages that a deleted file leaves are used
-    again before others.
+    What earlier rounds wrote is written back first. Then a scratch file is written and deleted: on a virtual machine
+    the first touch of a page can cost more than the write that is measured, and pages that a deleted file leaves are
+    used again before others.
     """
     os.sync()
     scratch = folder / "scratch"
