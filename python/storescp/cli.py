@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
+from pydicom.uid import UID
 
 from storescp import _core, logs
 from storescp.config import Configuration, load
-from storescp.errors import BindError, ConfigError, LicenceError, StorescpError
+from storescp.errors import BindError, ConfigError, CoreError, LicenceError, StorescpError
 
 EXIT_FOUND = 1
 EXIT_UNAVAILABLE = 69
@@ -252,6 +253,106 @@ def outbox_list(context: click.Context, config: Path | None, limit: int) -> None
         click.echo(f"{trace_id}  {path}  attempts {attempts}" + (f"  {error}" if error else ""))
 
 
+@main_group.command("verify")
+@_config_option
+@click.pass_context
+def verify_command(context: click.Context, config: Path | None) -> None:
+    """Compare every stored file with its record: missing, changed, foreign. Exit 1 where there is any."""
+    from storescp.verify import Verified, verify  # noqa: PLC0415
+
+    root = _configuration(context, config).settings.local_storage.dicm_store_path
+    totals, found = Verified(), 0
+    for finding in verify(root, _open_outbox(root), totals):
+        found += 1
+        click.echo(f"{finding.kind}  {finding.path}")
+    click.echo(f"{totals.files} files, {totals.bytes} bytes compared, {found} findings", err=True)
+    context.exit(EXIT_FOUND if found else 0)
+
+
+@main_group.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@_config_option
+@click.pass_context
+def inspect_command(context: click.Context, config: Path | None, file: Path) -> None:
+    """Show what FILE is and what would become of it. Exit 1 where it would be refused."""
+    from storescp.pure.store import split_file  # noqa: PLC0415
+
+    settings = _configuration(context, config).settings
+    try:
+        parts = split_file(file.read_bytes())
+    except OSError as error:
+        raise StorescpError(f"{file}: {error.strerror}") from None
+    if parts is None:
+        raise StorescpError(f"{file}: not a PS3.10 file")
+    transfer_syntax, dataset = parts
+    names = dict(_core.transfer_syntaxes())
+    click.echo(f"transfer syntax     {transfer_syntax} {names.get(transfer_syntax, '')}".rstrip())
+    required = list(settings.dicom_store_scp.required_attributes)
+    try:
+        found = _core.scan(dataset, transfer_syntax, required)
+    except CoreError as error:
+        click.echo(f"would be refused    {error}")
+        context.exit(EXIT_FOUND)
+    click.echo(f"SOP class           {found.sop_class_uid} {UID(found.sop_class_uid).name}")
+    click.echo(f"SOP instance        {found.sop_instance_uid}")
+    day = (found.study_date or "00000000").replace("-", "")
+    place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
+    click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
+    viewable = transfer_syntax in settings.dicom_store_scp.cornerstonejs_supported_transfer_syntax
+    click.echo(f"viewers read it     {'yes' if viewable or not found.has_pixel_data else 'no'}")
+
+
+_calling_option = click.option(
+    "--calling", metavar="TITLE", default="STORESCU", show_default=True, help="Our AE title."
+)
+_called_option = click.option(
+    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, help="The peer's AE title."
+)
+
+
+@main_group.command("echo")
+@click.argument("host")
+@click.argument("port", type=click.IntRange(1, 65535))
+@_calling_option
+@_called_option
+def echo_command(host: str, port: int, calling: str, called: str) -> None:
+    """Send a C-ECHO to HOST PORT."""
+    from storescp.peer import echo  # noqa: PLC0415
+
+    logs.configure("error", "console")
+    click.echo(f"{host}:{port} answered in {echo(host, port, calling, called) * 1000:.1f} ms")
+
+
+@main_group.command("send")
+@click.argument("host")
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@_calling_option
+@_called_option
+@click.pass_context
+def send_command(
+    context: click.Context, host: str, port: int, files: tuple[Path, ...], calling: str, called: str
+) -> None:
+    """Send FILES (or all files of folders) to HOST PORT as they are. Exit 1 where one was not taken."""
+    from storescp.peer import PeerError, find_files, read_header, send  # noqa: PLC0415
+
+    logs.configure("error", "console")
+    outgoing, unreadable = [], 0
+    for path in find_files(files):
+        try:
+            outgoing.append(read_header(path))
+        except PeerError as error:
+            unreadable += 1
+            click.echo(f"skipped   {error}", err=True)
+    report = send(host, port, calling, called, outgoing)
+    for path, reason in report.refused:
+        click.echo(f"not taken {path}: {reason}", err=True)
+    sent = report.statuses[0]
+    rate = sent / report.seconds if report.seconds else 0.0
+    click.echo(f"{sent} of {len(outgoing)} stored, {report.bytes} bytes, {report.seconds:.2f} s, {rate:.0f}/s")
+    context.exit(EXIT_FOUND if report.refused or unreadable else 0)
+
+
 def _open_outbox(root: Path) -> sqlite3.Connection:
     database = root / ".outbox" / "outbox.sqlite"
     if not database.exists():
@@ -262,8 +363,9 @@ def _open_outbox(root: Path) -> sqlite3.Connection:
 def main() -> NoReturn:
     """Runs the command line and exits with the codes of the manual."""
     try:
-        main_group(standalone_mode=False)
-        code: Any = 0
+        # Not standalone, click returns the code of `context.exit`.
+        returned = main_group(standalone_mode=False)
+        code: Any = returned if isinstance(returned, int) else 0
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except click.Abort:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydicom.data import get_testdata_file
 
 from storescp.licence import issue_licence
-from support.instances import CT, ct_slice
+from support.instances import CT, ct_slice, dataset_of, from_file
 from support.scu import EXPLICIT, Aborted, Closed, RawAssociation
 from support.service import ServiceProcess
 
@@ -171,6 +172,35 @@ def test_outbox_status_works_while_the_service_runs(scp: ServiceProcess) -> None
     assert result.returncode == 0
     assert "instances 1" in result.stdout
     assert storescp("-o", str(scp.root / "nothing"), "outbox", "status").returncode == 1
+
+
+def test_echo_send_inspect_and_verify(scp: ServiceProcess, tmp_path: Path) -> None:
+    port = str(scp.port)
+    assert storescp("echo", "127.0.0.1", port).stdout.startswith(f"127.0.0.1:{port} answered in")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        dead = str(unused.getsockname()[1])
+    assert storescp("echo", "127.0.0.1", dead).returncode == 1
+    files = [get_testdata_file("CT_small.dcm"), get_testdata_file("MR_small_RLE.dcm")]
+    sent = storescp("send", "127.0.0.1", port, *files)
+    assert (sent.returncode, sent.stdout.split(",")[0]) == (0, "2 of 2 stored")
+    originals = [from_file(Path(file)) for file in files]
+    assert {dataset_of(file) for file in scp.files()} == {one.dataset for one in originals if one}
+    (tmp_path / "junk.dcm").write_bytes(b"junk")
+    refused = storescp("send", "127.0.0.1", port, str(tmp_path / "junk.dcm"), files[0])
+    assert (refused.returncode, refused.stdout.split(",")[0]) == (1, "1 of 1 stored")
+    inspected = storescp("inspect", files[0])
+    assert inspected.returncode == 0
+    [stored] = [file for file in scp.files() if file.stem.endswith("20040119072730.12322")]
+    assert f"would be stored at  {stored.relative_to(scp.root)}" in inspected.stdout
+    assert storescp("-o", str(scp.root), "verify").returncode == 0
+    with stored.open("r+b") as damaged:
+        damaged.seek(-1, os.SEEK_END)
+        damaged.write(b"X")
+    (stored.parent / "foreign.dcm").write_bytes(b"x")
+    next(file for file in scp.files() if file not in (stored, stored.parent / "foreign.dcm")).unlink()
+    verified = storescp("-o", str(scp.root), "verify")
+    assert verified.returncode == 1
+    assert sorted(line.split()[0] for line in verified.stdout.splitlines()) == ["changed", "foreign", "missing"]
 
 
 @pytest.mark.parametrize("engine", ["rust", "python"])
