@@ -51,8 +51,8 @@ run: $(STAMPS)/build ## Build what is missing and serve in evaluation mode (RUN_
 
 test: $(STAMPS)/build $(STAMPS)/test-tools ## Install what the tests need, and run all of them
 	$(CARGO) test --release --locked --quiet
-	$(BIN)/python -m pytest tests -m "not ceiling"
 	$(BIN)/python -m pytest tests -m ceiling
+	$(BIN)/python -m pytest tests -m "not ceiling"
 
 lint: $(STAMPS)/build $(STAMPS)/test-tools ## Formatters, linters and type checks, changing nothing
 	$(CARGO) fmt --all --check

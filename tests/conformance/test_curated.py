@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -124,8 +125,20 @@ def check_against_the_wire(service: ServiceProcess, sent: list[Sent], at_least: 
     assert_readable(service.files())
 
 
+# Without it DCMTK waits 40 ms for a delayed acknowledgement with each instance.
+NO_DELAY = {"TCP_NODELAY": "1"}
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=False, timeout=240)
+    return subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=240,
+        env=os.environ | NO_DELAY,
+    )
 
 
 def files_of(folder: Path) -> list[str]:
