@@ -24,7 +24,7 @@ from storescp.pure.index import captured_tags, read_index
 from storescp.pure.structure import WalkLimits, walk
 from storescp.settings import Settings
 from support.instances import ct_slice
-from support.scu import RawAssociation, associate_rq
+from support.scu import RawAssociation, associate_rq, item
 from support.service import ServiceProcess
 
 INSTANCES = 300
@@ -110,8 +110,8 @@ def test_association_set_up(
     def setup() -> tuple[tuple[bytes], dict[str, object]]:
         while open_associations:
             open_associations.pop().release()
-        title = "SCU" if seen_before else f"SCU{next(numbers)}"
-        return (associate_rq(contexts, calling=title.encode()),), {}
+        version = "SAME" if seen_before else f"V{next(numbers)}"
+        return (associate_rq(contexts, extra_items=item(0x55, version.encode())),), {}
 
     def associate(request: bytes) -> None:
         open_associations.append(RawAssociation(service.port, [], request=request))

@@ -89,8 +89,18 @@ def test_answers_and_rejections(offer: Offer) -> None:
 
 def test_the_same_request_gets_the_same_answer_again(offer: Offer) -> None:
     negotiator = Negotiator(offer, 16384)
-    request = scu.associate_rq([(1, CT, [scu.EXPLICIT])])
-    assert negotiator.negotiate(request) is negotiator.negotiate(bytes(bytearray(request)))
+    one, other = (
+        scu.associate_rq([(1, CT, [scu.EXPLICIT])], calling=title, called=b"ME") for title in (b"CT1", b"MR2")
+    )
+    first, second, third = (negotiator.negotiate(request) for request in (one, other, one))
+    assert first == third
+    assert isinstance(first, Answer)
+    assert isinstance(second, Answer)
+    assert (first.calling_ae_title, second.calling_ae_title, second.called_ae_title) == ("CT1", "MR2", "ME")
+    assert first.contexts is second.contexts
+    assert first.pdu[10:42] == one[10:42]
+    assert second.pdu[10:42] == other[10:42]
+    assert first.pdu[42:] == second.pdu[42:]
 
 
 @pytest.mark.parametrize(

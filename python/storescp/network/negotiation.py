@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
@@ -32,6 +32,7 @@ _PROTOCOL_VERSION = slice(6, 8)
 _CALLED = slice(10, 26)
 _CALLING = slice(26, 42)
 _FIXED_BYTES = 74
+_NO_TITLES = b"ANY".ljust(16) * 2
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,21 @@ class Negotiator:
         Raises:
             MalformedRequest: it cannot be read.
         """
+        rejection = check_fixed_fields(request)
+        if rejection:
+            return rejection
+        # The titles decide nothing here and are only echoed, so senders that differ in them share an answer.
+        anonymous = request[: _CALLED.start] + _NO_TITLES + request[_CALLING.stop :]
         with self._lock:
-            known = self._answers.get(request)
-            if known is not None:
-                self._answers.move_to_end(request)
-                return known
-        answer = self._compute(request)
+            answer = self._answers.get(anonymous)
+            if answer is not None:
+                self._answers.move_to_end(anonymous)
+        if answer is None:
+            answer = self._compute(anonymous)
+            self._remember(anonymous, answer)
+        return answer if isinstance(answer, Rejection) else _addressed(answer, request)
+
+    def _remember(self, request: bytes, answer: Answer | Rejection) -> None:
         with self._lock:
             if request not in self._answers:
                 self._answers[request] = answer
@@ -130,12 +140,8 @@ class Negotiator:
             while self._remembered_bytes > _REMEMBERED_REQUEST_BYTES:
                 forgotten, _ = self._answers.popitem(last=False)
                 self._remembered_bytes -= len(forgotten)
-        return answer
 
     def _compute(self, request: bytes) -> Answer | Rejection:
-        rejection = check_fixed_fields(request)
-        if rejection:
-            return rejection
         primitive = _decode(request)
         if primitive.application_context_name != APPLICATION_CONTEXT_NAME:
             return UNKNOWN_APPLICATION_CONTEXT
@@ -149,8 +155,8 @@ class Negotiator:
             if c.result == 0
         )
         return Answer(
-            calling_ae_title=str(primitive.calling_ae_title).strip(),
-            called_ae_title=str(primitive.called_ae_title).strip(),
+            calling_ae_title="",
+            called_ae_title="",
             peer_implementation=peer.implementation,
             peer_max_pdu_length=peer.max_pdu_length,
             contexts=accepted,
@@ -207,10 +213,23 @@ def _is_title(field: bytes) -> bool:
     return bool(title) and b"\\" not in title and all(0x20 <= byte <= 0x7E for byte in title)  # noqa: PLR2004
 
 
-def _decode(request: bytes) -> A_ASSOCIATE:
+def _addressed(answer: Answer, request: bytes) -> Answer:
+    """The answer with the titles of a request, echoed as PS3.8 9.3.3 asks."""
+    titles = request[_CALLED.start : _CALLING.stop]
+    return replace(
+        answer,
+        calling_ae_title=_title(request[_CALLING]),
+        called_ae_title=_title(request[_CALLED]),
+        pdu=answer.pdu[: _CALLED.start] + titles + answer.pdu[_CALLING.stop :],
+    )
+
+
+def _title(field: bytes) -> str:
     # Some senders pad titles with NUL; PS3.8 asks for spaces.
-    titles = request[10:42].replace(b"\0", b" ")
-    request = request[:10] + titles + request[42:]
+    return field.strip(b" \0").decode("ascii")
+
+
+def _decode(request: bytes) -> A_ASSOCIATE:
     pdu = A_ASSOCIATE_RQ()
     try:
         pdu.decode(request)
