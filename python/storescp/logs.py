@@ -11,6 +11,12 @@ import structlog
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+def _what_happened_first(_logger: object, _name: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Time, level and event before the details, for those who read a line from the left."""
+    first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
+    return first | {key: value for key, value in event.items() if key not in first}
+
+
 def configure(level: str, form: str) -> None:
     """Sends everything, the libraries' records too, through one pipe to standard error."""
     shared: list[structlog.types.Processor] = [
@@ -39,7 +45,7 @@ def configure(level: str, form: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _what_happened_first, renderer],
         )
     )
     root = logging.getLogger()
