@@ -218,15 +218,17 @@ def test_sigterm_lets_running_associations_finish(start_service: StartService, e
         socket.create_connection(("127.0.0.1", scp.port), 5)
 
 
-def test_a_drain_ends_at_its_deadline_with_an_abort(start_service: StartService) -> None:
-    scp = start_service(env={"STORESCP_SERVICE__DRAIN_TIMEOUT": "0.5"})
+@pytest.mark.parametrize("mode", ["--non-blocking", "--blocking"])
+@pytest.mark.parametrize("engine", ["rust", "python"])
+def test_a_drain_ends_at_its_deadline_with_an_abort(start_service: StartService, engine: str, mode: str) -> None:
+    scp = start_service(mode, engine=engine, env={"STORESCP_SERVICE__DRAIN_TIMEOUT": "0.5"})
     association = RawAssociation(scp.port, CONTEXTS)
     scp.process.send_signal(signal.SIGTERM)
     with pytest.raises((Aborted, Closed)):
         association.read_pdu()
     association.socket.close()
     assert scp.process.wait(20) == 0
-    assert scp.events("association.stopped")
+    assert scp.events("service.aborting_associations")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

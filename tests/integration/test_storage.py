@@ -439,6 +439,19 @@ def test_size_limit(start_service: StartService) -> None:
     assert scp.temporary_files() == []
 
 
+def test_a_data_set_without_end_is_cut_off(start_service: StartService) -> None:
+    scp = start_service(env={"STORESCP_LIMITS__MAX_INSTANCE_BYTES": "100000"})
+    endless = scu.pdata(scu.pdv(1, 0, bytes(16000)))
+    with RawAssociation(scp.port, CONTEXTS) as association:
+        association.send(scu.fragments(1, True, scu.store_rq(CT, "1.2.3", 1), 16384))
+        with pytest.raises((Aborted, scu.Closed, ConnectionError)):  # noqa: PT012 - whichever comes first
+            for _ in range(10_000):
+                association.send(endless)
+            association.read_pdu()
+    assert scp.wait_for_event("association.protocol_error")["reason"] == "a data set far beyond the size limit"
+    assert scp.temporary_files() == []
+
+
 def test_low_space_refuses_and_says_why(start_service: StartService) -> None:
     scp = start_service(env={"STORESCP_LOCAL_STORAGE__MIN_FREE_BYTES": str(1 << 60)})
     with pytest.raises(scu.Rejected) as rejected:

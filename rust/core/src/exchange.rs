@@ -16,6 +16,8 @@ use crate::wire::command::{self, Command, Operation, Response};
 use crate::wire::pdu::{self, AbortReason};
 use crate::wire::reader::ReadEnd;
 
+/// What is read of a refused instance beyond the size limit at the least, before the association is aborted.
+const DISCARDED_BYTES: u64 = 64 << 20;
 /// Different failures kept for the summary.
 const FAILURE_KINDS: usize = 16;
 
@@ -160,6 +162,15 @@ impl<'e> Exchange<'e> {
             }
             Expect::Dataset { request, state } => {
                 request.bytes += chunk.len() as u64;
+                // A refused instance is read to its end so that it can be answered, but not for ever.
+                let most = self.engine.config().limits.max_instance_bytes;
+                let endless = most.saturating_add(most.max(DISCARDED_BYTES));
+                if request.bytes > endless {
+                    return Err(End::breach(
+                        AbortReason::NotSpecified,
+                        "a data set far beyond the size limit",
+                    ));
+                }
                 if let DatasetState::Receiving(reception) = state {
                     let taken = contain(|| reception.append(chunk));
                     if let Err(refusal) = taken {

@@ -1,7 +1,7 @@
 //! What the core must know of a transfer syntax (PS3.5 Annex A).
 
 use dicom_core::Tag;
-use dicom_transfer_syntax_registry::{TransferSyntaxIndex as _, TransferSyntaxRegistry};
+use dicom_transfer_syntax_registry::TransferSyntaxRegistry;
 
 /// How the elements of a data set are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +88,6 @@ pub fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
     TransferSyntaxRegistry
         .iter()
         .map(|syntax| (syntax.uid(), syntax.name()))
-}
-
-/// The name of a transfer syntax that dicom-rs knows.
-#[must_use]
-pub fn name(transfer_syntax: &str) -> Option<&'static str> {
-    TransferSyntaxRegistry
-        .get(transfer_syntax)
-        .map(dicom_transfer_syntax_registry::TransferSyntax::name)
 }
 
 #[cfg(test)]
