@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -74,8 +75,7 @@ class ServiceProcess:
             found = self.events(name)
             if found:
                 return found[-1]
-            self.process.poll()
-            time.sleep(0.01)  # a file written by another process
+            self._pause()
         raise AssertionError(f"no {name} in:\n{self.log()}")
 
     def files(self) -> list[Path]:
@@ -99,7 +99,12 @@ class ServiceProcess:
             lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             if count is None or len(lines) >= count or time.monotonic() > deadline:
                 return [json.loads(line) for line in lines]
-            time.sleep(0.01)  # a file written by another process
+            self._pause()
+
+    def _pause(self) -> None:
+        """Between two looks at a file of the process; no pause once it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.01)
 
     def rss_kib(self, kind: str = "VmRSS") -> int:
         """Resident memory of the process now (VmRSS) or at its peak (VmHWM), in KiB."""
