@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Protocol
 
-from storescp import _core
 from storescp.settings import Settings
 
 
@@ -39,7 +39,7 @@ class RecordQueue(Protocol):
     def outbox_wait(self, timeout: float) -> bool:
         """Waits up to `timeout` seconds for something to publish; whether there is."""
 
-    def outbox_claim(self, most: int) -> list[_core.OutboxRow]:
+    def outbox_claim(self, most: int) -> Sequence[QueuedRecord]:
         """The oldest publishable rows, in the order of acknowledgement to the sender."""
 
     def outbox_done(self, topic: int, ids: list[int]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storescp import _core
-from storescp.engine import engine_config
+from storescp.engine import QueuedRecord, engine_config
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.publish.sink import SinkError
@@ -62,7 +62,7 @@ class FailingSink:
     async def start(self) -> None:
         return
 
-    async def publish(self, topic: str, rows: Sequence[_core.OutboxRow]) -> None:
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> None:
         if topic == "log" and self.failures:
             self.failures -= 1
             raise SinkError("no broker")

@@ -93,12 +93,6 @@ class Admission:
             if self._active_by_calling[calling] <= 0:
                 del self._active_by_calling[calling]
 
-    @property
-    def active(self) -> int:
-        """Associations now."""
-        with self._lock:
-            return self._active
-
     def tenancy(self, called: str, calling: str, address: str) -> Tenancy:
         """The tenant by the first rule that matches, else the default."""
         source = ipaddress.ip_address(address)

@@ -134,11 +134,6 @@ class Listener:
         host, port = self._server.socket.getsockname()[:2]  # type: ignore[union-attr]
         return str(host), int(port)
 
-    @property
-    def gate(self) -> _core.Gate:
-        """Connections that are no associations yet."""
-        return self._gate
-
     def start(self) -> None:
         """Begins to accept."""
         self._accepting.start()
@@ -181,16 +176,15 @@ class Listener:
                 self._admit(connection, self._serve_guarded)
 
     def _admit(self, connection: _core.Connection, serve: Callable[[_core.Connection], Any]) -> None:
-        address, port = connection.peer
+        address, _ = connection.peer
         if self._stopping.is_set():
             rejection: Rejection | None = congestion("draining")
         else:
             rejection = self._admission.enter(address)
         if rejection is None:
             serve(connection)
-            return
-        log_rejection(rejection, address, port)
-        connection.refuse(rejection.pdu())
+        else:
+            refuse(connection, rejection)
 
     def _serve_guarded(self, connection: _core.Connection) -> None:
         try:
@@ -208,14 +202,13 @@ class Listener:
             log.warning("association.malformed_request", peer=address, port=port, reason=str(error.__cause__ or ""))
             connection.refuse(MalformedRequest.pdu)
             return
-        rejection = answer if isinstance(answer, Rejection) else None
-        if not isinstance(answer, Rejection):
-            calling, called = answer.calling_ae_title, answer.called_ae_title
-            rejection = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
-        if rejection is not None or isinstance(answer, Rejection):
-            assert rejection is not None  # noqa: S101 - an answer that is a rejection is the rejection
-            log_rejection(rejection, address, port)
-            connection.refuse(rejection.pdu())
+        if isinstance(answer, Rejection):
+            refuse(connection, answer)
+            return
+        calling, called = answer.calling_ae_title, answer.called_ae_title
+        rejection = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
+        if rejection is not None:
+            refuse(connection, rejection)
             return
         try:
             tenancy = self._admission.tenancy(called, calling, address)
@@ -233,6 +226,12 @@ class Listener:
         finally:
             self._admission.leave_calling(calling)
         log_summary(summary, address, port, calling, called, tenancy.tenant, answer.rejected_contexts)
+
+
+def refuse(connection: _core.Connection, rejection: Rejection) -> None:
+    """Logs and sends an A-ASSOCIATE-RJ."""
+    log_rejection(rejection, *connection.peer)
+    connection.refuse(rejection.pdu())
 
 
 def log_rejection(rejection: Rejection, address: str, port: int) -> None:

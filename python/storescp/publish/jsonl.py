@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from storescp import _core
+from storescp.engine import QueuedRecord
 from storescp.publish.sink import SinkError
 
 _TAIL_BYTES = 64 * 1024
@@ -35,7 +35,7 @@ class JsonLinesSink:
         except OSError as error:
             raise SinkError(f"{error.filename}: {error.strerror}") from None
 
-    async def publish(self, topic: str, rows: Sequence[_core.OutboxRow]) -> None:
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> None:
         """Appends rows."""
         file = self._files[topic]
         lines = "".join(f"{row.payload}\n" for row in rows).encode()

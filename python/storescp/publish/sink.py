@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from storescp import _core
+from storescp.engine import QueuedRecord
 
 
 class SinkError(Exception):
@@ -18,7 +18,7 @@ class Sink(Protocol):
     async def start(self) -> None:
         """Gets ready; called once, before the first batch."""
 
-    async def publish(self, topic: str, rows: Sequence[_core.OutboxRow]) -> None:
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> None:
         """Publishes rows in order.
 
         Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from storescp.errors import CoreError
 from storescp.pure import record
@@ -121,10 +120,9 @@ class PureEngine:
         """Waits for something to publish."""
         return self._outbox.wait(timeout)
 
-    def outbox_claim(self, most: int) -> list[Any]:
+    def outbox_claim(self, most: int) -> list[Row]:
         """The oldest publishable rows."""
-        rows: list[Row] = self._outbox.claim(most)
-        return rows
+        return self._outbox.claim(most)
 
     def outbox_done(self, topic: int, ids: list[int]) -> None:
         """Records that a topic acknowledged rows."""

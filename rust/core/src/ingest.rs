@@ -203,7 +203,7 @@ impl<'e> Reception<'e> {
     ) -> Result<Stored, Refusal> {
         let outbox = self.engine.outbox();
         let sync_data = self.engine.config().durability.syncs_data();
-        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest());
+        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
         // The outbox commits while the data is written and synced: neither needs the other.
         let ticket = outbox.insert(row)?;
         let written = self.spool.write_out(sync_data);
@@ -260,7 +260,7 @@ impl<'e> Reception<'e> {
         let outbox = self.engine.outbox();
         if !outbox.describes(&path.relative(), size, digest)? {
             let id = outbox
-                .insert(self.row(tenant, index, path, size, digest))?
+                .insert(self.row(tenant, index, path, size, digest)?)?
                 .wait()?;
             outbox.publishable(id)?;
         }
@@ -292,7 +292,7 @@ impl<'e> Reception<'e> {
         path: &InstancePath,
         size: u64,
         digest: Digest,
-    ) -> NewRow {
+    ) -> Result<NewRow, Refusal> {
         let transfer_syntax = self.spool.transfer_syntax();
         let viewable = self
             .engine
@@ -331,15 +331,14 @@ impl<'e> Reception<'e> {
             sop_class_uid: index.sop_class_uid.as_str(),
             called_ae: &self.source.called_ae_title,
         };
-        NewRow {
+        Ok(NewRow {
             trace_id: self.trace_id.to_string(),
             key: format!("{}/{}", tenant.as_str(), index.study_instance_uid),
-            // Strings, numbers and null only: serialising them cannot fail.
-            payload: serde_json::to_string(&record).unwrap_or_default(),
+            payload: serde_json::to_string(&record).map_err(|_| Refusal::Bug)?,
             path: path.relative(),
             temporary: self.spool.name().to_owned(),
             size,
             digest,
-        }
+        })
     }
 }

@@ -47,16 +47,7 @@ impl Folders {
     /// # Errors
     /// What the file system says; a link or plain file in place of a folder is an error.
     pub fn open(&self, path: &InstancePath) -> io::Result<Option<SeriesFolder>> {
-        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
-        for name in path.folders() {
-            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
-            match rustix::fs::openat(parent, name.as_str(), DIRECTORY, Mode::empty()) {
-                Ok(level) => levels.push(level),
-                Err(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(SeriesFolder::from_levels(levels))
+        self.open_levels(path.folders().iter().map(String::as_str))
     }
 
     /// Opens the series folder of an instance, making what is missing; a failure leaves no new folder behind.
@@ -133,42 +124,56 @@ impl Folders {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&key);
-        if !known {
-            let parents = folder.parents.iter().rev().map(AsFd::as_fd);
-            for parent in parents.chain([self.root.as_fd()]) {
-                rustix::fs::fsync(parent)?;
-            }
+        if known {
+            rustix::fs::fsync(folder.series())?;
+            return Ok(());
         }
-        rustix::fs::fsync(folder.series())?;
-        if !known {
-            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-            if durable.len() >= REMEMBERED {
-                durable.clear();
-            }
-            durable.insert(key);
+        self.sync_all(folder)?;
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if durable.len() >= REMEMBERED {
+            durable.clear();
         }
+        durable.insert(key);
         Ok(())
     }
 
     /// Opens `tenant/date/study/series/file` and its folder; `None` when it is not there.
-    pub(super) fn open_relative(&self, relative: &str) -> io::Result<Option<(OwnedFd, File)>> {
+    pub(super) fn open_relative(&self, relative: &str) -> io::Result<Option<(SeriesFolder, File)>> {
         let Some((folders, name)) = relative.rsplit_once('/') else {
             return Ok(None);
         };
-        let mut level = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
-        for folder in folders.split('/') {
-            match rustix::fs::openat(&level, folder, DIRECTORY, Mode::empty()) {
-                Ok(next) => level = next,
+        let Some(folder) = self.open_levels(folders.split('/'))? else {
+            return Ok(None);
+        };
+        Ok(folder.open_file(name)?.map(|file| (folder, file)))
+    }
+
+    fn open_levels<'n>(&self, names: impl Iterator<Item = &'n str>) -> io::Result<Option<SeriesFolder>> {
+        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
+        for name in names {
+            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
+            match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+                Ok(level) => levels.push(level),
                 Err(Errno::NOENT) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
-        let folder = SeriesFolder {
-            parents: Vec::new(),
-            series: level,
-        };
-        let file = folder.open_file(name)?;
-        Ok(file.map(|file| (folder.series, file)))
+        Ok(SeriesFolder::from_levels(levels))
+    }
+
+    /// Syncs a series folder and all its parents up to the root, the deepest first.
+    pub(super) fn sync_all(&self, folder: &SeriesFolder) -> io::Result<()> {
+        rustix::fs::fsync(&folder.series)?;
+        for parent in folder
+            .parents
+            .iter()
+            .rev()
+            .map(AsFd::as_fd)
+            .chain([self.root.as_fd()])
+        {
+            rustix::fs::fsync(parent)?;
+        }
+        Ok(())
     }
 }
 

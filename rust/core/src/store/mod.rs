@@ -215,7 +215,7 @@ impl Store {
             return Ok(false);
         }
         file.sync_data()?;
-        rustix::fs::fsync(&folder)?;
+        self.folders.sync_all(&folder)?;
         Ok(true)
     }
 
