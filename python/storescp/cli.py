@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-import sqlite3
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +16,14 @@ from pydicom.uid import UID
 from storescp import _core, logs
 from storescp.config import Configuration, load
 from storescp.errors import BindError, ConfigError, CoreError, LicenceError, StorescpError
+from storescp.settings import Settings
 
 EXIT_FOUND = 1
 EXIT_UNAVAILABLE = 69
 EXIT_BUG = 70
 EXIT_LICENCE = 77
 EXIT_CONFIG = 78
+_AGES_IN_SECONDS = 600
 
 # Command line parameter -> section and key of the configuration.
 _OPTION_KEYS = {
@@ -218,39 +219,74 @@ def outbox_group() -> None:
 
 
 @outbox_group.command("status")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_config_option
 @click.pass_context
-def outbox_status(context: click.Context, config: Path | None) -> None:
-    """Pending records by topic, the oldest one's age, the last error."""
+def outbox_status(context: click.Context, config: Path | None, as_json: bool) -> None:
+    """For each topic: records pending, age of the oldest, records set aside, the last error."""
+    from storescp import outbox  # noqa: PLC0415
+
     settings = _configuration(context, config).settings
-    connection = _open_outbox(settings.local_storage.dicm_store_path)
-    topics = (settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive)
-    (rows,) = connection.execute("SELECT count(*) FROM instance").fetchone()
-    click.echo(f"instances {rows}")
-    for number, topic in enumerate(topics):
-        pending, oldest = connection.execute(
-            "SELECT count(*), min(created) FROM instance WHERE pending <> 0 AND pending & ?", (1 << number,)
-        ).fetchone()
-        age = f", oldest {datetime.now(UTC).timestamp() - oldest / 1e6:.0f} s" if oldest else ""
-        click.echo(f"{topic}: {pending} pending{age}")
-    error = connection.execute(
-        "SELECT last_error FROM instance WHERE pending <> 0 AND last_error IS NOT NULL ORDER BY id DESC LIMIT 1"
-    ).fetchone()
-    if error:
-        click.echo(f"last error: {error[0]}")
+    connection = outbox.open_outbox(settings.local_storage.dicm_store_path)
+    topics = [outbox.topic_status(connection, number, topic) for number, topic in enumerate(_topics(settings))]
+    instances = outbox.count_instances(connection)
+    if as_json:
+        document = {"instances": instances, "topics": [vars(topic) for topic in topics]}
+        click.echo(json.dumps(document, default=lambda at: at.isoformat(), indent=2))
+        return
+    click.echo(f"instances {instances}")
+    for topic in topics:
+        oldest = f", oldest {_age(topic.oldest)}" if topic.oldest else ""
+        click.echo(f"{topic.topic}: {topic.pending} pending{oldest}, {topic.dead} set aside")
+        if topic.succeeded:
+            click.echo(f"  last success {_age(topic.succeeded)} ago")
+        if topic.last_error and topic.failed:
+            state = f"{topic.failures} in a row" if topic.failures else "recovered"
+            click.echo(f"  last error {_age(topic.failed)} ago ({state}): {topic.last_error}")
 
 
 @outbox_group.command("list")
 @click.option("--limit", type=click.IntRange(1, 100000), default=20, show_default=True)
+@click.option("--dead", is_flag=True, help="Only those set aside because a broker refused them.")
 @_config_option
 @click.pass_context
-def outbox_list(context: click.Context, config: Path | None, limit: int) -> None:
-    """Records that are still pending, oldest first: trace id, file, attempts."""
+def outbox_list(context: click.Context, config: Path | None, limit: int, dead: bool) -> None:
+    """Records that a topic has not got, oldest first: state, trace id, file, topics, the reason."""
+    from storescp import outbox  # noqa: PLC0415
+
     settings = _configuration(context, config).settings
-    connection = _open_outbox(settings.local_storage.dicm_store_path)
-    query = "SELECT trace_id, path, attempts, last_error FROM instance WHERE pending <> 0 ORDER BY id LIMIT ?"
-    for trace_id, path, attempts, error in connection.execute(query, (limit,)):
-        click.echo(f"{trace_id}  {path}  attempts {attempts}" + (f"  {error}" if error else ""))
+    connection = outbox.open_outbox(settings.local_storage.dicm_store_path)
+    for kind in (True,) if dead else (True, False):
+        for entry in outbox.entries(connection, _topics(settings), dead=kind, limit=limit):
+            reason = f"  {entry.error}" if entry.error else ""
+            click.echo(f"{entry.state:<7}  {entry.trace_id}  {entry.path}  {','.join(entry.topics)}{reason}")
+
+
+@outbox_group.command("retry")
+@click.argument("trace_ids", nargs=-1, metavar="[TRACE_ID]...")
+@click.option("--all", "everything", is_flag=True, help="All that were set aside.")
+@_config_option
+@click.pass_context
+def outbox_retry(context: click.Context, config: Path | None, trace_ids: tuple[str, ...], everything: bool) -> None:
+    """Have records tried again that a broker refused. The running service does it, else the next start."""
+    from storescp import outbox  # noqa: PLC0415
+
+    if everything == bool(trace_ids):
+        raise click.UsageError("give trace ids, or --all")
+    settings = _configuration(context, config).settings
+    connection = outbox.open_outbox(settings.local_storage.dicm_store_path, write=True)
+    count = outbox.request_retry(connection, None if everything else trace_ids)
+    click.echo(f"{count} to be tried again")
+    context.exit(0 if count else EXIT_FOUND)
+
+
+def _topics(settings: Settings) -> tuple[str, str]:
+    return settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive
+
+
+def _age(at: datetime) -> str:
+    seconds = max(0, round((datetime.now(UTC) - at).total_seconds()))
+    return f"{seconds} s" if seconds < _AGES_IN_SECONDS else str(timedelta(seconds=seconds))
 
 
 @main_group.command("verify")
@@ -258,11 +294,12 @@ def outbox_list(context: click.Context, config: Path | None, limit: int) -> None
 @click.pass_context
 def verify_command(context: click.Context, config: Path | None) -> None:
     """Compare every stored file with its record: missing, changed, foreign. Exit 1 where there is any."""
+    from storescp.outbox import open_outbox  # noqa: PLC0415
     from storescp.verify import Verified, verify  # noqa: PLC0415
 
     root = _configuration(context, config).settings.local_storage.dicm_store_path
     totals, found = Verified(), 0
-    for finding in verify(root, _open_outbox(root), totals):
+    for finding in verify(root, open_outbox(root), totals):
         found += 1
         click.echo(f"{finding.kind}  {finding.path}")
     click.echo(f"{totals.files} files, {totals.bytes} bytes compared, {found} findings", err=True)
@@ -351,13 +388,6 @@ def send_command(
     rate = sent / report.seconds if report.seconds else 0.0
     click.echo(f"{sent} of {len(outgoing)} stored, {report.bytes} bytes, {report.seconds:.2f} s, {rate:.0f}/s")
     context.exit(EXIT_FOUND if report.refused or unreadable else 0)
-
-
-def _open_outbox(root: Path) -> sqlite3.Connection:
-    database = root / ".outbox" / "outbox.sqlite"
-    if not database.exists():
-        raise StorescpError(f"{database} does not exist: nothing was stored there yet")
-    return sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)
 
 
 def main() -> NoReturn:

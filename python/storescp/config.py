@@ -16,11 +16,12 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
+from storescp import rdkafka
 from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import Settings
 
 ENV_PREFIX = "STORESCP_"
-_SECRET_KEYS = frozenset({"license_key", "sasl_password"})
+_SECRET_KEYS = frozenset({"license_key", "sasl_password", "ssl_key_password"})
 # Relative ones in a file are relative to the file.
 _PATH_KEYS = (
     ("dicom_license_server", "client_certificate"),
@@ -192,7 +193,8 @@ def _adopt_application_json(layer: Layer, warnings: list[str]) -> Layer:
             ignored.append(section)
             continue
         known = _names(model)
-        for key, value in table.items():
+        own = rdkafka.adopt(table, warnings) if section == "kafka" else table
+        for key, value in own.items():
             if key in ("tenant_group", "tenant_element"):
                 private[key] = _number(f"{section}.{key}", value)
             elif key in known:
@@ -204,9 +206,6 @@ def _adopt_application_json(layer: Layer, warnings: list[str]) -> Layer:
         tenants.setdefault("from_private_element", True)
         tenants.setdefault("private_group", private.get("tenant_group", 0x1211))
         tenants.setdefault("private_element", private.get("tenant_element", 0x1217))
-    brokers = adopted.get("kafka", {}).get("brokers")
-    if isinstance(brokers, list):
-        adopted["kafka"]["brokers"] = ",".join(map(str, brokers))
     if ignored:
         warnings.append("ignored in the configuration file: " + ", ".join(ignored))
     return adopted
@@ -273,6 +272,18 @@ def _cross_checks(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
     if not _is_utf8(storage.dicm_store_path):
         key = ("local_storage", "dicm_store_path")
         raise ConfigError(ConfigProblem(".".join(key), "?", "a path in UTF-8", _source_of(key, layers)))
+    if settings.message_queue.topic_main == settings.message_queue.topic_dicom_receive:
+        key = ("message_queue", "topic_dicom_receive")
+        value = settings.message_queue.topic_main
+        raise ConfigError(ConfigProblem(".".join(key), value, "another topic than topic_main", _source_of(key, layers)))
+    kafka = settings.kafka
+    if kafka is not None and kafka.security_protocol.startswith("SASL"):
+        for name in ("sasl_mechanism", "sasl_username", "sasl_password"):
+            if getattr(kafka, name) is None:
+                expected = f"a value, because kafka.security_protocol is {kafka.security_protocol}"
+                raise ConfigError(
+                    ConfigProblem(f"kafka.{name}", "null", expected, _source_of(("kafka", "security_protocol"), layers))
+                )
 
 
 def _is_utf8(path: Path) -> bool:

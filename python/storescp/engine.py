@@ -10,11 +10,15 @@ from storescp.settings import Settings
 
 
 class QueuedRecord(Protocol):
-    """A record to be published. `pending` has bit 0 for `topic_main`, bit 1 for `topic_dicom_receive`."""
+    """A record to be published."""
 
     @property
     def id(self) -> int:
         """Row id."""
+
+    @property
+    def ready(self) -> int:
+        """Grows in the order of acknowledgement to the sender."""
 
     @property
     def trace_id(self) -> str:
@@ -28,28 +32,42 @@ class QueuedRecord(Protocol):
     def payload(self) -> str:
         """The record, JSON."""
 
-    @property
-    def pending(self) -> int:
-        """Topics that have not acknowledged it."""
-
 
 class RecordQueue(Protocol):
-    """The durable queue of records, as the publisher needs it."""
+    """The durable queue of records, as the publisher needs it.
 
-    def outbox_wait(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds for something to publish; whether there is."""
+    Topic 0 is `topic_main`, topic 1 is `topic_dicom_receive`.
+    """
 
-    def outbox_claim(self, most: int) -> Sequence[QueuedRecord]:
-        """The oldest publishable rows, in the order of acknowledgement to the sender."""
+    def outbox_wait(self, after: int, timeout: float) -> bool:
+        """Waits up to `timeout` seconds for a publishable row later than `after`; whether there is one."""
 
-    def outbox_done(self, topic: int, ids: list[int]) -> None:
-        """Records that a topic acknowledged rows."""
+    def outbox_claim(self, topic_number: int, after: int, most: int) -> Sequence[QueuedRecord]:
+        """The first publishable rows later than `after`, in the order of acknowledgement to the sender."""
 
-    def outbox_fail(self, ids: list[int], code: str) -> None:
-        """Records that rows could not be published, and why."""
+    def outbox_done(self, topic_number: int, ids: list[int]) -> None:
+        """Records that a topic acknowledged rows; committed soon, a crash before it means a second delivery."""
 
-    def outbox_backlog(self) -> tuple[int, int]:
-        """Rows and payload bytes that a topic has not acknowledged."""
+    def outbox_flush(self) -> None:
+        """Commits what was recorded before."""
+
+    def outbox_fail(self, topic_number: int, reason: str) -> None:
+        """Records that publication to a topic failed, and why; commits what was recorded before."""
+
+    def outbox_reject(self, topic_number: int, rows: list[tuple[int, str]]) -> None:
+        """Sets aside rows that a topic refused: id and reason."""
+
+    def outbox_adopt_retries(self) -> int:
+        """Makes rows pending again that operators want to be tried again; how many."""
+
+    def outbox_prune(self, before: int, most: int) -> int:
+        """Takes the payload of at most `most` rows delivered before a time (microseconds since 1970); how many."""
+
+    def outbox_backlog(self) -> tuple[int, int, int]:
+        """Rows that a topic has not acknowledged, rows set aside, payload bytes of both."""
+
+    def outbox_lag(self, topic_number: int) -> tuple[int, int | None, int]:
+        """Of one topic: rows pending, when the oldest was received (microseconds since 1970), rows set aside."""
 
 
 class Engine(RecordQueue, Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -28,6 +28,9 @@ from storescp.network.negotiation import Negotiator
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.settings import Settings
+
+if TYPE_CHECKING:
+    from storescp.publish.kafka import KafkaSink
 
 log = structlog.get_logger("storescp.service")
 EXIT_OK = 0
@@ -167,6 +170,15 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _kafka_sink(settings: Settings) -> KafkaSink | None:
+    """Made before anything starts, so that a certificate file that cannot be used is a configuration error."""
+    if settings.kafka is None:
+        return None
+    from storescp.publish.kafka import KafkaSink  # noqa: PLC0415 - only where it is configured
+
+    return KafkaSink(settings.kafka)
+
+
 def open_engine(settings: Settings, engine: str) -> Engine:
     """Opens storage and outbox.
 
@@ -215,6 +227,7 @@ class Service:
         licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
         self._licence = _LicenceWatch(licence)
         self._licence.check(datetime.now(UTC))
+        self._kafka = _kafka_sink(settings)
         with contextlib.ExitStack() as running:
             engine = open_engine(settings, self._engine_name)
             running.callback(engine.close)
@@ -257,9 +270,14 @@ class Service:
     def _make_publisher(self, engine: Engine) -> Publisher:
         settings = self._settings
         topics = (settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive)
+        keep = settings.outbox.keep_delivered
+        if self._kafka is not None:
+            assert settings.kafka is not None  # noqa: S101 - the sink was made from it
+            gather = settings.kafka.linger_ms / 1000
+            return Publisher(engine, self._kafka, topics, gather_seconds=gather, keep_delivered=keep)
         folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
         sink = JsonLinesSink(folder, topics, sync=settings.local_storage.durability != "none")
-        return Publisher(engine, sink, topics)
+        return Publisher(engine, sink, topics, keep_delivered=keep)
 
     def _announce_start(self, engine: Engine) -> None:
         settings, configuration = self._settings, self._configuration
@@ -268,8 +286,8 @@ class Service:
         if configuration.evaluation:
             log.warning(
                 "evaluation.mode",
-                text="no configuration file: evaluation licence, records go to JSON lines, "
-                f"reachable on {configuration.host} only",
+                text="no configuration file: evaluation licence, records go to "
+                f"{'Kafka' if settings.kafka else 'JSON lines'}, reachable on {configuration.host} only",
                 storage=str(settings.local_storage.dicm_store_path),
             )
             if configuration.host not in ("127.0.0.1", "::1", "localhost"):
@@ -278,8 +296,6 @@ class Service:
                     text="evaluation mode is reachable from other machines",
                     host=configuration.host,
                 )
-        if settings.kafka is not None:
-            log.warning("kafka.not_built_in", text="this version writes records to JSON lines, not to [kafka]")
         if settings.http is not None:
             log.warning("http.not_built_in", text="this version has no HTTP endpoint; [http] has no effect")
         log.warning(

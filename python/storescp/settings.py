@@ -15,6 +15,8 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UID_CHARACTERS, _AE_TITLE_CHARACTERS = 64, 16  # PS3.5 6.2
 _ROOT_BYTES = 200
+_LAST_PORT = 65535
+_KAFKA_PORT = 9092
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 # What a CornerstoneJS viewer reads.
@@ -100,6 +102,16 @@ def _network(text: str) -> str:
     return text
 
 
+def _brokers(text: str) -> str:
+    brokers = [broker.strip() for broker in text.split(",")]
+    brokers = [broker if re.search(r":[0-9]+$", broker) else f"{broker}:{_KAFKA_PORT}" for broker in brokers]
+    for broker in brokers:
+        host, _, port = broker.rpartition(":")
+        if not re.fullmatch(r"[^\s:/]+|\[[^\s\]]+\]", host) or not 1 <= int(port) <= _LAST_PORT:
+            raise ValueError("host:port, or several with commas between them")
+    return ",".join(brokers)
+
+
 def _root(path: Path) -> Path:
     absolute = path.expanduser().absolute()
     if len(str(absolute).encode()) > _ROOT_BYTES:
@@ -113,6 +125,7 @@ AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Keyword = Annotated[str, AfterValidator(_keyword)]
 TenantId = Annotated[str, AfterValidator(_tenant_id)]
 OptionalTenantId = Annotated[str, AfterValidator(_optional_tenant_id)]
+Brokers = Annotated[str, AfterValidator(_brokers)]
 Network = Annotated[str, AfterValidator(_network)]
 StorageRoot = Annotated[Path, AfterValidator(_root)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -178,13 +191,20 @@ class MessageQueue(Section):
 class Kafka(Section):
     """`[kafka]`."""
 
-    brokers: str = Field(min_length=1)
+    brokers: Brokers
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "storescp"
     compression_codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     linger_ms: Annotated[int, Field(ge=0, le=60000)] = 5
+    batch_num_messages: Annotated[int, Field(ge=1, le=100000)] = 1000
+    batch_bytes: Annotated[int, Field(ge=1024, le=1 << 26, description="before compression")] = 1 << 19
+    request_timeout: Seconds = Field(10.0, description="seconds until a broker that does not answer is asked again")
+    delivery_timeout: Seconds = Field(120.0, description="seconds until a producer that gets nowhere is replaced")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     ssl_cafile: Path | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    ssl_check_hostname: bool = True
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None

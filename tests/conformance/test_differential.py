@@ -19,11 +19,12 @@ pytestmark = [pytest.mark.curated, pytest.mark.filterwarnings("ignore::UserWarni
 def drain(engine: Engine) -> list[dict[str, object]]:
     records = []
     while engine.outbox_backlog()[0]:
-        assert engine.outbox_wait(5)
-        rows = engine.outbox_claim(1000)
+        assert engine.outbox_wait(0, 5)
+        rows = engine.outbox_claim(0, 0, 1000)
         records += [json.loads(row.payload) for row in rows]
         for topic in (0, 1):
             engine.outbox_done(topic, [row.id for row in rows])
+        engine.outbox_flush()
     return records
 
 

@@ -147,7 +147,21 @@ def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
         },
         "local_storage": {"dicm_store_path": "/data", "json_store_path": "/json"},
         "message_queue": {"topic_main": "storage_queue", "topic_log": "log_queue_1", "consumer_group_id": "g"},
-        "kafka": {"brokers": ["127.0.0.1:9092", "127.0.0.1:9093"], "queue_buffering_max_ms": 10},
+        "kafka": {
+            "brokers": ["127.0.0.1:9092", "127.0.0.1:9093"],
+            "queue_buffering_max_ms": 10,
+            "batch_num_messages": 500,
+            "message.timeout.ms": 60000,
+            "compression.type": "lz4",
+            "security.protocol": "sasl_ssl",
+            "sasl.mechanisms": "scram-sha-512",
+            "sasl.username": "storescp",
+            "sasl.password": "secret",
+            "ssl.ca.location": "ca.pem",
+            "acks": "1",
+            "queue_buffering_max_messages": 100000,
+            "statistics.interval.ms": 0,
+        },
         "dicom_license_server": {"client_id": "a", "license_key": "b", "url": "http://x"},
     }
     configuration = load({}, write(tmp_path, json.dumps(document), "application.json"))
@@ -158,13 +172,19 @@ def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
     )
     assert settings.message_queue.topic_dicom_receive == "log_queue_1"
     assert settings.kafka is not None
-    assert settings.kafka.brokers == "127.0.0.1:9092,127.0.0.1:9093"
+    kafka = settings.kafka
+    assert kafka.brokers == "127.0.0.1:9092,127.0.0.1:9093"
+    assert (kafka.linger_ms, kafka.batch_num_messages, kafka.delivery_timeout) == (10, 500, 60.0)
+    assert (kafka.compression_codec, kafka.security_protocol) == ("lz4", "SASL_SSL")
+    assert (kafka.sasl_mechanism, kafka.ssl_cafile) == ("SCRAM-SHA-512", tmp_path / "ca.pem")
     assert settings.tenants.from_private_element
     assert (settings.tenants.private_group, settings.tenants.private_element) == (0x1211, 0x1217)
-    warning, known = configuration.warnings
+    acks, queue, warning, known = configuration.warnings
+    assert acks == "kafka.acks has no effect: always all"
+    assert queue == "kafka.queue_buffering_max_messages has no effect: the outbox is the queue: [outbox] max_rows"
     assert "tenants.known is empty" in known
     for name in ("redis", "local_storage.json_store_path", "message_queue.consumer_group_id",
-                 "kafka.queue_buffering_max_ms", "dicom_license_server.url"):  # fmt: skip
+                 "kafka.statistics_interval_ms", "dicom_license_server.url"):  # fmt: skip
         assert name in warning
     sources = {key: source for key, _, source in configuration.rows()}
     assert sources["message_queue.topic_dicom_receive"].endswith("application.json")
@@ -174,3 +194,27 @@ def test_settings_are_frozen() -> None:
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.dicom_store_scp.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("brokers = 'a b:1'", ["kafka.brokers", "host:port"]),
+        ("brokers = 'a:70000'", ["kafka.brokers", "host:port"]),
+        ("brokers = 'a:1,'", ["kafka.brokers", "host:port"]),
+        (
+            "brokers = 'a:1'\nsecurity_protocol = 'SASL_SSL'\nsasl_mechanism = 'PLAIN'",
+            ["kafka.sasl_username", "SASL_SSL"],
+        ),
+        ("brokers = 'a:1'\n[message_queue]\ntopic_main = 'x'\ntopic_log = 'x'", ["message_queue", "another topic"]),
+    ],
+)
+def test_kafka_is_checked_before_anything_starts(tmp_path: Path, text: str, parts: list[str]) -> None:
+    said = problem("[kafka]\n" + text, tmp_path)
+    assert all(part in said for part in parts), said
+
+
+def test_brokers_have_kafka_s_port_unless_they_name_one(tmp_path: Path) -> None:
+    kafka = load({}, write(tmp_path, "[kafka]\nbrokers = 'one, two:19092, [::1]'")).settings.kafka
+    assert kafka is not None
+    assert kafka.brokers == "one:9092,two:19092,[::1]:9092"

@@ -1,19 +1,27 @@
-"""From the outbox to the sink, whatever the sink does."""
+"""From the outbox to the sink, whatever the sink does. Both engines."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from storescp import _core
-from storescp.engine import QueuedRecord, engine_config
+from storescp import outbox as operator
+from storescp.engine import Engine, QueuedRecord, engine_config
+from storescp.errors import StorescpError
+from storescp.publish import publisher as publisher_module
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
-from storescp.publish.sink import SinkError
+from storescp.publish.sink import Outcome, SinkError
+from storescp.pure.engine import PureEngine
 from storescp.settings import Settings
 from support.instances import ct_slice
 
@@ -24,15 +32,14 @@ TOPICS = ("main", "log")
 class Row:
     id: int
     payload: str
+    ready: int = 0
     trace_id: str = ""
     key: str = ""
-    pending: int = 3
 
 
 def publish(sink: JsonLinesSink, topic: str, *payloads: str) -> None:
     async def run() -> None:
-        await sink.start()
-        await sink.publish(topic, [Row(number, payload) for number, payload in enumerate(payloads)])  # type: ignore[misc]
+        await sink.publish(topic, [Row(number, payload) for number, payload in enumerate(payloads)])
         await sink.stop()
 
     asyncio.run(run())
@@ -51,66 +58,249 @@ def test_json_lines_are_appended_and_a_torn_tail_is_cut(tmp_path: Path) -> None:
     assert file.read_text() == '{"a":5}\n'
 
 
-class FailingSink:
-    """Refuses `failures` batches, then takes everything."""
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_sink(tmp_path: Path) -> None:
+    (tmp_path / "events").write_text("in the way")
+    with pytest.raises(SinkError, match="File exists"):
+        publish(JsonLinesSink(tmp_path / "events", TOPICS), "main", "{}")
 
-    def __init__(self, failures: int) -> None:
-        self.failures = failures
-        self.published: dict[str, list[str]] = {topic: [] for topic in TOPICS}
-        self.complete = threading.Event()
 
-    async def start(self) -> None:
-        return
+class FakeSink:
+    """Asks `behave(topic, row)` about each row: None delivers it; a text rejects it; an exception is raised."""
 
-    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> None:
-        if topic == "log" and self.failures:
-            self.failures -= 1
-            raise SinkError("no broker")
-        self.published[topic] += [row.trace_id for row in rows]
-        if all(len(published) >= 5 for published in self.published.values()):
-            self.complete.set()
+    def __init__(self, behave: Callable[[str, QueuedRecord], str | Exception | None]) -> None:
+        self._behave = behave
+        self.delivered: dict[str, list[QueuedRecord]] = defaultdict(list)
+        self.seen = threading.Event()
+        self.hangs = False
+
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> Outcome:
+        if self.hangs:
+            self.seen.set()
+            await asyncio.Event().wait()
+        outcome = Outcome()
+        stuck: set[str] = set()
+        for row in rows:
+            answer = "stuck" if row.key in stuck else self._behave(topic, row)
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is None:
+                outcome.delivered.append(row.id)
+                self.delivered[topic].append(row)
+            elif answer == "stuck":
+                stuck.add(row.key)
+                outcome.failure = "stuck"
+            else:
+                outcome.rejected.append((row.id, answer))
+        self.seen.set()
+        return outcome
+
+    def complaint(self) -> str:
+        return "a complaint"
 
     async def stop(self) -> None:
         return
 
 
-def open_engine(root: Path) -> _core.Engine:
-    return _core.Engine(engine_config(Settings.model_validate({"local_storage": {"dicm_store_path": root}})))
+def settings(root: Path) -> Settings:
+    return Settings.model_validate({"local_storage": {"dicm_store_path": root, "durability": "none"}})
 
 
-def ingest(engine: _core.Engine, number: int) -> None:
-    one = ct_slice(number, rows=4)
+OpenEngine = Callable[[], Engine]
+
+
+@pytest.fixture(params=["rust", "python"])
+def open_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenEngine]:
+    opened: list[Engine] = []
+
+    def open_it() -> Engine:
+        chosen = settings(tmp_path / "data")
+        opened.append(_core.Engine(engine_config(chosen)) if request.param == "rust" else PureEngine(chosen))
+        return opened[-1]
+
+    yield open_it
+    opened[-1].close()
+
+
+def ingest(engine: Engine, number: int, study: str = "1.2.3") -> None:
+    one = ct_slice(number, rows=4, study=study)
     status = engine.ingest(
         one.dataset, one.sop_class, one.sop_instance, one.transfer_syntax, "A", "B", "127.0.0.1", "t"
     )
     assert status == (0, "")
 
 
-def test_a_topic_that_failed_is_tried_again_and_the_other_is_not(tmp_path: Path) -> None:
-    engine = open_engine(tmp_path / "data")
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def database(tmp_path: Path) -> operator.sqlite3.Connection:
+    return operator.open_outbox(tmp_path / "data", write=True)
+
+
+def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
+    open_engine: OpenEngine, tmp_path: Path
+) -> None:
+    engine = open_engine()
     for number in range(5):
         ingest(engine, number)
-    sink = FailingSink(failures=2)
+    broken = threading.Event()
+    broken.set()
+
+    def behave(topic: str, row: QueuedRecord) -> Exception | None:
+        return SinkError("no broker") if topic == "log" and broken.is_set() else None
+
+    sink = FakeSink(behave)
+    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
+    publisher.start()
+    wait_until(lambda: len(sink.delivered["main"]) == 5 and publisher.published["log", "failed"] >= 2)
+    status = operator.topic_status(database(tmp_path), 1, "log")
+    assert (status.pending, status.last_error) == (5, "no broker")
+    assert status.failures >= 1
+    broken.clear()
+    wait_until(lambda: len(sink.delivered["log"]) == 5)
+    assert publisher.stop(5)
+    assert engine.outbox_backlog() == (0, 0, 0)
+    assert [row.trace_id for row in sink.delivered["main"]] == [row.trace_id for row in sink.delivered["log"]]
+    assert len({row.trace_id for row in sink.delivered["main"]}) == 5
+    assert operator.topic_status(database(tmp_path), 1, "log").failures == 0
+    assert publisher.published["main", "delivered"] == publisher.published["log", "delivered"] == 5
+
+
+def test_stopping_with_a_dead_sink_keeps_the_records_for_the_next_start(open_engine: OpenEngine) -> None:
+    engine = open_engine()
+    ingest(engine, 1)
+    sink = FakeSink(lambda topic, row: SinkError("no broker") if topic == "log" else None)
     publisher = Publisher(engine, sink, TOPICS)
     publisher.start()
-    assert sink.complete.wait(20)
-    assert publisher.stop(5)
-    assert sink.published["main"] == sink.published["log"]
-    assert len(set(sink.published["main"])) == 5
-    assert engine.outbox_backlog() == (0, 0)
+    assert not publisher.stop(0.5)
     engine.close()
-
-
-def test_stopping_with_a_dead_sink_keeps_the_records_for_the_next_start(tmp_path: Path) -> None:
-    engine = open_engine(tmp_path / "data")
-    ingest(engine, 1)
-    publisher = Publisher(engine, FailingSink(failures=1_000_000), TOPICS)
-    publisher.start()
-    assert not publisher.stop(0.3)
-    engine.close()
-    again = open_engine(tmp_path / "data")
-    assert again.outbox_wait(5)
-    [row] = again.outbox_claim(10)
-    assert row.pending == 0b10
+    again = open_engine()
+    assert again.outbox_claim(0, 0, 10) == []
+    [row] = again.outbox_claim(1, 0, 10)
     assert json.loads(row.payload)["trace_id"] == row.trace_id
-    again.close()
+
+
+def test_a_sink_that_hangs_is_told_of_and_does_not_hang_the_end(
+    open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "_STALL_SECONDS", 0.05)
+    engine = open_engine()
+    ingest(engine, 1)
+    sink = FakeSink(lambda topic, row: None)
+    sink.hangs = True
+    publisher = Publisher(engine, sink, TOPICS)
+    publisher.start()
+    wait_until(lambda: publisher.published["main", "failed"] >= 2)
+    error = operator.topic_status(database(tmp_path), 0, "main").last_error
+    assert error is not None
+    assert error.startswith("no acknowledgement for 0 s: a complaint")
+    began = time.monotonic()
+    assert not publisher.stop(0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_a_bug_of_the_sink_does_not_end_the_publisher(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "_LONGEST_PAUSE_SECONDS", 0.05)
+    engine = open_engine()
+    ingest(engine, 1)
+    failures = [ZeroDivisionError("ours"), None, None]
+    sink = FakeSink(lambda topic, row: failures.pop(0))
+    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
+    publisher.start()
+    assert publisher.stop(10)
+
+
+def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(open_engine: OpenEngine) -> None:
+    engine = open_engine()
+    for number in range(30):
+        ingest(engine, number, study=f"1.2.{number % 3}")
+    attempts: Counter[str] = Counter()
+
+    def behave(topic: str, row: QueuedRecord) -> str | None:
+        attempts[topic] += row.key == "t/1.2.1"
+        return "stuck" if row.key == "t/1.2.1" and attempts[topic] < 4 else None
+
+    sink = FakeSink(behave)
+    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
+    publisher.start()
+    wait_until(lambda: len(sink.delivered["main"]) == len(sink.delivered["log"]) == 20)
+    assert {row.key for row in sink.delivered["main"]} == {"t/1.2.0", "t/1.2.2"}
+    wait_until(lambda: len(sink.delivered["main"]) == len(sink.delivered["log"]) == 30)
+    assert publisher.stop(10)
+    for topic in TOPICS:
+        rows = sink.delivered[topic]
+        assert len({row.trace_id for row in rows}) == 30
+        for key in {row.key for row in rows}:
+            order = [row.ready for row in rows if row.key == key]
+            assert order == sorted(order)
+
+
+def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
+    open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "_ADOPT_SECONDS", 0.02)
+    engine = open_engine()
+    for number in range(3):
+        ingest(engine, number)
+    refuses = threading.Event()
+    refuses.set()
+    sink = FakeSink(lambda topic, row: "too large" if topic == "main" and refuses.is_set() else None)
+    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
+    publisher.start()
+    wait_until(lambda: engine.outbox_backlog()[:2] == (0, 3))
+    view = database(tmp_path)
+    dead = list(operator.entries(view, TOPICS, dead=True, limit=10))
+    assert [(one.state, one.topics, one.attempts, one.error) for one in dead] == [
+        ("dead", ("main",), 1, "too large")
+    ] * 3
+    assert list(operator.entries(view, TOPICS, dead=False, limit=10)) == []
+    assert engine.outbox_lag(0) == (0, None, 3)
+    refuses.clear()
+    with pytest.raises(StorescpError, match="not set aside"):
+        operator.request_retry(view, ["unknown"])
+    assert operator.request_retry(view, [dead[1].trace_id]) == 1
+    wait_until(lambda: [row.trace_id for row in sink.delivered["main"]] == [dead[1].trace_id])
+    assert operator.request_retry(view, None) == 2
+    wait_until(lambda: len(sink.delivered["main"]) == 3)
+    assert publisher.stop(5)
+    assert engine.outbox_backlog() == (0, 0, 0)
+    assert len(sink.delivered["log"]) == 3
+    assert publisher.published["main", "rejected"] == 3
+
+
+def test_delivered_rows_lose_their_payload_in_time_and_are_still_known(open_engine: OpenEngine, tmp_path: Path) -> None:
+    engine = open_engine()
+    ingest(engine, 1)
+    publisher = Publisher(engine, FakeSink(lambda topic, row: None), TOPICS, keep_delivered=0.0, gather_seconds=0)
+    publisher.start()
+    assert publisher.stop(5)
+    engine.outbox_flush()
+    assert engine.outbox_prune(int((time.time() + 60) * 1e6), 1000) == 1
+    view = database(tmp_path)
+    [(payload, trace_id, path, size)] = view.execute("SELECT payload, trace_id, path, size FROM instance").fetchall()
+    assert payload == ""
+    assert trace_id
+    assert (tmp_path / "data" / path).stat().st_size == size
+    ingest(engine, 1)
+    assert engine.outbox_backlog() == (0, 0, 0), "the identical instance is still known"
+
+
+def test_an_outbox_of_another_version_is_refused_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(StorescpError, match="nothing was stored there yet"):
+        operator.open_outbox(tmp_path)
+    folder = tmp_path / ".outbox"
+    folder.mkdir()
+    connection = operator.sqlite3.connect(folder / "outbox.sqlite")
+    connection.executescript(_core.outbox_migrations()[0])
+    with pytest.raises(StorescpError, match="start the service once"):
+        operator.open_outbox(tmp_path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StorescpError, match="update storescp"):
+        operator.open_outbox(tmp_path)
+    for open_it in (lambda: _core.Engine(engine_config(settings(tmp_path))), lambda: PureEngine(settings(tmp_path))):
+        with pytest.raises(StorescpError, match="newer program"):
+            open_it()

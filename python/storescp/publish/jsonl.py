@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storescp.engine import QueuedRecord
-from storescp.publish.sink import SinkError
+from storescp.publish.sink import Outcome, SinkError
 
 _TAIL_BYTES = 64 * 1024
 
@@ -24,19 +24,10 @@ class JsonLinesSink:
         self._sync = sync
         self._files: dict[str, int] = {}
 
-    async def start(self) -> None:
-        """Opens the files and cuts torn lines."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for topic in self._topics:
-                self._files[topic] = self._open(self._folder / f"{topic}.jsonl")
-            if self._sync:
-                sync_folder(self._folder)
-        except OSError as error:
-            raise SinkError(f"{error.filename}: {error.strerror}") from None
-
-    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> None:
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> Outcome:
         """Appends rows."""
+        if not self._files:
+            self._open_all()
         file = self._files[topic]
         lines = "".join(f"{row.payload}\n" for row in rows).encode()
         size = os.fstat(file).st_size
@@ -49,6 +40,25 @@ class JsonLinesSink:
         except OSError as error:
             os.ftruncate(file, size)
             raise SinkError(f"{topic}.jsonl: {error.strerror}") from None
+        return Outcome(delivered=[row.id for row in rows])
+
+    def _open_all(self) -> None:
+        files: dict[str, int] = {}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for topic in self._topics:
+                files[topic] = self._open(self._folder / f"{topic}.jsonl")
+            if self._sync:
+                sync_folder(self._folder)
+        except OSError as error:
+            for file in files.values():
+                os.close(file)
+            raise SinkError(f"{error.filename}: {error.strerror}") from None
+        self._files = files
+
+    def complaint(self) -> str:
+        """Nothing."""
+        return ""
 
     async def stop(self) -> None:
         """Closes the files."""

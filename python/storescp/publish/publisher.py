@@ -1,95 +1,249 @@
 """The publisher: one thread with its own event loop that drains the outbox into the sink.
 
-The outbox owns retries: a row leaves it only after both topics acknowledged it, and each topic has its own flag.
+The outbox owns retries: a row leaves it only after both topics acknowledged it. Each topic goes through the rows by
+itself, so that one that fails does not hold up the other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 
-from storescp.engine import RecordQueue
+from storescp.engine import QueuedRecord, RecordQueue
 from storescp.errors import CoreError
-from storescp.publish.sink import Sink, SinkError
+from storescp.publish.sink import Outcome, Sink, SinkError
 
 log = structlog.get_logger("storescp.publish")
-BATCH = 1000
+BATCH = 2000
 _WAIT_SECONDS = 0.2
-# A batch that was not full is followed by a pause, so that a stream of instances costs a few commits a second and not
-# three for each instance.
-_GATHER_SECONDS = 0.1
+# A row that was acknowledged a moment ago becomes claimable with the next commit.
 _LAST_ROWS_SECONDS = 0.01
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
+# Going through a long queue again for the rows that could not be delivered must not become the main occupation.
+_PAUSE_TO_PASS_RATIO = 4.0
+_STALL_SECONDS = 5.0
+_LONGEST_STALL_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+_ADOPT_SECONDS = 1.0
+_PRUNE_SECONDS = 60.0
+_PRUNE_ROWS = 1000
 
 
 class Publisher:
-    """Owns its thread: `start` and `stop`."""
+    """Owns its thread: `start` and `stop`.
 
-    def __init__(self, queue: RecordQueue, sink: Sink, topics: tuple[str, str]) -> None:
+    `published` counts rows by topic and outcome: delivered, rejected, and failed for each attempt.
+    """
+
+    def __init__(
+        self,
+        queue: RecordQueue,
+        sink: Sink,
+        topics: tuple[str, str],
+        *,
+        gather_seconds: float = 0.1,
+        keep_delivered: float = 604800.0,
+    ) -> None:
+        self.published: Counter[tuple[str, str]] = Counter()
         self._queue = queue
         self._sink = sink
         self._topics = topics
+        self._gather_seconds = gather_seconds
+        self._keep_delivered = keep_delivered
         self._stopping = threading.Event()
-        self._deadline_passed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="storescp-publisher")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to publish."""
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Publishes what is left, for `timeout` seconds at most; whether the outbox is empty."""
+        """Publishes what is left, for `timeout` seconds at most; whether nothing is pending then."""
         self._stopping.set()
         self._thread.join(timeout)
-        self._deadline_passed.set()
+        if self._thread.is_alive() and self._loop is not None and self._main_task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has just ended
+                self._loop.call_soon_threadsafe(self._main_task.cancel)
         self._thread.join()
         return self._queue.outbox_backlog()[0] == 0
 
     def _run(self) -> None:
-        asyncio.run(self._main())
+        with contextlib.suppress(asyncio.CancelledError):  # the deadline of `stop`
+            asyncio.run(self._main())
 
     async def _main(self) -> None:
-        pause = _FIRST_PAUSE_SECONDS
-        started = False
-        while not self._is_over():
+        self._loop, self._main_task = asyncio.get_running_loop(), asyncio.current_task()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                upkeep = tasks.create_task(self._upkeep())
+                lanes = [
+                    tasks.create_task(_Lane(self._queue, self._sink, number, topic, self).run())
+                    for number, topic in enumerate(self._topics)
+                ]
+                await asyncio.wait(lanes)
+                upkeep.cancel()
+        finally:
             try:
-                if not started:
-                    await self._sink.start()
-                    started = True
-                published = await self._publish_batch()
-                if self._stopping.is_set():
-                    # A row that was acknowledged a moment ago becomes claimable with the next commit.
-                    await asyncio.sleep(0 if published else _LAST_ROWS_SECONDS)
-                elif published < BATCH:
-                    await asyncio.sleep(_GATHER_SECONDS)
-                    await asyncio.to_thread(self._queue.outbox_wait, _WAIT_SECONDS)
-                pause = _FIRST_PAUSE_SECONDS
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._sink.stop()
+            except TimeoutError:
+                log.warning("publish.stop_timed_out", seconds=_STOP_SECONDS)
+
+    def is_over(self) -> bool:
+        """Whether to stop, with nothing left to publish."""
+        return self.is_stopping() and self._queue.outbox_backlog()[0] == 0
+
+    def is_stopping(self) -> bool:
+        """Whether to hurry."""
+        return self._stopping.is_set()
+
+    @property
+    def gather_seconds(self) -> float:
+        """How long to wait for company for the first row after a pause."""
+        return self._gather_seconds
+
+    async def _upkeep(self) -> None:
+        """Takes up what operators want retried, and takes the payload of rows delivered long ago."""
+        pruned = float("-inf")
+        while True:
+            try:
+                adopted = await asyncio.to_thread(self._queue.outbox_adopt_retries)
+                if adopted:
+                    log.info("outbox.retried", rows=adopted)
+                if time.monotonic() - pruned >= _PRUNE_SECONDS:
+                    pruned = time.monotonic()
+                    before = int((time.time() - self._keep_delivered) * 1e6)
+                    while await asyncio.to_thread(self._queue.outbox_prune, before, _PRUNE_ROWS) == _PRUNE_ROWS:
+                        pass
+            except CoreError as error:
+                log.warning("outbox.upkeep_failed", reason=str(error))
+            except Exception:
+                log.exception("publish.bug", topic=None)
+            await asyncio.sleep(_ADOPT_SECONDS)
+
+
+class _Lane:
+    """One topic's way through the outbox.
+
+    Rows are taken in their order. Where some could not be delivered, the rest of their key waits with them, the others
+    go on, and after a pause everything begins again at the first row.
+    """
+
+    def __init__(self, queue: RecordQueue, sink: Sink, number: int, topic: str, publisher: Publisher) -> None:
+        self._queue = queue
+        self._sink = sink
+        self._number = number
+        self._topic = topic
+        self._publisher = publisher
+        self._after = 0
+        self._waiting_keys: set[str] = set()
+        self._pass_began = time.monotonic()
+        self._restart_at: float | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._failing = False
+
+    async def run(self) -> None:
+        """Until it is over."""
+        while not self._publisher.is_over():
+            try:
+                await self._step()
             except (SinkError, CoreError) as error:
-                log.warning("publish.failed", reason=str(error), retry_seconds=pause)
-                await asyncio.to_thread(self._deadline_passed.wait, pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-        if started:
-            await self._sink.stop()
+                await self._fail(str(error))
+                await asyncio.sleep(self._lengthen_pause())
+                self._start_over()
+            except Exception:
+                # The thread must outlive its bugs: the rows are still there.
+                log.exception("publish.bug", topic=self._topic)
+                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
+                self._start_over()
 
-    def _is_over(self) -> bool:
-        if self._deadline_passed.is_set():
-            return True
-        return self._stopping.is_set() and self._queue.outbox_backlog()[0] == 0
+    async def _step(self) -> None:
+        if self._restart_at is not None and time.monotonic() >= self._restart_at:
+            # What was delivered since must not be claimed again.
+            await asyncio.to_thread(self._queue.outbox_flush)
+            self._start_over()
+        rows = await asyncio.to_thread(self._queue.outbox_claim, self._number, self._after, BATCH)
+        if not rows:
+            await self._wait()
+            return
+        self._after = rows[-1].ready
+        sendable = [row for row in rows if row.key not in self._waiting_keys]
+        if sendable:
+            await self._record(sendable, await self._publish(sendable))
 
-    async def _publish_batch(self) -> int:
-        rows = await asyncio.to_thread(self._queue.outbox_claim, BATCH)
-        for number, topic in enumerate(self._topics):
-            waiting = [row for row in rows if row.pending & (1 << number)]
-            if not waiting:
-                continue
-            ids = [row.id for row in waiting]
-            try:
-                await self._sink.publish(topic, waiting)
-            except SinkError as error:
-                await asyncio.to_thread(self._queue.outbox_fail, ids, str(error))
-                raise
-            await asyncio.to_thread(self._queue.outbox_done, number, ids)
-        return len(rows)
+    async def _wait(self) -> None:
+        if self._publisher.is_stopping():
+            await asyncio.sleep(_LAST_ROWS_SECONDS)
+        elif await asyncio.to_thread(self._queue.outbox_wait, self._after, _WAIT_SECONDS):
+            await asyncio.sleep(self._publisher.gather_seconds)
+
+    async def _publish(self, rows: Sequence[QueuedRecord]) -> Outcome:
+        """The sink's answer; while it does not come, the topic counts as failing."""
+        task = asyncio.ensure_future(self._sink.publish(self._topic, rows))
+        try:
+            began, stall = time.monotonic(), _STALL_SECONDS
+            while True:
+                await asyncio.wait({task}, timeout=stall)
+                if task.done():
+                    return task.result()
+                stall = min(stall * 2, _LONGEST_STALL_SECONDS)
+                complaint = self._sink.complaint()
+                seconds = time.monotonic() - began
+                await self._fail(f"no acknowledgement for {seconds:.0f} s" + (f": {complaint}" if complaint else ""))
+        finally:
+            task.cancel()
+
+    async def _record(self, rows: Sequence[QueuedRecord], outcome: Outcome) -> None:
+        counts = self._publisher.published
+        if outcome.delivered:
+            await asyncio.to_thread(self._queue.outbox_done, self._number, outcome.delivered)
+            counts[self._topic, "delivered"] += len(outcome.delivered)
+        if outcome.rejected:
+            for row_id, reason in outcome.rejected:
+                log.error("publish.rejected", topic=self._topic, row=row_id, reason=reason)
+            await asyncio.to_thread(self._queue.outbox_reject, self._number, outcome.rejected)
+            counts[self._topic, "rejected"] += len(outcome.rejected)
+        if outcome.failure is not None:
+            settled = {*outcome.delivered, *(row_id for row_id, _ in outcome.rejected)}
+            self._waiting_keys |= {row.key for row in rows if row.id not in settled}
+            await self._fail(outcome.failure)
+            if self._restart_at is None:
+                spent = time.monotonic() - self._pass_began
+                self._restart_at = time.monotonic() + max(self._lengthen_pause(), spent * _PAUSE_TO_PASS_RATIO)
+        elif not self._waiting_keys:
+            self._recover()
+
+    async def _fail(self, reason: str) -> None:
+        self._failing = True
+        self._publisher.published[self._topic, "failed"] += 1
+        log.warning("publish.failed", topic=self._topic, reason=reason)
+        try:
+            await asyncio.to_thread(self._queue.outbox_fail, self._number, reason)
+        except CoreError as error:
+            log.warning("outbox.failed", reason=str(error))
+
+    def _recover(self) -> None:
+        self._pause = _FIRST_PAUSE_SECONDS
+        if self._failing:
+            self._failing = False
+            log.info("publish.recovered", topic=self._topic)
+
+    def _lengthen_pause(self) -> float:
+        pause = self._pause
+        self._pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+        return pause
+
+    def _start_over(self) -> None:
+        self._after = 0
+        self._waiting_keys.clear()
+        self._restart_at = None
+        self._pass_began = time.monotonic()

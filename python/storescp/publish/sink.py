@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from storescp.engine import QueuedRecord
 
 
 class SinkError(Exception):
-    """A batch was not published; the outbox keeps it and it is tried again."""
+    """Nothing can be published now, or it is unknown what was; the outbox keeps it and it is tried again."""
+
+
+@dataclass
+class Outcome:
+    """What became of rows: delivered, refused for good, and the others for which `failure` says why not yet."""
+
+    delivered: list[int] = field(default_factory=list)
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+    failure: str | None = None
 
 
 class Sink(Protocol):
-    """Takes batches of records for one topic. Returning means the topic has them, durably."""
+    """Takes rows of records for one topic; both topics may be published to at the same time."""
 
-    async def start(self) -> None:
-        """Gets ready; called once, before the first batch."""
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> Outcome:
+        """Publishes rows, those of the same key in their order.
 
-    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> None:
-        """Publishes rows in order.
+        After a row that was not delivered, no later row of its key is.
 
         Raises:
-            SinkError: the batch is not there, or maybe not there.
+            SinkError: nothing can be published now.
         """
+
+    def complaint(self) -> str:
+        """What stands in the way, as far as it is known while a batch is on its way; or nothing."""
 
     async def stop(self) -> None:
         """Lets go; called once, after the last batch."""

@@ -105,8 +105,8 @@ class PureEngine:
 
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
-        rows, size = self._outbox.backlog()
-        if rows >= self._settings.outbox.max_rows or size >= self._settings.outbox.max_bytes:
+        pending, dead, size = self._outbox.backlog()
+        if pending + dead >= self._settings.outbox.max_rows or size >= self._settings.outbox.max_bytes:
             return "outbox limit reached"
         if self._store.free_bytes() < self._storage.min_free_bytes:
             return "storage: less free space than configured"
@@ -116,25 +116,44 @@ class PureEngine:
         """What an interrupted predecessor left."""
         return self._outbox.kept, self._outbox.dropped, self._temporary_files
 
-    def outbox_wait(self, timeout: float) -> bool:
+    def outbox_wait(self, after: int, timeout: float) -> bool:
         """Waits for something to publish."""
-        return self._outbox.wait(timeout)
+        return self._outbox.wait(after, timeout)
 
-    def outbox_claim(self, most: int) -> list[Row]:
-        """The oldest publishable rows."""
-        return self._outbox.claim(most)
+    def outbox_claim(self, topic_number: int, after: int, most: int) -> list[Row]:
+        """The first publishable rows later than `after`."""
+        return self._outbox.claim(topic_number, after, most)
 
-    def outbox_done(self, topic: int, ids: list[int]) -> None:
+    def outbox_done(self, topic_number: int, ids: list[int]) -> None:
         """Records that a topic acknowledged rows."""
-        self._outbox.done(topic, ids)
+        self._outbox.done(topic_number, ids)
 
-    def outbox_fail(self, ids: list[int], code: str) -> None:
-        """Records that rows could not be published, and why."""
-        self._outbox.fail(ids, code)
+    def outbox_flush(self) -> None:
+        """Nothing to do: every change is committed by itself."""
 
-    def outbox_backlog(self) -> tuple[int, int]:
-        """Rows and payload bytes that a topic has not acknowledged."""
+    def outbox_fail(self, topic_number: int, reason: str) -> None:
+        """Records that publication to a topic failed, and why."""
+        self._outbox.fail(topic_number, reason)
+
+    def outbox_reject(self, topic_number: int, rows: list[tuple[int, str]]) -> None:
+        """Sets aside rows that a topic refused."""
+        self._outbox.reject(topic_number, rows)
+
+    def outbox_adopt_retries(self) -> int:
+        """Makes rows pending again that operators want to be tried again."""
+        return self._outbox.adopt_retries()
+
+    def outbox_prune(self, before: int, most: int) -> int:
+        """Takes the payload of rows that were delivered long ago."""
+        return self._outbox.prune(before, most)
+
+    def outbox_backlog(self) -> tuple[int, int, int]:
+        """Rows that a topic has not acknowledged, rows set aside, payload bytes of both."""
         return self._outbox.backlog()
+
+    def outbox_lag(self, topic_number: int) -> tuple[int, int | None, int]:
+        """Rows pending, when the oldest was received, rows set aside."""
+        return self._outbox.lag(topic_number)
 
     def close(self) -> None:
         """Gives storage root and outbox back."""

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS instance (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, ready INTEGER, trace_id TEXT NOT NULL, key TEXT NOT NULL,
-    payload TEXT NOT NULL, path TEXT NOT NULL, path_hash INTEGER NOT NULL, temporary TEXT NOT NULL,
-    size INTEGER NOT NULL, digest BLOB NOT NULL, pending INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
-    last_error TEXT, created INTEGER NOT NULL, delivered INTEGER
-) STRICT;
-CREATE INDEX IF NOT EXISTS instance_path ON instance (path_hash);
-CREATE INDEX IF NOT EXISTS instance_pending ON instance (ready) WHERE pending <> 0;
-CREATE INDEX IF NOT EXISTS instance_unsettled ON instance (id) WHERE ready IS NULL;
-PRAGMA user_version = 1;
-"""
+from storescp import _core
+from storescp.errors import CoreError
+
 _ALL_PENDING = 0b11
+_PAYLOAD_BYTES = "length(CAST(payload AS BLOB))"
+# The terms repeat those of the partial indexes, which is how SQLite recognises them.
+_WAITING = ("pending & 1 AND ready IS NOT NULL", "pending & 2 AND ready IS NOT NULL")
 
 
 @dataclass(frozen=True)
@@ -44,10 +39,10 @@ class Row:
     """A record to be published."""
 
     id: int
+    ready: int
     trace_id: str
     key: str
     payload: str
-    pending: int
 
 
 def path_hash(path: str) -> int:
@@ -68,12 +63,13 @@ class Outbox:
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if synchronous else 'OFF'}")
-        self._connection.executescript(SCHEMA)
+        self._migrate()
         self.kept, self.dropped = self._settle(on_disk)
-        self._rows, self._bytes = self._connection.execute(
-            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM instance WHERE pending <> 0"
+        self._pending, self._dead, self._bytes = self._connection.execute(
+            "SELECT coalesce(sum(pending <> 0), 0), coalesce(sum(pending = 0), 0), "
+            f"coalesce(sum({_PAYLOAD_BYTES}), 0) FROM instance WHERE pending <> 0 OR dead <> 0"
         ).fetchone()
-        self._claimable = self._rows
+        self._last_ready = self._next_ready() - 1
 
     def insert(self, row: NewRow) -> int:
         """A durable row that is not publishable yet."""
@@ -95,25 +91,25 @@ class Outbox:
                     _now(),
                 ),
             )
-            self._rows += 1
-            self._bytes += len(row.payload)
+            self._pending += 1
+            self._bytes += len(row.payload.encode())
             return int(cursor.lastrowid or 0)
 
     def publishable(self, row_id: int) -> None:
         """Lets the publisher see a row."""
         with self._lock:
-            self._connection.execute("UPDATE instance SET ready = ? WHERE id = ?", (self._next_ready(), row_id))
-            self._claimable += 1
+            self._last_ready = self._next_ready()
+            self._connection.execute("UPDATE instance SET ready = ? WHERE id = ?", (self._last_ready, row_id))
             self._lock.notify_all()
 
     def remove(self, row_id: int) -> None:
         """Takes back a row whose file never got its name."""
         with self._lock:
             removed = self._connection.execute(
-                "DELETE FROM instance WHERE id = ? AND ready IS NULL RETURNING length(payload)", (row_id,)
+                f"DELETE FROM instance WHERE id = ? AND ready IS NULL RETURNING {_PAYLOAD_BYTES}", (row_id,)
             ).fetchone()
             if removed:
-                self._rows -= 1
+                self._pending -= 1
                 self._bytes -= removed[0]
 
     def describes(self, path: str, size: int, digest: bytes) -> bool:
@@ -125,59 +121,135 @@ class Outbox:
             ).fetchone()
             return bool(found[0])
 
-    def wait(self, timeout: float) -> bool:
-        """Waits for something to publish."""
+    def wait(self, after: int, timeout: float) -> bool:
+        """Waits for a publishable row later than `after`."""
         with self._lock:
-            return bool(self._lock.wait_for(lambda: self._claimable > 0, timeout))
+            return bool(self._lock.wait_for(lambda: self._last_ready > after, timeout))
 
-    def claim(self, most: int) -> list[Row]:
-        """The oldest publishable rows."""
+    def claim(self, topic: int, after: int, most: int) -> list[Row]:
+        """The first publishable rows later than `after`."""
         with self._lock:
             rows = self._connection.execute(
-                "SELECT id, trace_id, key, payload, pending FROM instance "
-                "WHERE pending <> 0 AND ready IS NOT NULL ORDER BY ready LIMIT ?",
-                (most,),
+                "SELECT id, ready, trace_id, key, payload FROM instance "
+                f"WHERE {_WAITING[topic]} AND ready > ? ORDER BY ready LIMIT ?",
+                (after, most),
             ).fetchall()
         return [Row(*row) for row in rows]
 
     def done(self, topic: int, ids: list[int]) -> None:
         """Records that a topic acknowledged rows."""
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._transaction() as connection:
+            now = _now()
             for row_id in ids:
-                left = self._connection.execute(
-                    "UPDATE instance SET pending = pending & ~(1 << ?1), "
-                    "delivered = CASE WHEN pending & ~(1 << ?1) = 0 THEN ?3 END "
-                    "WHERE id = ?2 AND pending & (1 << ?1) RETURNING pending, length(payload)",
-                    (topic, row_id, _now()),
+                left = connection.execute(
+                    "UPDATE instance SET pending = pending & ~?1, "
+                    "delivered = CASE WHEN pending & ~?1 = 0 AND dead = 0 THEN ?3 END "
+                    f"WHERE id = ?2 AND pending & ?1 RETURNING pending, dead, {_PAYLOAD_BYTES}",
+                    (1 << topic, row_id, now),
                 ).fetchone()
                 if left and left[0] == 0:
-                    self._rows -= 1
-                    self._bytes -= left[1]
-                    self._claimable -= 1
-            self._connection.execute("COMMIT")
+                    self._pending -= 1
+                    self._dead += left[1] != 0
+                    self._bytes -= left[2] if left[1] == 0 else 0
+            connection.execute("UPDATE topic SET failures = 0, succeeded = ? WHERE number = ?", (now, topic))
 
-    def fail(self, ids: list[int], code: str) -> None:
-        """Records that rows could not be published, and why."""
-        with self._lock:
-            self._connection.executemany(
-                "UPDATE instance SET attempts = attempts + 1, last_error = ? WHERE id = ?",
-                [(code, row_id) for row_id in ids],
+    def fail(self, topic: int, reason: str) -> None:
+        """Records that publication to a topic failed, and why."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE topic SET failures = failures + 1, last_error = ?, failed = ? WHERE number = ?",
+                (reason, _now(), topic),
             )
 
-    def backlog(self) -> tuple[int, int]:
-        """Rows and payload bytes that a topic has not acknowledged."""
+    def reject(self, topic: int, rows: list[tuple[int, str]]) -> None:
+        """Sets aside rows that a topic refused."""
+        with self._transaction() as connection:
+            for row_id, reason in rows:
+                left = connection.execute(
+                    "UPDATE instance SET pending = pending & ~?1, dead = dead | ?1, attempts = attempts + 1, "
+                    "last_error = ?3 WHERE id = ?2 AND pending & ?1 RETURNING pending",
+                    (1 << topic, row_id, reason),
+                ).fetchone()
+                if left and left[0] == 0:
+                    self._pending -= 1
+                    self._dead += 1
+
+    def adopt_retries(self) -> int:
+        """Makes rows pending again that operators want to be tried again."""
+        with self._transaction() as connection:
+            wanted = connection.execute(
+                "SELECT id, pending FROM instance WHERE dead <> 0 "
+                "AND (EXISTS (SELECT 1 FROM retry WHERE trace_id IS NULL) "
+                "OR trace_id IN (SELECT trace_id FROM retry)) ORDER BY id"
+            ).fetchall()
+            for row_id, pending in wanted:
+                self._last_ready = self._next_ready()
+                connection.execute(
+                    "UPDATE instance SET pending = pending | dead, dead = 0, ready = ? WHERE id = ?",
+                    (self._last_ready, row_id),
+                )
+                if pending == 0:
+                    self._pending += 1
+                    self._dead -= 1
+            connection.execute("DELETE FROM retry")
+            self._lock.notify_all()
+            return len(wanted)
+
+    def prune(self, before: int, most: int) -> int:
+        """Takes the payload of rows that were delivered long ago."""
+        with self._transaction() as connection:
+            return connection.execute(
+                "UPDATE instance SET payload = '', key = '', temporary = '' WHERE id IN (SELECT id FROM instance "
+                "WHERE delivered IS NOT NULL AND payload <> '' AND delivered < ? ORDER BY delivered LIMIT ?)",
+                (before, most),
+            ).rowcount
+
+    def backlog(self) -> tuple[int, int, int]:
+        """Rows that a topic has not acknowledged, rows set aside, payload bytes of both."""
         with self._lock:
-            return self._rows, self._bytes
+            return self._pending, self._dead, self._bytes
+
+    def lag(self, topic: int) -> tuple[int, int | None, int]:
+        """Rows pending, when the oldest was received, rows set aside."""
+        with self._lock:
+            pending, oldest = self._connection.execute(
+                f"SELECT count(*), min(created) FROM instance WHERE {_WAITING[topic]}"
+            ).fetchone()
+            (dead,) = self._connection.execute(
+                "SELECT count(*) FROM instance WHERE dead <> 0 AND dead & ?", (1 << topic,)
+            ).fetchone()
+        return pending, oldest, dead
 
     def close(self) -> None:
         """Closes the database."""
         with self._lock:
             self._connection.close()
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _migrate(self) -> None:
+        scripts = _core.outbox_migrations()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > len(scripts):
+            raise CoreError(f"outbox: made by a newer program (schema {version}, this one knows {len(scripts)})")
+        for script in scripts[version:]:
+            self._connection.executescript(f"BEGIN IMMEDIATE; {script}; COMMIT;")
+
     def _next_ready(self) -> int:
-        (last,) = self._connection.execute("SELECT max(ready) FROM instance WHERE pending <> 0").fetchone()
-        return max(_now(), (last or 0) + 1)
+        last = max(
+            self._connection.execute(f"SELECT coalesce(max(ready), 0) FROM instance WHERE {waiting}").fetchone()[0]
+            for waiting in _WAITING
+        )
+        return int(max(_now(), last + 1))
 
     def _settle(self, on_disk: Callable[[str, int, bytes], bool]) -> tuple[int, int]:
         kept = dropped = 0

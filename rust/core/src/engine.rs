@@ -157,8 +157,9 @@ impl Engine {
     /// # Errors
     /// A700: outbox limit, low space, storage broken.
     pub fn admit(&self) -> Result<(), Refusal> {
-        let (rows, bytes) = self.outbox.backlog();
-        if rows >= self.config.outbox.max_rows || bytes >= self.config.outbox.max_bytes {
+        let backlog = self.outbox.backlog();
+        let limits = &self.config.outbox;
+        if backlog.pending + backlog.dead >= limits.max_rows || backlog.bytes >= limits.max_bytes {
             return Err(Refusal::OutboxFull);
         }
         if self.store.free_bytes()? < self.config.min_free_bytes {

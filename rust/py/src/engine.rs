@@ -10,6 +10,7 @@ use storescp_core::config::EngineConfig;
 use storescp_core::engine::{self, StartError};
 use storescp_core::ingest::{Reception, Source};
 use storescp_core::layout::TenantId;
+use storescp_core::outbox::Topic;
 use storescp_core::status::{Refusal, SUCCESS};
 use storescp_core::uid::Uid;
 
@@ -51,10 +52,10 @@ pub struct InstanceFact {
 #[pyclass(frozen, get_all, module = "storescp._core")]
 pub struct OutboxRow {
     id: i64,
+    ready: i64,
     trace_id: String,
     key: String,
     payload: String,
-    pending: u8,
 }
 
 impl Engine {
@@ -63,6 +64,15 @@ impl Engine {
         guard
             .clone()
             .ok_or_else(|| CoreError::new_err("the engine is closed"))
+    }
+}
+
+/// 0: `topic_main`, 1: `topic_dicom_receive`.
+fn topic(number: usize) -> PyResult<Topic> {
+    match number {
+        0 => Ok(Topic::Main),
+        1 => Ok(Topic::Log),
+        _ => Err(CoreError::new_err("there are two topics: 0 and 1")),
     }
 }
 
@@ -265,47 +275,85 @@ impl Engine {
         })
     }
 
-    /// Waits up to `timeout` seconds for something to publish; whether there is.
-    fn outbox_wait(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
+    /// Waits up to `timeout` seconds for a publishable row later than `after`; whether there is one.
+    fn outbox_wait(&self, py: Python<'_>, after: i64, timeout: f64) -> PyResult<bool> {
         let engine = self.inner()?;
         run(py, || {
             Ok::<_, std::time::TryFromFloatSecsError>(
-                engine.outbox().wait(Duration::try_from_secs_f64(timeout)?),
+                engine.outbox().wait(after, Duration::try_from_secs_f64(timeout)?),
             )
         })
     }
 
-    /// The oldest publishable rows, in the order of acknowledgement.
-    fn outbox_claim(&self, py: Python<'_>, most: u32) -> PyResult<Vec<OutboxRow>> {
-        let engine = self.inner()?;
-        let rows = run(py, || engine.outbox().claim(most))?;
+    /// The first publishable rows later than `after`, in the order of acknowledgement.
+    fn outbox_claim(
+        &self,
+        py: Python<'_>,
+        topic_number: usize,
+        after: i64,
+        most: u32,
+    ) -> PyResult<Vec<OutboxRow>> {
+        let (engine, topic) = (self.inner()?, topic(topic_number)?);
+        let rows = run(py, || engine.outbox().claim(topic, after, most))?;
         Ok(rows
             .into_iter()
             .map(|row| OutboxRow {
                 id: row.id,
+                ready: row.ready,
                 trace_id: row.trace_id,
                 key: row.key,
                 payload: row.payload,
-                pending: row.pending,
             })
             .collect())
     }
 
-    /// Records that a topic (0: `topic_main`, 1: `topic_dicom_receive`) acknowledged rows.
-    fn outbox_done(&self, py: Python<'_>, topic: usize, ids: Vec<i64>) -> PyResult<()> {
-        let engine = self.inner()?;
+    /// Records that a topic acknowledged rows.
+    fn outbox_done(&self, py: Python<'_>, topic_number: usize, ids: Vec<i64>) -> PyResult<()> {
+        let (engine, topic) = (self.inner()?, topic(topic_number)?);
         run(py, || engine.outbox().done(topic, ids))
     }
 
-    /// Records that rows could not be published, and why.
-    fn outbox_fail(&self, py: Python<'_>, ids: Vec<i64>, code: &str) -> PyResult<()> {
+    /// Commits everything recorded before.
+    fn outbox_flush(&self, py: Python<'_>) -> PyResult<()> {
         let engine = self.inner()?;
-        run(py, || engine.outbox().fail(ids, code))
+        run(py, || engine.outbox().flush())
     }
 
-    /// Rows and payload bytes that a topic has not acknowledged.
-    fn outbox_backlog(&self) -> PyResult<(u64, u64)> {
-        Ok(self.inner()?.outbox().backlog())
+    /// Records that publication failed, and why.
+    fn outbox_fail(&self, py: Python<'_>, topic_number: usize, reason: &str) -> PyResult<()> {
+        let (engine, topic) = (self.inner()?, topic(topic_number)?);
+        run(py, || engine.outbox().fail(topic, reason))
+    }
+
+    /// Sets aside rows that a topic refused: id and reason.
+    fn outbox_reject(&self, py: Python<'_>, topic_number: usize, rows: Vec<(i64, String)>) -> PyResult<()> {
+        let (engine, topic) = (self.inner()?, topic(topic_number)?);
+        run(py, || engine.outbox().reject(topic, rows))
+    }
+
+    /// Makes rows pending again that operators want to be tried again; how many.
+    fn outbox_adopt_retries(&self, py: Python<'_>) -> PyResult<u64> {
+        let engine = self.inner()?;
+        run(py, || engine.outbox().adopt_retries())
+    }
+
+    /// Takes the payload of at most `most` rows delivered before a time (microseconds since 1970); how many.
+    fn outbox_prune(&self, py: Python<'_>, before: i64, most: u32) -> PyResult<u64> {
+        let engine = self.inner()?;
+        run(py, || engine.outbox().prune(before, most))
+    }
+
+    /// Rows that a topic has not acknowledged, rows set aside, payload bytes of both.
+    fn outbox_backlog(&self) -> PyResult<(u64, u64, u64)> {
+        let backlog = self.inner()?.outbox().backlog();
+        Ok((backlog.pending, backlog.dead, backlog.bytes))
+    }
+
+    /// Of one topic: rows pending, when the oldest was received (microseconds since 1970), rows set aside.
+    fn outbox_lag(&self, py: Python<'_>, topic_number: usize) -> PyResult<(u32, Option<i64>, u32)> {
+        let (engine, topic) = (self.inner()?, topic(topic_number)?);
+        let lag = run(py, || engine.outbox().lag(topic))?;
+        Ok((lag.pending, lag.oldest, lag.dead))
     }
 
     /// Gives storage root and outbox back once the last association is over.

@@ -70,3 +70,9 @@ pub fn build_info() -> Vec<(&'static str, &'static str)> {
         ("codecs", "none"),
     ]
 }
+
+/// Script `n` brings an outbox of version `n` to version `n + 1`.
+#[pyfunction]
+pub fn outbox_migrations() -> Vec<&'static str> {
+    storescp_core::outbox::MIGRATIONS.to_vec()
+}

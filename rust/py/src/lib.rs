@@ -30,5 +30,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::scan, module)?)?;
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
+    module.add_function(wrap_pyfunction!(info::outbox_migrations, module)?)?;
     Ok(())
 }

@@ -7,19 +7,29 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{params, Connection, OptionalExtension as _};
 
-use super::{lock, now_micros, NewRow, OutboxError, Shared, ALL_PENDING};
+use super::{lock, now_micros, NewRow, OutboxError, Shared, Topic, ALL_PENDING};
 use crate::store::path_hash;
 
 const BATCH: usize = 512;
 /// How long a mark may wait for the next commit to carry it.
 const MARK_DELAY: Duration = Duration::from_millis(5);
+/// The same for an acknowledgement of a topic: losing it costs a second delivery and no more.
+const DONE_DELAY: Duration = Duration::from_millis(100);
+/// After a commit that failed.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 pub(super) type Reply<T> = SyncSender<Result<T, OutboxError>>;
+
+/// What nobody waits for; it goes with the next transaction.
+pub(super) enum Lazy {
+    Publishable(i64),
+    Done { topic: Topic, ids: Vec<i64> },
+}
 
 /// What the writer is asked for.
 pub(super) enum Op {
     Insert(Box<NewRow>, Reply<i64>),
-    Publishable(i64),
+    Lazy(Lazy),
     Remove(i64),
     Exists {
         path: String,
@@ -27,97 +37,105 @@ pub(super) enum Op {
         digest: [u8; 16],
         reply: Reply<bool>,
     },
-    Done {
-        topic: usize,
-        ids: Vec<i64>,
+    Fail {
+        topic: Topic,
+        reason: String,
         reply: Reply<()>,
     },
-    Fail {
-        ids: Vec<i64>,
-        code: String,
+    Reject {
+        topic: Topic,
+        rows: Vec<(i64, String)>,
         reply: Reply<()>,
+    },
+    AdoptRetries(Reply<u64>),
+    Flush(Reply<()>),
+    Prune {
+        before: i64,
+        most: u32,
+        reply: Reply<u64>,
     },
     Stop,
 }
 
-/// What a committed transaction changed, told to the others afterwards.
-#[derive(Default)]
+/// What a transaction changes, told to the others once it is committed.
 struct Delta {
-    rows: i64,
+    pending: i64,
+    dead: i64,
     bytes: i64,
-    claimable: i64,
+    next_ready: i64,
 }
 
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) shared: Arc<Shared>,
-    /// Rows to be marked with the next transaction, in the order of acknowledgement.
-    pub(super) marks: Vec<i64>,
+    /// For the next transaction, in the order of arrival.
+    pub(super) lazy: Vec<Lazy>,
     pub(super) next_ready: i64,
 }
 
 impl Writer {
     pub(super) fn run(&mut self, inbox: &Receiver<Op>) {
-        let mut oldest_mark = None;
+        let mut due: Option<Instant> = None;
         loop {
-            let first = match oldest_mark {
+            let first = match due {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(since) => inbox.recv_timeout(MARK_DELAY.saturating_sub(Instant::elapsed(&since))),
+                Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
             let mut batch = Vec::new();
             let mut stop = false;
             match first {
-                Ok(op) => stop |= self.gather(op, &mut batch),
+                Ok(op) => stop |= self.gather(op, &mut batch, &mut due),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => stop = true,
             }
             while !stop && batch.len() < BATCH {
                 match inbox.try_recv() {
-                    Ok(op) => stop |= self.gather(op, &mut batch),
+                    Ok(op) => stop |= self.gather(op, &mut batch, &mut due),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => stop = true,
                 }
             }
-            if !batch.is_empty()
-                || stop
-                || oldest_mark.is_some_and(|since| Instant::elapsed(&since) >= MARK_DELAY)
-            {
+            if !batch.is_empty() || stop || due.is_some_and(|due| due <= Instant::now()) {
                 self.commit(batch);
+                // What a failed commit left waits again and is not spun on.
+                due = (!self.lazy.is_empty()).then(|| Instant::now() + RETRY_DELAY);
             }
-            oldest_mark = match (self.marks.is_empty(), oldest_mark) {
-                (true, _) => None,
-
-                (false, Some(since)) if Instant::elapsed(&since) < MARK_DELAY => Some(since),
-                // New marks; or a failed commit, whose marks wait again and are not spun on.
-                (false, _) => Some(Instant::now()),
-            };
             if stop {
                 return;
             }
         }
     }
 
-    /// Marks wait for company; everything else makes a transaction. Returns whether to stop.
-    fn gather(&mut self, op: Op, batch: &mut Vec<Op>) -> bool {
+    /// Lazy ones wait for company; everything else makes a transaction. Returns whether to stop.
+    fn gather(&mut self, op: Op, batch: &mut Vec<Op>, due: &mut Option<Instant>) -> bool {
         match op {
             Op::Stop => return true,
-            Op::Publishable(id) => self.marks.push(id),
+            Op::Lazy(lazy) => {
+                let delay = match lazy {
+                    Lazy::Publishable(_) => MARK_DELAY,
+                    Lazy::Done { .. } => DONE_DELAY,
+                };
+                let wanted = Instant::now() + delay;
+                *due = Some(due.map_or(wanted, |due| due.min(wanted)));
+                self.lazy.push(lazy);
+            }
             other => batch.push(other),
         }
         false
     }
 
     fn commit(&mut self, batch: Vec<Op>) {
-        let marks = std::mem::take(&mut self.marks);
-        let outcome = self.transact(&marks, &batch);
-        match outcome {
+        match self.transact(&batch) {
             Ok((answers, delta)) => {
-                self.next_ready += i64::try_from(marks.len()).unwrap_or(0);
-                self.shared.rows.fetch_add(delta.rows, Ordering::Relaxed);
-                self.shared.bytes.fetch_add(delta.bytes, Ordering::Relaxed);
-                if delta.claimable != 0 {
-                    *lock(&self.shared.claimable) += delta.claimable;
-                    self.shared.changed.notify_all();
+                self.lazy.clear();
+                let shared = &self.shared;
+                shared.pending.fetch_add(delta.pending, Ordering::Relaxed);
+                shared.dead.fetch_add(delta.dead, Ordering::Relaxed);
+                shared.bytes.fetch_add(delta.bytes, Ordering::Relaxed);
+                if delta.next_ready != self.next_ready {
+                    self.next_ready = delta.next_ready;
+                    *lock(&shared.last_ready) = delta.next_ready - 1;
+                    shared.changed.notify_all();
                 }
                 for (op, answer) in batch.into_iter().zip(answers) {
                     op.reply(Ok(answer));
@@ -125,7 +143,6 @@ impl Writer {
             }
             Err(error) => {
                 let _ = self.connection.execute_batch("ROLLBACK");
-                self.marks = marks;
                 for op in batch {
                     op.reply(Err(error.clone()));
                 }
@@ -133,15 +150,19 @@ impl Writer {
         }
     }
 
-    fn transact(&self, marks: &[i64], batch: &[Op]) -> Result<(Vec<i64>, Delta), OutboxError> {
-        let mut delta = Delta::default();
+    fn transact(&self, batch: &[Op]) -> Result<(Vec<i64>, Delta), OutboxError> {
+        let mut delta = Delta {
+            pending: 0,
+            dead: 0,
+            bytes: 0,
+            next_ready: self.next_ready,
+        };
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        for (ready, id) in (self.next_ready..).zip(marks) {
-            let changed = self
-                .connection
-                .prepare_cached("UPDATE instance SET ready = ?1 WHERE id = ?2")?
-                .execute([ready, *id])?;
-            delta.claimable += i64::try_from(changed).unwrap_or(0);
+        for lazy in &self.lazy {
+            match lazy {
+                Lazy::Publishable(id) => self.mark(*id, &mut delta)?,
+                Lazy::Done { topic, ids } => self.done(*topic, ids, &mut delta)?,
+            }
         }
         let answers = batch
             .iter()
@@ -149,6 +170,91 @@ impl Writer {
             .collect::<Result<_, _>>()?;
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         Ok((answers, delta))
+    }
+
+    fn mark(&self, id: i64, delta: &mut Delta) -> Result<(), OutboxError> {
+        let changed = self
+            .connection
+            .prepare_cached("UPDATE instance SET ready = ?1 WHERE id = ?2")?
+            .execute([delta.next_ready, id])?;
+        delta.next_ready += i64::try_from(changed).unwrap_or(0);
+        Ok(())
+    }
+
+    fn done(&self, topic: Topic, ids: &[i64], delta: &mut Delta) -> Result<(), OutboxError> {
+        let now = now_micros();
+        for id in ids {
+            let left: Option<(i64, i64, i64)> = self
+                .connection
+                .prepare_cached(
+                    "UPDATE instance SET pending = pending & ~?1,
+                         delivered = CASE WHEN pending & ~?1 = 0 AND dead = 0 THEN ?3 END
+                     WHERE id = ?2 AND pending & ?1
+                     RETURNING pending, dead, length(CAST(payload AS BLOB))",
+                )?
+                .query_row(params![topic.bit(), id, now], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })
+                .optional()?;
+            if let Some((0, dead, bytes)) = left {
+                delta.pending -= 1;
+                if dead == 0 {
+                    delta.bytes -= bytes;
+                } else {
+                    delta.dead += 1;
+                }
+            }
+        }
+        self.connection
+            .prepare_cached("UPDATE topic SET failures = 0, succeeded = ?1 WHERE number = ?2")?
+            .execute([now, topic.number()])?;
+        Ok(())
+    }
+
+    fn reject(&self, topic: Topic, rows: &[(i64, String)], delta: &mut Delta) -> Result<(), OutboxError> {
+        for (id, reason) in rows {
+            let left: Option<i64> = self
+                .connection
+                .prepare_cached(
+                    "UPDATE instance SET pending = pending & ~?1, dead = dead | ?1, attempts = attempts + 1,
+                         last_error = ?3
+                     WHERE id = ?2 AND pending & ?1 RETURNING pending",
+                )?
+                .query_row(params![topic.bit(), id, reason], |row| row.get(0))
+                .optional()?;
+            if left == Some(0) {
+                delta.pending -= 1;
+                delta.dead += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt_retries(&self, delta: &mut Delta) -> Result<i64, OutboxError> {
+        let wanted: Vec<(i64, i64)> = self
+            .connection
+            .prepare_cached(
+                "SELECT id, pending FROM instance WHERE dead <> 0
+                     AND (EXISTS (SELECT 1 FROM retry WHERE trace_id IS NULL)
+                          OR trace_id IN (SELECT trace_id FROM retry))
+                 ORDER BY id",
+            )?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        for (id, pending) in &wanted {
+            self.connection
+                .prepare_cached(
+                    "UPDATE instance SET pending = pending | dead, dead = 0, ready = ?1 WHERE id = ?2",
+                )?
+                .execute([delta.next_ready, *id])?;
+            delta.next_ready += 1;
+            if *pending == 0 {
+                delta.pending += 1;
+                delta.dead -= 1;
+            }
+        }
+        self.connection.prepare_cached("DELETE FROM retry")?.execute([])?;
+        Ok(i64::try_from(wanted.len()).unwrap_or(0))
     }
 
     fn apply(&self, op: &Op, delta: &mut Delta) -> Result<i64, OutboxError> {
@@ -163,7 +269,7 @@ impl Writer {
                         row.trace_id, row.key, row.payload, row.path, path_hash(&row.path), row.temporary,
                         i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, ALL_PENDING, now_micros()
                     ])?;
-                delta.rows += 1;
+                delta.pending += 1;
                 delta.bytes += i64::try_from(row.payload.len()).unwrap_or(0);
                 Ok(self.connection.last_insert_rowid())
             }
@@ -171,12 +277,12 @@ impl Writer {
                 let bytes: Option<i64> = self
                     .connection
                     .prepare_cached(
-                        "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(payload)",
+                        "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(CAST(payload AS BLOB))",
                     )?
                     .query_row([id], |row| row.get(0))
                     .optional()?;
                 if let Some(bytes) = bytes {
-                    delta.rows -= 1;
+                    delta.pending -= 1;
                     delta.bytes -= bytes;
                 }
                 Ok(0)
@@ -190,39 +296,28 @@ impl Writer {
                     .query_row(params![path_hash(path), path, i64::try_from(*size).unwrap_or(i64::MAX), digest], |row| row.get(0))?;
                 Ok(i64::from(found))
             }
-            Op::Done { topic, ids, .. } => {
-                for id in ids {
-                    let left: Option<(i64, i64)> = self
-                        .connection
-                        .prepare_cached(
-                            "UPDATE instance SET pending = pending & ~(1 << ?1),
-                                 delivered = CASE WHEN pending & ~(1 << ?1) = 0 THEN ?3 END
-                             WHERE id = ?2 AND pending & (1 << ?1) RETURNING pending, length(payload)",
-                        )?
-                        .query_row(
-                            params![i64::try_from(*topic).unwrap_or(0), id, now_micros()],
-                            |row| Ok((row.get(0)?, row.get(1)?)),
-                        )
-                        .optional()?;
-                    if let Some((0, bytes)) = left {
-                        delta.rows -= 1;
-                        delta.bytes -= bytes;
-                        delta.claimable -= 1;
-                    }
-                }
+            Op::Fail { topic, reason, .. } => {
+                self.connection
+                    .prepare_cached(
+                        "UPDATE topic SET failures = failures + 1, last_error = ?1, failed = ?2 WHERE number = ?3",
+                    )?
+                    .execute(params![reason, now_micros(), topic.number()])?;
                 Ok(0)
             }
-            Op::Fail { ids, code, .. } => {
-                for id in ids {
-                    self.connection
-                        .prepare_cached(
-                            "UPDATE instance SET attempts = attempts + 1, last_error = ?1 WHERE id = ?2",
-                        )?
-                        .execute(params![code, id])?;
-                }
-                Ok(0)
+            Op::Reject { topic, rows, .. } => self.reject(*topic, rows, delta).map(|()| 0),
+            Op::AdoptRetries(_) => self.adopt_retries(delta),
+            Op::Prune { before, most, .. } => {
+                let pruned = self
+                    .connection
+                    .prepare_cached(
+                        "UPDATE instance SET payload = '', key = '', temporary = '' WHERE id IN
+                             (SELECT id FROM instance WHERE delivered IS NOT NULL AND payload <> '' AND delivered < ?1
+                              ORDER BY delivered LIMIT ?2)",
+                    )?
+                    .execute(params![before, most])?;
+                Ok(i64::try_from(pruned).unwrap_or(0))
             }
-            Op::Publishable(_) | Op::Stop => Ok(0),
+            Op::Flush(_) | Op::Lazy(_) | Op::Stop => Ok(0),
         }
     }
 }
@@ -233,8 +328,13 @@ impl Op {
         let _ = match self {
             Self::Insert(_, reply) => reply.send(answer).is_ok(),
             Self::Exists { reply, .. } => reply.send(answer.map(|found| found != 0)).is_ok(),
-            Self::Done { reply, .. } | Self::Fail { reply, .. } => reply.send(answer.map(|_| ())).is_ok(),
-            Self::Publishable(_) | Self::Remove(_) | Self::Stop => true,
+            Self::Fail { reply, .. } | Self::Reject { reply, .. } | Self::Flush(reply) => {
+                reply.send(answer.map(|_| ())).is_ok()
+            }
+            Self::AdoptRetries(reply) | Self::Prune { reply, .. } => reply
+                .send(answer.map(|count| u64::try_from(count).unwrap_or(0)))
+                .is_ok(),
+            Self::Lazy(_) | Self::Remove(_) | Self::Stop => true,
         };
     }
 }

@@ -1,5 +1,5 @@
--- The outbox: one row per stored instance. Both engines use this file.
-CREATE TABLE IF NOT EXISTS instance (
+-- The outbox: one row per stored instance. Both engines use these files; each brings the one before it up to date.
+CREATE TABLE instance (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     ready      INTEGER,               -- order of acknowledgement to the sender (grows, starts at the time in microseconds);
                                       -- NULL: the file may have no name yet
@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS instance (
     created    INTEGER NOT NULL,      -- microseconds since 1970, UTC
     delivered  INTEGER                -- when both topics had acknowledged
 ) STRICT;
-CREATE INDEX IF NOT EXISTS instance_path ON instance (path_hash);
-CREATE INDEX IF NOT EXISTS instance_pending ON instance (ready) WHERE pending <> 0;
-CREATE INDEX IF NOT EXISTS instance_unsettled ON instance (id) WHERE ready IS NULL;
+CREATE INDEX instance_path ON instance (path_hash);
+CREATE INDEX instance_pending ON instance (ready) WHERE pending <> 0;
+CREATE INDEX instance_unsettled ON instance (id) WHERE ready IS NULL;
 PRAGMA user_version = 1;

@@ -1,0 +1,1 @@
+"""What the producer and the consumer of Kafka share: connection, diagnosis, log lines."""

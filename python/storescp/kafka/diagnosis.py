@@ -1,0 +1,97 @@
+"""Why a broker cannot be talked to, in words that say what to do.
+
+aiokafka raises the same error for a closed port, a wrong certificate and a wrong password. This looks by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+
+from storescp.kafka.complaints import COMPLAINTS
+from storescp.kafka.options import ConnectionOptions
+
+_PROBE_SECONDS = 3.0
+_RECENT_SECONDS = 60.0
+_SASL_WORDS = ("authentic", "sasl", "credential")
+
+
+async def explain(options: ConnectionOptions, error: BaseException) -> str:
+    """One line for an operator about a connection that could not be made."""
+    findings = []
+    for broker in options["bootstrap_servers"].split(","):
+        host, _, port = broker.strip().rpartition(":")
+        number = int(port) if port.isdigit() else 9092
+        findings.append(f"{broker.strip()}: {await _look(host.strip('[]'), number, options, error)}")
+    return "; ".join(findings)
+
+
+async def _look(host: str, port: int, options: ConnectionOptions, error: BaseException) -> str:
+    try:
+        await _connect(host, port, None)
+    except TimeoutError:
+        return f"does not answer within {_PROBE_SECONDS:g} s"
+    except OSError as refused:
+        return _words(refused)
+    if options["security_protocol"].endswith("SSL"):
+        return await _look_for_tls(host, port, options["ssl_context"]) or _by_complaint(error)
+    if await _speaks_tls(host, port):
+        return "speaks TLS: set kafka.security_protocol to SSL or SASL_SSL"
+    return _by_complaint(error)
+
+
+async def _look_for_tls(host: str, port: int, context: ssl.SSLContext | None) -> str | None:
+    """Why TLS does not come about, or nothing."""
+    try:
+        await _connect(host, port, context)
+    except TimeoutError:
+        return "accepts connections but does not answer"
+    except ssl.SSLCertVerificationError as refused:
+        return f"its certificate is not trusted ({refused.verify_message}): check kafka.ssl_cafile and the host name"
+    except (ssl.SSLError, ConnectionError) as refused:
+        if isinstance(refused, ssl.SSLError) and "ALERT" in (refused.reason or ""):
+            return f"refuses our certificate ({refused.reason}): check kafka.ssl_certfile"
+        return "does not speak TLS there: check the port and kafka.security_protocol"
+    except OSError as refused:
+        return _words(refused)
+    return None
+
+
+async def _speaks_tls(host: str, port: int) -> bool:
+    try:
+        await _connect(host, port, _any_certificate())
+    except OSError:
+        return False
+    return True
+
+
+async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> None:
+    async with asyncio.timeout(_PROBE_SECONDS):
+        _, writer = await asyncio.open_connection(
+            host, port, ssl=context, server_hostname=host if context is not None else None
+        )
+        writer.close()
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+def _any_certificate() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _by_complaint(error: BaseException) -> str:
+    complaint = COMPLAINTS.last(_RECENT_SECONDS)
+    text = complaint or str(error) or type(error).__name__
+    if any(word in text.lower() for word in _SASL_WORDS):
+        return f"refuses the login ({text}): check kafka.sasl_mechanism, sasl_username and sasl_password"
+    if isinstance(error, TimeoutError):
+        return "accepts connections but does not answer"
+    return text
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()

@@ -1,0 +1,296 @@
+"""Records to Kafka, with one batch on its way to each partition.
+
+aiokafka retries an idempotent batch by itself, in order, without duplicates and without end. This module builds the
+batches, waits for each with a deadline, tells a refused record from a broken broker, and replaces the producer where it
+is of no use any more: after a refused batch it refuses everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaProducer, TopicPartition, errors
+from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from storescp.engine import QueuedRecord
+from storescp.kafka.complaints import COMPLAINTS
+from storescp.kafka.diagnosis import explain
+from storescp.kafka.options import COMPRESSION, connection_options
+from storescp.publish.sink import Outcome, SinkError
+from storescp.settings import Kafka
+
+SCHEMA_VERSION = b"1"
+_TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+# A broker says these about one record, or about itself.
+_MAYBE_THE_RECORD = (
+    errors.CorruptRecordException,
+    errors.InvalidRequestError,
+    errors.InvalidTimestampError,
+    errors.PolicyViolationError,
+    errors.UnknownError,
+)
+_REFUSALS_UNTIL_REJECTED = 5
+_GROW_AFTER_BATCHES = 1000
+_RECORD_OVERHEAD_BYTES = 128
+_CLOSE_SECONDS = 2.0
+_RECENT_SECONDS = 30.0
+_CLIENT_ERRORS = (errors.KafkaError, OSError, TimeoutError)
+
+
+@dataclass
+class _Session:
+    """A producer, and how many publish with it."""
+
+    producer: AIOKafkaProducer
+    users: int = 0
+    spoilt: bool = False
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class _Sent:
+    """What became of a partition's rows: the first `delivered` arrived, then a batch failed."""
+
+    delivered: int = 0
+    error: BaseException | None = None
+    records: int = 0
+    size: int = 0
+
+
+@dataclass
+class _Limit:
+    """Bytes of a batch: less after a refusal, more again after many successes."""
+
+    bytes: int
+    successes: int = 0
+
+
+class KafkaSink:
+    """One producer for both topics: acks=all, idempotent. Lives in one event loop.
+
+    Raises (when made):
+        ConfigError: a certificate or key cannot be used.
+    """
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._kafka = kafka
+        self._options = connection_options(kafka)
+        self._partition_of = DefaultPartitioner()
+        self._session: _Session | None = None
+        self._changing = asyncio.Lock()
+        self._limits: dict[str, _Limit] = defaultdict(lambda: _Limit(kafka.batch_bytes))
+        self._refusals: Counter[tuple[str, int]] = Counter()
+        COMPLAINTS.install()
+
+    async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> Outcome:
+        """Publishes rows, those of the same key in their order.
+
+        A refused batch is divided until the record is found that the broker refuses.
+
+        Raises:
+            SinkError: nothing can be published now.
+        """
+        outcome = Outcome()
+        everything_failed = True
+        todo: Mapping[int, Sequence[QueuedRecord]] | None = None
+        while todo is None or todo:
+            async with self._use() as session:
+                if todo is None:
+                    todo = await self._by_partition(session.producer, topic, rows)
+                led = {partition for partition in todo if _has_leader(session.producer, topic, partition)}
+                results = await asyncio.gather(
+                    *(self._send(session, topic, partition, todo[partition]) for partition in led)
+                )
+            for partition in todo.keys() - led:
+                outcome.failure = f"{topic}, partition {partition}: no broker leads it"
+                everything_failed = False
+            again: dict[int, Sequence[QueuedRecord]] = {}
+            for partition, sent in zip(led, results, strict=True):
+                outcome.delivered += [row.id for row in todo[partition][: sent.delivered]]
+                left = todo[partition][sent.delivered :]
+                if sent.error is None:
+                    continue
+                if self._is_one_record_s_fault(topic, sent, left[0]):
+                    outcome.rejected.append((left[0].id, _describe(sent.error)))
+                    again[partition] = left[1:]
+                elif self._divides(topic, sent):
+                    again[partition] = left
+                else:
+                    outcome.failure = f"{topic}, partition {partition}: {_describe(sent.error)}"
+            todo = {partition: left for partition, left in again.items() if left}
+        if outcome.failure is not None and everything_failed and not outcome.delivered and not outcome.rejected:
+            raise SinkError(outcome.failure)
+        return outcome
+
+    def complaint(self) -> str:
+        """What aiokafka said last, if that is not long ago."""
+        return COMPLAINTS.last(_RECENT_SECONDS)
+
+    async def stop(self) -> None:
+        """Closes the producer."""
+        session, self._session = self._session, None
+        if session is not None:
+            await _close(session.producer)
+
+    @contextlib.asynccontextmanager
+    async def _use(self) -> AsyncIterator[_Session]:
+        session = await self._open_session()
+        session.users += 1
+        session.idle.clear()
+        try:
+            yield session
+        finally:
+            session.users -= 1
+            if session.users == 0:
+                session.idle.set()
+
+    async def _open_session(self) -> _Session:
+        async with self._changing:
+            session = self._session
+            if session is not None and session.spoilt:
+                # Those who use it have deadlines. Until it is closed, it may still deliver what we would send again.
+                await session.idle.wait()
+                self._session = None
+                await _close(session.producer)
+                session = None
+            if session is None:
+                session = self._session = _Session(await self._start_producer())
+            return session
+
+    async def _start_producer(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **self._options,
+            acks="all",
+            enable_idempotence=True,
+            compression_type=COMPRESSION[self._kafka.compression_codec],
+            max_batch_size=self._kafka.batch_bytes,
+            linger_ms=0,
+        )
+        brokers = self._kafka.brokers.count(",") + 1
+        try:
+            async with asyncio.timeout(self._kafka.request_timeout * (brokers + 1)):
+                await producer.start()
+        except _CLIENT_ERRORS as error:
+            await _close(producer)
+            raise SinkError(await explain(self._options, error)) from None
+        except BaseException:
+            await _close(producer)
+            raise
+        return producer
+
+    async def _by_partition(
+        self, producer: AIOKafkaProducer, topic: str, rows: Sequence[QueuedRecord]
+    ) -> dict[int, list[QueuedRecord]]:
+        try:
+            async with asyncio.timeout(self._kafka.request_timeout * 2):
+                partitions = sorted(await producer.partitions_for(topic))
+        except errors.UnknownTopicOrPartitionError:
+            raise SinkError(f"topic {topic} does not exist, and the broker does not make it") from None
+        except errors.TopicAuthorizationFailedError:
+            raise SinkError(f"topic {topic}: the broker does not allow us to write to it") from None
+        except _CLIENT_ERRORS as error:
+            raise SinkError(f"topic {topic}: {_describe(error)}") from None
+        found: dict[int, list[QueuedRecord]] = defaultdict(list)
+        of_key: dict[str, int] = {}
+        for row in rows:
+            partition = of_key.get(row.key)
+            if partition is None:
+                partition = of_key[row.key] = self._partition_of(row.key.encode(), partitions, partitions)
+            found[partition].append(row)
+        return found
+
+    async def _send(self, session: _Session, topic: str, partition: int, rows: Sequence[QueuedRecord]) -> _Sent:
+        sent = _Sent()
+        while sent.delivered < len(rows):
+            batch = self._build(session.producer, topic, rows, sent.delivered)
+            records, size = batch.record_count(), batch.size()
+            try:
+                await self._deliver(session.producer, topic, partition, batch)
+            except _CLIENT_ERRORS as error:
+                session.spoilt = True
+                sent.error, sent.records, sent.size = error, records, size
+                break
+            sent.delivered += records
+            self._note_success(topic)
+        return sent
+
+    def _build(self, producer: AIOKafkaProducer, topic: str, rows: Sequence[QueuedRecord], begin: int) -> BatchBuilder:
+        batch = producer.create_batch()
+        size, limit = 0, self._limits[topic].bytes
+        for number in range(begin, min(len(rows), begin + self._kafka.batch_num_messages)):
+            row = rows[number]
+            key, value = row.key.encode(), row.payload.encode()
+            size += len(key) + len(value) + _RECORD_OVERHEAD_BYTES
+            if number > begin and size > limit:
+                break
+            headers = [("schema_version", SCHEMA_VERSION), ("trace_id", row.trace_id.encode())]
+            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                break
+        batch.close()
+        return batch
+
+    async def _deliver(self, producer: AIOKafkaProducer, topic: str, partition: int, batch: BatchBuilder) -> None:
+        future = await producer.send_batch(batch, topic, partition=partition)
+        await asyncio.wait({future}, timeout=self._kafka.delivery_timeout)
+        if not future.done():
+            # Closing the producer may settle it later, when nobody looks any more.
+            future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            raise TimeoutError(
+                f"not acknowledged within {self._kafka.delivery_timeout:g} s {self.complaint()}".rstrip()
+            )
+        future.result()
+
+    def _note_success(self, topic: str) -> None:
+        limit = self._limits[topic]
+        if limit.bytes < self._kafka.batch_bytes:
+            limit.successes += 1
+            if limit.successes >= _GROW_AFTER_BATCHES:
+                self._limits[topic] = _Limit(min(limit.bytes * 2, self._kafka.batch_bytes))
+
+    def _is_one_record_s_fault(self, topic: str, sent: _Sent, row: QueuedRecord) -> bool:
+        if sent.records != 1:
+            return False
+        if isinstance(sent.error, _MAYBE_THE_RECORD):
+            self._refusals[topic, row.id] += 1
+            if self._refusals[topic, row.id] < _REFUSALS_UNTIL_REJECTED:
+                return False
+        elif not isinstance(sent.error, _TOO_LARGE):
+            return False
+        del self._refusals[topic, row.id]
+        # It was this record that made the batches too large.
+        del self._limits[topic]
+        return True
+
+    def _divides(self, topic: str, sent: _Sent) -> bool:
+        if sent.records == 1 or not isinstance(sent.error, (*_TOO_LARGE, *_MAYBE_THE_RECORD)):
+            return False
+        self._limits[topic] = _Limit(sent.size // 2)
+        return True
+
+
+def _has_leader(producer: AIOKafkaProducer, topic: str, partition: int) -> bool:
+    return producer.client.cluster.leader_for_partition(TopicPartition(topic, partition)) not in (None, -1)
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error)
+    name = type(error).__name__
+    return text if isinstance(error, TimeoutError) and text else f"{name}: {text}" if text != name else name
+
+
+async def _close(producer: AIOKafkaProducer) -> None:
+    """Closes a producer, by force where it waits for a broker that does not answer."""
+    with contextlib.suppress(*_CLIENT_ERRORS):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await producer.stop()
+            return
+    # Without connections, requests on their way fail, and the sender's task has nothing left to wait for.
+    for close in (producer.client.close, producer._sender.close):  # noqa: SLF001 - there is no other way; see test_seams
+        with contextlib.suppress(*_CLIENT_ERRORS):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await close()
