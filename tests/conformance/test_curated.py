@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -16,9 +15,9 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from support.instances import Instance, dataset_of, from_file
+from support.instances import Instance, curated_instances, dataset_of
 from support.proxy import RecordingProxy, Sent
-from support.scu import EXPLICIT, IMPLICIT, RawAssociation
+from support.scu import RawAssociation
 from support.service import ServiceProcess
 
 pytestmark = [
@@ -35,29 +34,6 @@ UNREADABLE_BY_PYDICOM = {"1.2.276.0.7230010.3.1.4.1787205428.2345.1071048146.1"}
 
 def open_service(start_service: StartService, *options: str, required: str = "[]") -> ServiceProcess:
     return start_service("--promiscuous", *options, env={"STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": required})
-
-
-def manifest(folder: Path) -> dict[str, dict[str, str]]:
-    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
-
-
-def instances(folder: Path) -> Iterator[tuple[str, Instance]]:
-    rows = manifest(folder)
-    for path in sorted(folder.glob("*.dcm")):
-        instance = from_file(path)
-        if instance is None:
-            explicit_vr = path.read_bytes()[4:6].isalpha()
-            instance = bare_dataset(path, rows[path.name]["ts"] or (EXPLICIT if explicit_vr else IMPLICIT))
-        yield path.name, instance
-
-
-def bare_dataset(path: Path, transfer_syntax: str) -> Instance:
-    """A file that is a data set only, or something else altogether."""
-    dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    return Instance(
-        str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", "")), transfer_syntax, path.read_bytes()
-    )
 
 
 def send_raw(service: ServiceProcess, instance: Instance) -> int:
@@ -84,7 +60,7 @@ def assert_readable(files: list[Path]) -> None:
 
 def raw_statuses(service: ServiceProcess, folder: Path) -> dict[str, int]:
     statuses = {}
-    for name, instance in instances(folder):
+    for name, instance in curated_instances(folder):
         before = len(service.files())
         statuses[name] = send_raw(service, instance)
         if statuses[name] == 0:

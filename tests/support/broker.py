@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 T = TypeVar("T")
@@ -65,6 +66,24 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine in a thread and loop of its own."""
     with concurrent.futures.ThreadPoolExecutor(1, "kafka-client") as thread:
         return thread.submit(asyncio.run, coroutine).result()
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The two topics of a test."""
+
+    main: str
+    log: str
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.main, self.log))
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "STORESCP_MESSAGE_QUEUE__TOPIC_MAIN": self.main,
+            "STORESCP_MESSAGE_QUEUE__TOPIC_DICOM_RECEIVE": self.log,
+        }
 
 
 @dataclass(frozen=True)
@@ -239,6 +258,16 @@ class KafkaBroker:
                     await asyncio.sleep(0.02)
 
         run(create())
+
+    def alter_topic(self, name: str, **configs: object) -> None:
+        """Changes configs of a topic; underscores for dots."""
+        values = {key.replace("_", "."): str(value) for key, value in configs.items()}
+
+        async def alter() -> None:
+            async with self._admin() as admin:
+                await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, values)])
+
+        run(alter())
 
     def end(self, topic: str) -> int:
         """How many records a topic has."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,3 +130,29 @@ def curated_folder() -> Path | None:
     named = os.environ.get("STORESCP_CURATED")
     folder = Path(named) if named else Path(__file__).parents[3] / "shared" / "dicom" / "curated"
     return folder if folder.is_dir() else None
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def curated_instances(folder: Path) -> Iterator[tuple[str, Instance]]:
+    """Every curated file by name, as it would be sent."""
+    rows = _manifest(folder)
+    for path in sorted(folder.glob("*.dcm")):
+        instance = from_file(path)
+        if instance is None:
+            explicit_vr = path.read_bytes()[4:6].isalpha()
+            instance = _bare_dataset(path, rows[path.name]["ts"] or (EXPLICIT if explicit_vr else IMPLICIT))
+        yield path.name, instance
+
+
+def _bare_dataset(path: Path, transfer_syntax: str) -> Instance:
+    """A file that is a data set only, or something else altogether."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    return Instance(
+        str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", "")), transfer_syntax, path.read_bytes()
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 
 from storescp.kafka.complaints import COMPLAINTS
@@ -14,6 +15,7 @@ from storescp.kafka.options import ConnectionOptions
 
 _PROBE_SECONDS = 3.0
 _RECENT_SECONDS = 60.0
+_SILENT = "accepts connections but does not answer"
 _SASL_WORDS = ("authentic", "sasl", "credential")
 
 
@@ -36,9 +38,13 @@ async def _look(host: str, port: int, options: ConnectionOptions, error: BaseExc
         return _words(refused)
     if options["security_protocol"].endswith("SSL"):
         return await _look_for_tls(host, port, options["ssl_context"]) or _by_complaint(error)
-    if await _speaks_tls(host, port):
-        return "speaks TLS: set kafka.security_protocol to SSL or SASL_SSL"
-    return _by_complaint(error)
+    try:
+        await _connect(host, port, _any_certificate())
+    except TimeoutError:
+        return _SILENT
+    except OSError:
+        return _by_complaint(error)
+    return "speaks TLS: set kafka.security_protocol to SSL or SASL_SSL"
 
 
 async def _look_for_tls(host: str, port: int, context: ssl.SSLContext | None) -> str | None:
@@ -46,7 +52,7 @@ async def _look_for_tls(host: str, port: int, context: ssl.SSLContext | None) ->
     try:
         await _connect(host, port, context)
     except TimeoutError:
-        return "accepts connections but does not answer"
+        return _SILENT
     except ssl.SSLCertVerificationError as refused:
         return f"its certificate is not trusted ({refused.verify_message}): check kafka.ssl_cafile and the host name"
     except (ssl.SSLError, ConnectionError) as refused:
@@ -56,14 +62,6 @@ async def _look_for_tls(host: str, port: int, context: ssl.SSLContext | None) ->
     except OSError as refused:
         return _words(refused)
     return None
-
-
-async def _speaks_tls(host: str, port: int) -> bool:
-    try:
-        await _connect(host, port, _any_certificate())
-    except OSError:
-        return False
-    return True
 
 
 async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> None:
@@ -88,10 +86,10 @@ def _by_complaint(error: BaseException) -> str:
     text = complaint or str(error) or type(error).__name__
     if any(word in text.lower() for word in _SASL_WORDS):
         return f"refuses the login ({text}): check kafka.sasl_mechanism, sasl_username and sasl_password"
-    if isinstance(error, TimeoutError):
-        return "accepts connections but does not answer"
-    return text
+    return _SILENT if isinstance(error, TimeoutError) else text
 
 
 def _words(error: OSError) -> str:
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno).lower()
     return (error.strerror or str(error) or type(error).__name__).lower()

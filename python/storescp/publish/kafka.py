@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer, TopicPartition, errors
@@ -100,9 +100,10 @@ class KafkaSink:
         todo: Mapping[int, Sequence[QueuedRecord]] | None = None
         while todo is None or todo:
             async with self._use() as session:
+                partitions = await self._partitions(session.producer, topic)
                 if todo is None:
-                    todo = await self._by_partition(session.producer, topic, rows)
-                led = {partition for partition in todo if _has_leader(session.producer, topic, partition)}
+                    todo = self._by_partition(partitions, rows)
+                led = await self._with_leader(session.producer, topic, todo)
                 results = await asyncio.gather(
                     *(self._send(session, topic, partition, todo[partition]) for partition in led)
                 )
@@ -183,18 +184,37 @@ class KafkaSink:
             raise
         return producer
 
-    async def _by_partition(
-        self, producer: AIOKafkaProducer, topic: str, rows: Sequence[QueuedRecord]
-    ) -> dict[int, list[QueuedRecord]]:
+    async def _partitions(self, producer: AIOKafkaProducer, topic: str) -> list[int]:
         try:
             async with asyncio.timeout(self._kafka.request_timeout * 2):
-                partitions = sorted(await producer.partitions_for(topic))
+                return sorted(await producer.partitions_for(topic))
         except errors.UnknownTopicOrPartitionError:
             raise SinkError(f"topic {topic} does not exist, and the broker does not make it") from None
         except errors.TopicAuthorizationFailedError:
             raise SinkError(f"topic {topic}: the broker does not allow us to write to it") from None
         except _CLIENT_ERRORS as error:
             raise SinkError(f"topic {topic}: {_describe(error)}") from None
+
+    async def _with_leader(self, producer: AIOKafkaProducer, topic: str, partitions: Iterable[int]) -> set[int]:
+        """The partitions that a broker leads; asks the brokers where one is not known."""
+        cluster = producer.client.cluster
+
+        def led() -> set[int]:
+            return {
+                partition
+                for partition in partitions
+                if cluster.leader_for_partition(TopicPartition(topic, partition)) not in (None, -1)
+            }
+
+        found = led()
+        if found != set(partitions):
+            with contextlib.suppress(*_CLIENT_ERRORS):
+                async with asyncio.timeout(self._kafka.request_timeout * 2):
+                    await producer.client.force_metadata_update()
+            found = led()
+        return found
+
+    def _by_partition(self, partitions: Sequence[int], rows: Sequence[QueuedRecord]) -> dict[int, list[QueuedRecord]]:
         found: dict[int, list[QueuedRecord]] = defaultdict(list)
         of_key: dict[str, int] = {}
         for row in rows:
@@ -271,10 +291,6 @@ class KafkaSink:
             return False
         self._limits[topic] = _Limit(sent.size // 2)
         return True
-
-
-def _has_leader(producer: AIOKafkaProducer, topic: str, partition: int) -> bool:
-    return producer.client.cluster.leader_for_partition(TopicPartition(topic, partition)) not in (None, -1)
 
 
 def _describe(error: BaseException) -> str:

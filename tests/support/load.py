@@ -1,0 +1,113 @@
+"""Senders that keep a ledger of what was acknowledged, and its comparison with disk and topics."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from support.broker import Message
+from support.instances import CT, ct_slice, dataset_of
+from support.scu import EXPLICIT, Aborted, Closed, RawAssociation, Rejected
+from support.service import ServiceProcess
+
+CONTEXTS = [(1, CT, [EXPLICIT])]
+
+
+@dataclass
+class Ledger:
+    """What the senders saw: SOP Instance UIDs in the order of acknowledgement by series, and other statuses."""
+
+    acknowledged: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    statuses: Counter[int] = field(default_factory=Counter)
+    rejections: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+    enough: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def note(self, series: str, uid: str, status: int) -> None:
+        with self.lock:
+            self.statuses[status] += 1
+            if status == 0:
+                self.acknowledged[series].append(uid)
+        self.enough.release()
+
+    @property
+    def uids(self) -> set[str]:
+        return {uid for series in self.acknowledged.values() for uid in series}
+
+
+def send(port: int, series: str, ledger: Ledger, *, count: int, rows: int = 4, begin: int = 0) -> None:
+    """Sends `count` instances of one series over one association, until it breaks."""
+    try:
+        with RawAssociation(port, CONTEXTS) as association:
+            for number in range(begin, begin + count):
+                if ledger.stop.is_set():
+                    break
+                one = ct_slice(number, study=series.rsplit(".", 1)[0], series=series, rows=rows)
+                ledger.note(series, one.sop_instance, association.store(1, CT, one.sop_instance, one.dataset).status)
+            association.release()
+    except Rejected as rejected:
+        with ledger.lock:
+            ledger.rejections[rejected.code] += 1
+    except (Closed, Aborted, OSError):
+        return
+
+
+def start_senders(
+    port: int, ledger: Ledger, *, senders: int, count: int, prefix: str = "1.2.826.0.1"
+) -> list[threading.Thread]:
+    """`senders` associations at once, each with a study of its own."""
+    threads = [
+        threading.Thread(target=send, args=(port, f"{prefix}.{sender}.1", ledger), kwargs={"count": count})
+        for sender in range(senders)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def records(messages: Iterable[Message]) -> list[dict[str, object]]:
+    return [json.loads(message.value) for message in messages]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a topic holds of a ledger."""
+
+    records: int
+    duplicates: int
+
+
+def check_delivery(service: ServiceProcess, ledger: Ledger, messages: list[Message]) -> Delivery:
+    """0 missing, a duplicate carries the same trace id, order kept for each key, keys and headers right."""
+    trace_of: dict[str, str] = {}
+    series_of = {uid: series for series, uids in ledger.acknowledged.items() for uid in uids}
+    order: dict[str, list[str]] = defaultdict(list)
+    partition_of: dict[bytes, int] = {}
+    duplicates = 0
+    for message in messages:
+        record = json.loads(message.value)
+        uid, trace_id = record["sop_uid"], record["trace_id"]
+        assert message.key.decode() == f"{record['tenant_id']}/{record['study_uid']}"
+        assert dict(message.headers) == {"schema_version": b"1", "trace_id": trace_id.encode()}
+        assert partition_of.setdefault(message.key, message.partition) == message.partition
+        if uid in trace_of:
+            duplicates += 1
+        elif uid in series_of:
+            order[series_of[uid]].append(uid)
+        assert trace_of.setdefault(uid, trace_id) == trace_id, "a duplicate carries another trace_id"
+    missing = ledger.uids - set(trace_of)
+    assert not missing, f"{len(missing)} of {len(ledger.uids)} acknowledged records are missing"
+    for series, uids in ledger.acknowledged.items():
+        assert order[series] == uids, "not in the order of acknowledgement"
+    return Delivery(len(messages), duplicates)
+
+
+def check_files(service: ServiceProcess, ledger: Ledger) -> None:
+    files = {file.stem: file for file in service.files()}
+    assert not ledger.uids - set(files)
+    for uid in ledger.uids:
+        assert dataset_of(files[uid])
