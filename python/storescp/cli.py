@@ -15,7 +15,7 @@ from pydicom.uid import UID
 
 from storescp import _core, logs
 from storescp.config import Configuration, load
-from storescp.errors import BindError, ConfigError, CoreError, LicenceError, StorescpError
+from storescp.errors import BindError, ConfigError, ConfigProblem, CoreError, LicenceError, StorescpError
 from storescp.settings import Settings
 
 EXIT_FOUND = 1
@@ -304,6 +304,44 @@ def verify_command(context: click.Context, config: Path | None) -> None:
         click.echo(f"{finding.kind}  {finding.path}")
     click.echo(f"{totals.files} files, {totals.bytes} bytes compared, {found} findings", err=True)
     context.exit(EXIT_FOUND if found else 0)
+
+
+@main_group.command("index")
+@click.option("--database", metavar="URL", help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE.")
+@click.option("--group", "group_id", metavar="ID", help="Consumer group; its members share the partitions.")
+@click.option("--once", is_flag=True, help="End when everything is read that the topic holds.")
+@_config_option
+@click.pass_context
+def index_command(
+    context: click.Context, config: Path | None, database: str | None, group_id: str | None, once: bool
+) -> None:
+    """Keep tables of patients, studies, series and instances up to date from topic_main."""
+    import asyncio  # noqa: PLC0415
+
+    from storescp.index.consumer import Indexer  # noqa: PLC0415
+    from storescp.index.database import Database  # noqa: PLC0415
+
+    options = context.find_root().obj["options"]
+    if database is not None:
+        options["index", "database"] = database
+    if group_id is not None:
+        options["index", "group_id"] = group_id
+    settings = _configuration(context, config).settings
+    if settings.kafka is None:
+        raise ConfigError(ConfigProblem("kafka", "null", "a section: the index reads topic_main", "configuration"))
+    logs.configure(settings.log.level, settings.log.format)
+
+    async def run() -> None:
+        assert settings.kafka is not None  # noqa: S101 - seen above
+        store = Database(settings.index.database.get_secret_value())
+        try:
+            indexer = Indexer(settings.kafka, settings.index, settings.message_queue.topic_main, store)
+            done = await indexer.run(until_caught_up=once)
+        finally:
+            store.close()
+        click.echo(f"{done.records} records, {done.duplicates} duplicates, {done.unreadable} unreadable")
+
+    asyncio.run(run())
 
 
 @main_group.command("inspect")

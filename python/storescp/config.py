@@ -21,7 +21,7 @@ from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import Settings
 
 ENV_PREFIX = "STORESCP_"
-_SECRET_KEYS = frozenset({"license_key", "sasl_password", "ssl_key_password"})
+_SECRET_KEYS = frozenset({"license_key", "sasl_password", "ssl_key_password", "database"})
 # Relative ones in a file are relative to the file.
 _PATH_KEYS = (
     ("dicom_license_server", "client_certificate"),
@@ -111,6 +111,7 @@ class _Environment(BaseSettings):
     local_storage: dict[str, Any] | None = None
     message_queue: dict[str, Any] | None = None
     kafka: dict[str, Any] | None = None
+    index: dict[str, Any] | None = None
     tenants: dict[str, Any] | None = None
     tls: dict[str, Any] | None = None
     http: dict[str, Any] | None = None
@@ -231,6 +232,11 @@ def _resolve_paths(layer: Layer, base: Path) -> None:
         table = layer.get(section)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = str(base / Path(table[key]).expanduser())
+    index = layer.get("index")
+    if isinstance(index, dict) and isinstance(index.get("database"), str):
+        scheme, separator, path = index["database"].partition(":///")
+        if separator and scheme.startswith("sqlite") and path and path != ":memory:":
+            index["database"] = f"{scheme}:///{base / Path(path).expanduser()}"
     tenants = layer.get("tenants")
     for entry in tenants.get("settings", ()) if isinstance(tenants, dict) else ():
         if isinstance(entry, dict) and isinstance(entry.get("storage_root"), str):

@@ -210,6 +210,14 @@ class Kafka(Section):
     sasl_password: SecretStr | None = None
 
 
+class Index(Section):
+    """`[index]`: what `storescpd index` keeps up to date."""
+
+    database: SecretStr = Field(SecretStr("sqlite:///storescp-index.sqlite"), description="SQLAlchemy URL")
+    group_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "storescp-index"
+    max_records: Annotated[int, Field(ge=1, le=10000)] = Field(1000, description="for each transaction")
+
+
 class TenantRule(Section):
     """`[[tenants.rules]]`: every given field must match."""
 
@@ -309,6 +317,7 @@ class Settings(Section):
     )
     message_queue: MessageQueue = Field(default_factory=lambda: MessageQueue.model_validate({}))
     kafka: Kafka | None = None
+    index: Index = Field(default_factory=lambda: Index.model_validate({}))
     tenants: Tenants = Tenants()
     tls: Tls | None = None
     http: Http | None = None

@@ -167,7 +167,7 @@ def test_order_is_kept_with_small_batches_and_several_partitions(
     for topic in topics:
         messages = broker.read(topic)
         assert check_delivery(service, ledger, messages).duplicates == 0
-        assert len({message.partition for message in messages}) == 3
+        assert len({message.partition for message in messages}) > 1
 
 
 def test_the_pure_engine_publishes_to_kafka_too(serve: Serve, broker: KafkaBroker, topics: Topics) -> None:

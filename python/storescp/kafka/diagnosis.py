@@ -14,6 +14,7 @@ from storescp.kafka.complaints import COMPLAINTS
 from storescp.kafka.options import ConnectionOptions
 
 _PROBE_SECONDS = 3.0
+_REFUSAL_SECONDS = 0.5
 _RECENT_SECONDS = 60.0
 _SILENT = "accepts connections but does not answer"
 _SASL_WORDS = ("authentic", "sasl", "credential")
@@ -37,13 +38,13 @@ async def _look(host: str, port: int, options: ConnectionOptions, error: BaseExc
     except OSError as refused:
         return _words(refused)
     if options["security_protocol"].endswith("SSL"):
-        return await _look_for_tls(host, port, options["ssl_context"]) or _by_complaint(error)
+        return await _look_for_tls(host, port, options["ssl_context"]) or _by_complaint(error, options)
     try:
         await _connect(host, port, _any_certificate())
     except TimeoutError:
         return _SILENT
     except OSError:
-        return _by_complaint(error)
+        return _by_complaint(error, options)
     return "speaks TLS: set kafka.security_protocol to SSL or SASL_SSL"
 
 
@@ -66,9 +67,14 @@ async def _look_for_tls(host: str, port: int, context: ssl.SSLContext | None) ->
 
 async def _connect(host: str, port: int, context: ssl.SSLContext | None) -> None:
     async with asyncio.timeout(_PROBE_SECONDS):
-        _, writer = await asyncio.open_connection(
+        reader, writer = await asyncio.open_connection(
             host, port, ssl=context, server_hostname=host if context is not None else None
         )
+        if context is not None:
+            # In TLS 1.3 a client certificate is refused only after the handshake.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFUSAL_SECONDS):
+                    await reader.read(1)
         writer.close()
         with contextlib.suppress(OSError, ssl.SSLError):
             await writer.wait_closed()
@@ -81,12 +87,18 @@ def _any_certificate() -> ssl.SSLContext:
     return context
 
 
-def _by_complaint(error: BaseException) -> str:
+def _by_complaint(error: BaseException, options: ConnectionOptions) -> str:
     complaint = COMPLAINTS.last(_RECENT_SECONDS)
     text = complaint or str(error) or type(error).__name__
+    if "UnsupportedSaslMechanism" in text:
+        return f"does not offer {options['sasl_mechanism']}: check kafka.sasl_mechanism"
     if any(word in text.lower() for word in _SASL_WORDS):
         return f"refuses the login ({text}): check kafka.sasl_mechanism, sasl_username and sasl_password"
-    return _SILENT if isinstance(error, TimeoutError) else text
+    if isinstance(error, TimeoutError):
+        return _SILENT
+    if "closed" in text and "SASL" not in options["security_protocol"]:
+        return f"closes the connection ({text}): it may want a login, see kafka.security_protocol"
+    return text
 
 
 def _words(error: OSError) -> str:

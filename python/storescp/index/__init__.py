@@ -1,0 +1,1 @@
+"""A consumer of `topic_main` that keeps tables of patients, studies, series and instances up to date."""
