@@ -78,17 +78,15 @@ class Database:
         expected = "a SQLAlchemy URL: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
         try:
             parsed = sa.make_url(url)
-            if parsed.get_backend_name() not in dialects:
-                raise ArgumentError
-            if parsed.get_backend_name() == "postgresql" and "+" not in parsed.drivername:
+            if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
             self.url = parsed.render_as_string(hide_password=True)
+            self._insert = dialects[parsed.get_backend_name()]
             self._engine = sa.create_engine(parsed, pool_pre_ping=True)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except (ArgumentError, NoSuchModuleError, KeyError, ModuleNotFoundError) as error:
             if isinstance(error, ModuleNotFoundError):
                 expected = f"a driver that is installed ({error}): pip install 'storescp[postgresql]'"
             raise ConfigError(ConfigProblem("index.database", "********", expected, "configuration")) from None
-        self._insert = dialects[self._engine.dialect.name]
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
 

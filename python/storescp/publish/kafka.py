@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer, TopicPartition, errors
@@ -64,10 +64,19 @@ class _Sent:
 
 @dataclass
 class _Limit:
-    """Bytes of a batch: less after a refusal, more again after many successes."""
+    """Bytes of a topic's batches: less where it refuses larger ones, more again after many successes."""
 
     bytes: int
     successes: int = 0
+
+
+@dataclass
+class _Part:
+    """What is left for a partition. `division`: a refused batch, of which that many records are still to be sent."""
+
+    rows: Sequence[QueuedRecord]
+    limit: int
+    division: int = 0
 
 
 class KafkaSink:
@@ -97,12 +106,12 @@ class KafkaSink:
         """
         outcome = Outcome()
         everything_failed = True
-        todo: Mapping[int, Sequence[QueuedRecord]] | None = None
+        todo: dict[int, _Part] | None = None
         while todo is None or todo:
             async with self._use() as session:
                 partitions = await self._partitions(session.producer, topic)
                 if todo is None:
-                    todo = self._by_partition(partitions, rows)
+                    todo = self._by_partition(topic, partitions, rows)
                 led = await self._with_leader(session.producer, topic, todo)
                 results = await asyncio.gather(
                     *(self._send(session, topic, partition, todo[partition]) for partition in led)
@@ -110,20 +119,22 @@ class KafkaSink:
             for partition in todo.keys() - led:
                 outcome.failure = f"{topic}, partition {partition}: no broker leads it"
                 everything_failed = False
-            again: dict[int, Sequence[QueuedRecord]] = {}
+            again: dict[int, _Part] = {}
             for partition, sent in zip(led, results, strict=True):
-                outcome.delivered += [row.id for row in todo[partition][: sent.delivered]]
-                left = todo[partition][sent.delivered :]
+                part = todo[partition]
+                outcome.delivered += [row.id for row in part.rows[: sent.delivered]]
+                part.rows = part.rows[sent.delivered :]
                 if sent.error is None:
                     continue
-                if self._is_one_record_s_fault(topic, sent, left[0]):
-                    outcome.rejected.append((left[0].id, _describe(sent.error)))
-                    again[partition] = left[1:]
-                elif self._divides(topic, sent):
-                    again[partition] = left
+                if self._is_one_record_s_fault(topic, sent, part.rows[0]):
+                    outcome.rejected.append((part.rows[0].id, _describe(sent.error)))
+                    # It was this record that made the batch too large.
+                    again[partition] = self._part(topic, part.rows[1:])
+                elif _divides(sent):
+                    again[partition] = _Part(part.rows, sent.size // 2, max(part.division, sent.records))
                 else:
                     outcome.failure = f"{topic}, partition {partition}: {_describe(sent.error)}"
-            todo = {partition: left for partition, left in again.items() if left}
+            todo = {partition: part for partition, part in again.items() if part.rows}
         if outcome.failure is not None and everything_failed and not outcome.delivered and not outcome.rejected:
             raise SinkError(outcome.failure)
         return outcome
@@ -214,7 +225,7 @@ class KafkaSink:
             found = led()
         return found
 
-    def _by_partition(self, partitions: Sequence[int], rows: Sequence[QueuedRecord]) -> dict[int, list[QueuedRecord]]:
+    def _by_partition(self, topic: str, partitions: Sequence[int], rows: Sequence[QueuedRecord]) -> dict[int, _Part]:
         found: dict[int, list[QueuedRecord]] = defaultdict(list)
         of_key: dict[str, int] = {}
         for row in rows:
@@ -222,12 +233,15 @@ class KafkaSink:
             if partition is None:
                 partition = of_key[row.key] = self._partition_of(row.key.encode(), partitions, partitions)
             found[partition].append(row)
-        return found
+        return {partition: self._part(topic, of_it) for partition, of_it in found.items()}
 
-    async def _send(self, session: _Session, topic: str, partition: int, rows: Sequence[QueuedRecord]) -> _Sent:
+    def _part(self, topic: str, rows: Sequence[QueuedRecord]) -> _Part:
+        return _Part(rows, self._limits[topic].bytes)
+
+    async def _send(self, session: _Session, topic: str, partition: int, part: _Part) -> _Sent:
         sent = _Sent()
-        while sent.delivered < len(rows):
-            batch = self._build(session.producer, topic, rows, sent.delivered)
+        while sent.delivered < len(part.rows):
+            batch = self._build(session.producer, part, sent.delivered)
             records, size = batch.record_count(), batch.size()
             try:
                 await self._deliver(session.producer, topic, partition, batch)
@@ -236,17 +250,17 @@ class KafkaSink:
                 sent.error, sent.records, sent.size = error, records, size
                 break
             sent.delivered += records
-            self._note_success(topic)
+            self._note_success(topic, part, records)
         return sent
 
-    def _build(self, producer: AIOKafkaProducer, topic: str, rows: Sequence[QueuedRecord], begin: int) -> BatchBuilder:
+    def _build(self, producer: AIOKafkaProducer, part: _Part, begin: int) -> BatchBuilder:
         batch = producer.create_batch()
-        size, limit = 0, self._limits[topic].bytes
+        size, rows = 0, part.rows
         for number in range(begin, min(len(rows), begin + self._kafka.batch_num_messages)):
             row = rows[number]
             key, value = row.key.encode(), row.payload.encode()
             size += len(key) + len(value) + _RECORD_OVERHEAD_BYTES
-            if number > begin and size > limit:
+            if number > begin and size > part.limit:
                 break
             headers = [("schema_version", SCHEMA_VERSION), ("trace_id", row.trace_id.encode())]
             if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
@@ -265,12 +279,20 @@ class KafkaSink:
             )
         future.result()
 
-    def _note_success(self, topic: str) -> None:
+    def _note_success(self, topic: str, part: _Part, records: int) -> None:
         limit = self._limits[topic]
+        if part.division:
+            part.division -= records
+            if part.division > 0:
+                return
+            # A refused batch has arrived in parts, and no record was refused alone: the topic takes no larger batches.
+            part.division = 0
+            limit = self._limits[topic] = _Limit(min(part.limit, limit.bytes))
         if limit.bytes < self._kafka.batch_bytes:
             limit.successes += 1
             if limit.successes >= _GROW_AFTER_BATCHES:
-                self._limits[topic] = _Limit(min(limit.bytes * 2, self._kafka.batch_bytes))
+                limit = self._limits[topic] = _Limit(min(limit.bytes * 2, self._kafka.batch_bytes))
+        part.limit = limit.bytes
 
     def _is_one_record_s_fault(self, topic: str, sent: _Sent, row: QueuedRecord) -> bool:
         if sent.records != 1:
@@ -282,15 +304,11 @@ class KafkaSink:
         elif not isinstance(sent.error, _TOO_LARGE):
             return False
         del self._refusals[topic, row.id]
-        # It was this record that made the batches too large.
-        del self._limits[topic]
         return True
 
-    def _divides(self, topic: str, sent: _Sent) -> bool:
-        if sent.records == 1 or not isinstance(sent.error, (*_TOO_LARGE, *_MAYBE_THE_RECORD)):
-            return False
-        self._limits[topic] = _Limit(sent.size // 2)
-        return True
+
+def _divides(sent: _Sent) -> bool:
+    return sent.records > 1 and isinstance(sent.error, (*_TOO_LARGE, *_MAYBE_THE_RECORD))
 
 
 def _describe(error: BaseException) -> str:
