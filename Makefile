@@ -34,13 +34,15 @@ $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
 
 $(STAMPS)/test-tools: $(STAMPS)/venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group lint
-	@for tool in dcmsend:dcmtk Orthanc:orthanc strace:strace; do \
+	@for tool in dcmsend:dcmtk Orthanc:orthanc strace:strace java:default-jre-headless mvn:maven; do \
 	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
 	  echo "make: installing$$missing"; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	  if [ -x /etc/init.d/orthanc ]; then $$sudo /etc/init.d/orthanc stop >/dev/null 2>&1 || true; fi; \
+	  for name in orthanc postgresql; do case "$$missing" in *$$name*) \
+	    $$sudo /etc/init.d/$$name stop >/dev/null 2>&1 || true;; esac; done; \
 	fi
 	@touch $@
 
@@ -67,8 +69,15 @@ format: $(STAMPS)/test-tools ## Rewrite the sources in the project's form
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format --quiet .
 
+kafka: $(STAMPS)/build $(STAMPS)/test-tools ## A Kafka broker on 127.0.0.1:9092 with both topics, without containers
+	PYTHONPATH=tests $(BIN)/python -m support.broker
+
 bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine
 	$(BIN)/python -m pytest benches -s --timeout 900 --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+soak: $(STAMPS)/build $(STAMPS)/test-tools ## Every fault of a broker, RECORDS records (default 200000), and 500 lost answers
+	STORESCP_SOAK_RECORDS=$${RECORDS:-200000} STORESCP_LOST_ANSWERS=500 $(BIN)/python -m pytest -s --timeout 0 \
+	  tests/kafka/test_soak.py tests/kafka/test_faults.py::test_answers_that_are_lost_after_the_write
 
 crash: $(STAMPS)/build $(STAMPS)/test-tools ## kill -9 under load, ROUNDS times (default 100)
 	STORESCP_CRASH_ROUNDS=$${ROUNDS:-100} $(BIN)/python -m pytest tests/crash -s --timeout 7200
@@ -79,4 +88,4 @@ wheel: | check-tools ## Build a wheel into dist/
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format bench crash wheel clean
+.PHONY: help check-tools build run test lint format kafka bench soak crash wheel clean

@@ -14,6 +14,7 @@ __all__ = [
     "ScanResult",
     "__version__",
     "build_info",
+    "outbox_migrations",
     "scan",
     "transfer_syntaxes",
 ]
