@@ -12,11 +12,11 @@ _SERIES = "1.2.826.0.1.3680043.10.9999.77"
 
 
 class Round:
-    """`count` CT slices (512 x 512, 16 bit) with UIDs of their own, as they go over the wire."""
+    """`count` CT slices (`rows` x `rows`, 16 bit) with UIDs of their own, as they go over the wire."""
 
-    def __init__(self, number: int, count: int, max_pdu: int) -> None:
+    def __init__(self, number: int, count: int, max_pdu: int, *, rows: int = 512) -> None:
         series = f"{_SERIES}.{number}"
-        template = ct_slice(10000, study=_SERIES, series=series)
+        template = ct_slice(10000, study=_SERIES, series=series, rows=rows)
         placeholder = template.sop_instance.encode()
         message = scu.fragments(1, True, scu.store_rq(CT, template.sop_instance, 1), max_pdu)
         message += scu.fragments(1, False, template.dataset, max_pdu)

@@ -126,6 +126,15 @@ def test_a_worker_that_lost_its_partition_does_no_harm(database: Database, url: 
     assert database.next_offsets("main", [0]) == {0: 3}
 
 
+def test_records_that_the_topic_no_longer_holds_are_told_of(database: Database) -> None:
+    assert database.apply("main", {0: messages(record(1), record(2))}).gone == {}
+    applied = database.apply(
+        "main", {0: messages(record(3), begin=7), 1: messages(record(4, study_uid="1.2"), begin=4)}
+    )
+    assert (applied.records, applied.gone) == (2, {0: 5, 1: 4})
+    assert applied.next_offsets == {0: 8, 1: 5}
+
+
 def test_a_patient_that_no_study_has_any_more_goes(database: Database, url: str) -> None:
     database.apply("main", {0: messages(record(1), record(2, study_uid="1.2", series_uid="1.2.1", patient_id="p2"))})
     corrected = record(1, patient_id="p3")
@@ -342,6 +351,24 @@ def test_an_outage_of_the_database_and_of_the_broker(
     engine = sa.create_engine(postgres.url.replace("postgresql:", "postgresql+psycopg:"))
     tables.metadata.drop_all(engine)
     engine.dispose()
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning(
+    broker: KafkaBroker, topics: Topics, serve: Serve, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/index.sqlite"
+    ledger = Ledger()
+    for number, count in enumerate((20, 3)):
+        service = serve(broker.address(), topics)
+        for thread in start_senders(service.port, ledger, senders=3, count=count, prefix=f"1.2.826.0.{number}"):
+            thread.join(60)
+        assert service.stop() == 0
+        worker = IndexProcess(broker, topics, url, tmp_path / f"{number}.log", "--once")
+        assert worker.wait().startswith(f"{3 * count} records, 0 duplicates")
+        broker.delete_topic(topics.main)
+        broker.create_topics(topics.main)
+    assert worker.events("index.topic_made_anew")
+    assert indexed(url) == scan(service)
 
 
 def test_index_needs_kafka(tmp_path: Path) -> None:

@@ -269,6 +269,15 @@ class KafkaBroker:
 
         run(alter())
 
+    def delete_topic(self, name: str) -> None:
+        async def delete() -> None:
+            async with self._admin() as admin:
+                await admin.delete_topics([name])
+                while name in await admin.list_topics():
+                    await asyncio.sleep(0.02)
+
+        run(delete())
+
     def end(self, topic: str) -> int:
         """How many records a topic has."""
         return run(self._end(topic))

@@ -27,6 +27,7 @@ _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 _PROGRESS_SECONDS = 60.0
+_GONE = "the topic no longer holds them: check its retention against the time the index was away"
 _CLIENT_ERRORS = (errors.KafkaError, OSError, TimeoutError)
 
 
@@ -96,7 +97,9 @@ class Indexer:
         )
         if offsets is None:
             return
-        ends = await consumer.end_offsets(partitions)
+        ends = await self._insist("kafka", lambda: consumer.end_offsets(partitions))
+        if ends is None:
+            return
         for one in partitions:
             offset = offsets[one.partition]
             if offset > ends[one]:
@@ -130,6 +133,8 @@ class Indexer:
         self._totals.records += applied.records
         self._totals.duplicates += applied.duplicates
         self._totals.unreadable += applied.unreadable
+        for partition, count in applied.gone.items():
+            log.error("index.records_gone", topic=self._topic, partition=partition, count=count, text=_GONE)
         if applied.unreadable:
             log.error("index.unreadable_messages", count=applied.unreadable, table="unreadable_message")
         # Only for those who watch the group's lag; the database decides.

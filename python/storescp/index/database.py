@@ -58,12 +58,13 @@ class Message:
 
 @dataclass
 class Applied:
-    """What a batch did."""
+    """What a batch did. `gone`: offsets by partition that were never read and that the topic holds no more."""
 
     records: int = 0
     duplicates: int = 0
     unreadable: int = 0
     next_offsets: dict[int, int] = field(default_factory=dict)
+    gone: dict[int, int] = field(default_factory=dict)
 
 
 class Database:
@@ -132,6 +133,9 @@ class Database:
                 expected = self._lock_progress(connection, topic, partition)
                 fresh = [message for message in batches[partition] if message.offset >= expected]
                 applied.next_offsets[partition] = fresh[-1].offset + 1 if fresh else expected
+                gone = applied.next_offsets[partition] - expected - len(fresh)
+                if gone:
+                    applied.gone[partition] = gone
                 for message in fresh:
                     self._read(connection, topic, partition, message, found, applied)
                 self._set_progress(connection, topic, partition, applied.next_offsets[partition])
