@@ -6,6 +6,7 @@ Read once at start, frozen, and passed down. Nothing below reads the environment
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import Settings
 
 ENV_PREFIX = "STORESCP_"
-_SECRET_KEYS = frozenset({"license_key", "sasl_password", "ssl_key_password", "database"})
+_SECRET_KEYS = frozenset({"license_key", "sasl_password", "ssl_key_password"})
+_MASK = "********"
 # Relative ones in a file are relative to the file.
 _PATH_KEYS = (
     ("dicom_license_server", "client_certificate"),
@@ -312,9 +314,19 @@ def _flatten(model: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[t
             yield key, value
 
 
+def _show_url(url: str) -> str:
+    """A database URL without its password; one with parameters, which may hold one too, not at all."""
+    if "?" in url:
+        return _MASK
+    return re.sub(r"(?<=//)([^:/@]*):.*@", rf"\1:{_MASK}@", url)
+
+
 def _show(key: tuple[str, ...], value: Any) -> str:
+    if key == ("index", "database"):
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        return json.dumps(_show_url(text)) if isinstance(text, str) else _MASK
     if isinstance(value, SecretStr) or (key and key[-1] in _SECRET_KEYS and value is not None):
-        return "********"
+        return _MASK
     if isinstance(value, dict):
         return json.dumps({k: _show((*key, k), v) for k, v in value.items()}, default=str)
     if isinstance(value, tuple | list):

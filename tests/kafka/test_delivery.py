@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ import pytest
 
 import storescp
 from storescp.pure.store import file_meta
-from support.broker import KafkaBroker, Message, Topics
+from support.broker import PROJECT, KafkaBroker, Message, Topics
 from support.instances import CT, ct_slice, curated_instances
 from support.load import Ledger, check_delivery, start_senders
 from support.scu import RawAssociation
@@ -190,3 +191,23 @@ def test_a_sender_that_repeats_itself_makes_no_second_record(serve: Serve, broke
             association.release()
     assert service.stop() == 0
     assert [broker.end(topic) for topic in topics] == [1, 1]
+
+
+def test_the_consumer_of_the_how_to_works(serve: Serve, broker: KafkaBroker, topics: Topics) -> None:
+    page = (PROJECT / "docs" / "kafka.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for ours, theirs in (("log_queue", topics.log), ("127.0.0.1:9092", broker.address()), ("acquisitions", topics.log)):
+        assert ours in code
+        code = code.replace(ours, theirs)
+    service = serve(broker.address(), topics)
+    ledger = Ledger()
+    for thread in start_senders(service.port, ledger, senders=3, count=4):
+        thread.join(60)
+    consumer = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+    assert consumer.stdout is not None
+    lines = [consumer.stdout.readline().split() for _ in range(12)]
+    consumer.kill()
+    consumer.communicate()
+    assert {line[2] for line in lines} == ledger.uids
+    assert {line[1] for line in lines} == {"RAW"}
+    assert service.stop() == 0

@@ -134,6 +134,21 @@ def test_secrets_are_masked_everywhere(tmp_path: Path) -> None:
     assert "SECRET" not in problem(text + "[kafka.sasl_passwords]\na = 'x'\n", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///index.sqlite", "sqlite:///index.sqlite"),
+        ("postgresql://u:SEC@RET@h/d", "postgresql://u:********@h/d"),
+        ("postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql://h/d?password=SECRET", "********"),
+    ],
+)
+def test_a_database_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    rows = {key: value for key, value, _ in load({("index", "database"): url}, None).rows()}
+    assert shown in rows["index.database"]
+    assert "SEC" not in rows["index.database"]
+
+
 def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
     document = {
         "redis": {"url": "redis://127.0.0.1"},
