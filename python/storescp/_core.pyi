@@ -1,5 +1,6 @@
 """The Rust core. Every call releases the GIL; `storescp.errors.CoreError` and `CoreBug` are raised."""
 
+from os import PathLike
 from typing import final
 
 __all__ = [
@@ -12,10 +13,14 @@ __all__ = [
     "InstanceFact",
     "OutboxRow",
     "ScanResult",
+    "Transcoder",
     "__version__",
     "build_info",
     "outbox_migrations",
     "scan",
+    "transcode",
+    "transcode_plan",
+    "transcode_worker",
     "transfer_syntaxes",
 ]
 
@@ -56,6 +61,8 @@ class AssociationSummary:
     identical: int
     kept: int
     failures: list[tuple[int, str, int]]
+    transcodes: list[tuple[str, str, str, int]]
+    transcode_failures: list[tuple[str, int]]
     echoes: int
     received_bytes: int
     oversized_pdus: int
@@ -107,6 +114,7 @@ class Engine:
     def unavailable(self) -> str | None: ...
     def start_up(self) -> tuple[int, int, int]: ...
     def counters(self) -> tuple[int, list[tuple[int, str, int]]]: ...
+    def transcodes(self) -> list[tuple[str, str, str, int]]: ...
     def free_bytes(self) -> int: ...
     def enable_events(self, enabled: bool) -> None: ...
     def events(self, timeout: float) -> tuple[list[InstanceFact], int]: ...
@@ -136,6 +144,27 @@ class ScanResult:
     has_pixel_data: bool
 
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...
-def transfer_syntaxes() -> list[tuple[str, str]]: ...
+@final
+class Transcoder:
+    def __new__(cls, config_json: str) -> Transcoder: ...
+    def transcode_file(
+        self,
+        source_path: str | PathLike[str],
+        offset: int,
+        target_path: str | PathLike[str],
+        header: bytes,
+        source: str,
+        target: str,
+        max_decoded_bytes: int,
+    ) -> tuple[int, int]: ...
+    @property
+    def live(self) -> int: ...
+
+def transcode(dataset: bytes, source: str, target: str, max_decoded_bytes: int, threads: int = 1) -> bytes: ...
+def transcode_plan(
+    transfer_syntax: str, has_pixel_data: bool, viewer_transfer_syntaxes: set[str], target: str
+) -> tuple[str, str]: ...
+def transcode_worker(memory_bytes: int) -> None: ...
+def transfer_syntaxes() -> list[tuple[str, str, bool, bool]]: ...
 def build_info() -> list[tuple[str, str]]: ...
 def outbox_migrations() -> list[str]: ...

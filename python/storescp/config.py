@@ -117,6 +117,7 @@ class _Environment(BaseSettings):
     tenants: dict[str, Any] | None = None
     tls: dict[str, Any] | None = None
     http: dict[str, Any] | None = None
+    transcoding: dict[str, Any] | None = None
     outbox: dict[str, Any] | None = None
     service: dict[str, Any] | None = None
     limits: dict[str, Any] | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -136,5 +138,18 @@ def engine_config(settings: Settings) -> str:
             },
             "outbox": {"max_rows": settings.outbox.max_rows, "max_bytes": settings.outbox.max_bytes},
             "private_tenant": private,
+            "transcoding": {"target": scp.unsupported_ts_change_to, "pool": pool_config(settings)},
         }
     )
+
+
+def pool_config(settings: Settings) -> dict[str, object]:
+    """How processes that transcode are started, and how many."""
+    transcoding = settings.transcoding
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "command": [sys.executable, "-m", "storescp.transcode_worker", str(transcoding.worker_memory_bytes)],
+        "workers": transcoding.workers or cores,
+        "threads": cores,
+        "timeout": transcoding.timeout,
+    }

@@ -268,6 +268,14 @@ class Http(Section):
     port: Port = 8042
 
 
+class Transcoding(Section):
+    """`[transcoding]`: the processes that transcode what viewers cannot read."""
+
+    workers: PositiveCount | None = Field(None, description="processes at most; as many as there are cores")
+    worker_memory_bytes: Annotated[int, Field(ge=256 << 20)] = Field(2 << 30, description="each one's own memory")
+    timeout: Seconds = Field(60.0, description="seconds without a finished frame after which one is ended")
+
+
 class Outbox(Section):
     """`[outbox]`."""
 
@@ -321,6 +329,7 @@ class Settings(Section):
     tenants: Tenants = Tenants()
     tls: Tls | None = None
     http: Http | None = None
+    transcoding: Transcoding = Field(default_factory=lambda: Transcoding.model_validate({}))
     outbox: Outbox = Field(default_factory=lambda: Outbox.model_validate({}))
     service: Service = Service()
     limits: Limits = Limits()

@@ -55,7 +55,7 @@ def known_transfer_syntaxes() -> frozenset[str]:
     """Every transfer syntax that a C-STORE can have, of all dictionaries."""
     named = {uid for uid, (_, kind, *_) in UID_dictionary.items() if kind == "Transfer Syntax"}
     named |= {str(uid) for uid in ALL_TRANSFER_SYNTAXES} | _RECENT_TRANSFER_SYNTAXES
-    named |= {uid for uid, _ in _core.transfer_syntaxes()}
+    named |= {uid for uid, *_ in _core.transfer_syntaxes()}
     return frozenset(uid for uid in named if not uid.startswith(_NOT_FOR_STORAGE) and uid != _PAPYRUS)
 
 

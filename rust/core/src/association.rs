@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Transcoded};
 use crate::exchange::Exchange;
 use crate::ingest::Source;
 use crate::layout::TenantId;
@@ -89,6 +89,10 @@ pub struct Summary {
     pub kept: u64,
     /// Failures by status and comment, the first few kinds.
     pub failures: BTreeMap<(u16, String), u64>,
+    /// Transcodings: source, target, `Success` or what kind of failure.
+    pub transcodes: BTreeMap<Transcoded, u64>,
+    /// Why transcoding failed, the first few reasons.
+    pub transcode_failures: BTreeMap<String, u64>,
     /// C-ECHOs.
     pub echoes: u64,
     /// Bytes received.

@@ -7,6 +7,7 @@ use dicom_core::Tag;
 use serde::Deserialize;
 
 use crate::layout::TenantId;
+use crate::transcode::pool::PoolConfig;
 
 /// When an instance counts as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -112,6 +113,16 @@ pub struct OutboxLimits {
     pub max_bytes: u64,
 }
 
+/// What viewers cannot read is transcoded.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transcoding {
+    /// To this transfer syntax.
+    pub target: String,
+    /// By these processes.
+    pub pool: PoolConfig,
+}
+
 /// Everything the engine needs to know.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -140,4 +151,6 @@ pub struct EngineConfig {
     pub outbox: OutboxLimits,
     /// The private element that names the tenant, where it is turned on.
     pub private_tenant: Option<PrivateTenant>,
+    /// See [`Transcoding`].
+    pub transcoding: Transcoding,
 }

@@ -15,6 +15,7 @@ use crate::layout::OUTBOX;
 use crate::outbox::{Outbox, OutboxError, Settled};
 use crate::status::Refusal;
 use crate::store::Store;
+use crate::transcode::pool::Pool;
 
 /// Why the engine cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,11 @@ pub struct StartUp {
 pub struct Counters {
     received_bytes: AtomicU64,
     instances: Mutex<BTreeMap<(u16, String), u64>>,
+    transcodes: Mutex<BTreeMap<Transcoded, u64>>,
 }
+
+/// Source, target, and how it ended: `Success` or the code of a [`crate::transcode::TranscodeError`].
+pub type Transcoded = (String, String, String);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -61,6 +66,7 @@ pub struct Engine {
     // Dropped before the store, whose lock on the root must be the last to go.
     outbox: Outbox,
     store: Store,
+    transcoders: Pool,
     events: EventRing,
     counters: Counters,
     aborting: AtomicBool,
@@ -96,6 +102,7 @@ impl Engine {
         // After the rows are settled: until then a temporary file may belong to one.
         let temporary_files = store.clear_incoming().map_err(StartError::Storage)?;
         Ok(Self {
+            transcoders: Pool::new(config.transcoding.pool.clone()),
             config,
             plan,
             capture,
@@ -143,6 +150,12 @@ impl Engine {
         &self.events
     }
 
+    /// The processes that transcode.
+    #[must_use]
+    pub fn transcoders(&self) -> &Pool {
+        &self.transcoders
+    }
+
     pub(crate) fn index_plan(&self) -> &IndexPlan {
         &self.plan
     }
@@ -178,6 +191,26 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         (self.counters.received_bytes.load(Ordering::Relaxed), instances)
+    }
+
+    /// Transcodings since start.
+    #[must_use]
+    pub fn transcodes(&self) -> BTreeMap<Transcoded, u64> {
+        self.counters
+            .transcodes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn count_transcode(&self, transcoded: Transcoded) {
+        *self
+            .counters
+            .transcodes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(transcoded)
+            .or_default() += 1;
     }
 
     pub(crate) fn count(&self, statuses: &BTreeMap<u16, u64>, tenant: &str, bytes: u64) {

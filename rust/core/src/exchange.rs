@@ -9,8 +9,9 @@ use std::time::Instant;
 use crate::association::{Agreement, End, Outcome, Summary};
 use crate::engine::Engine;
 use crate::events::InstanceFact;
-use crate::ingest::{Reception, Stored};
+use crate::ingest::{Attempt, Reception, Stored};
 use crate::status::{Refusal, SUCCESS};
+use crate::transcode::TranscodeError;
 use crate::uid::Uid;
 use crate::wire::command::{self, Command, Operation, Response};
 use crate::wire::pdu::{self, AbortReason};
@@ -74,6 +75,8 @@ impl<'e> Exchange<'e> {
             identical: 0,
             kept: 0,
             failures: BTreeMap::new(),
+            transcodes: BTreeMap::new(),
+            transcode_failures: BTreeMap::new(),
             echoes: 0,
             received_bytes: 0,
             oversized_pdus: 0,
@@ -294,9 +297,12 @@ impl<'e> Exchange<'e> {
             DatasetState::Refused(refusal) => Err(refusal),
         };
         let refusal = match stored {
-            Ok((stored, scratch)) => {
-                self.scratch = scratch;
-                match stored {
+            Ok(finished) => {
+                self.scratch = finished.scratch;
+                if let Some(attempt) = finished.attempt {
+                    self.note_transcoding(attempt);
+                }
+                match finished.stored {
                     Stored::New => {}
                     Stored::Identical => self.summary.identical += 1,
                     Stored::Kept => self.summary.kept += 1,
@@ -320,6 +326,20 @@ impl<'e> Exchange<'e> {
             self.note(request, Some(refusal), Instant::now());
         }
         self.respond(request, refusal.status(), Some(&refusal.comment()))
+    }
+
+    fn note_transcoding(&mut self, attempt: Attempt) {
+        let outcome = attempt.error.as_ref().map_or("Success", TranscodeError::code);
+        let transcoded = (attempt.source, attempt.target, outcome.to_owned());
+        if let Some(error) = &attempt.error {
+            let reason = error.to_string();
+            let reasons = &mut self.summary.transcode_failures;
+            if reasons.len() < FAILURE_KINDS || reasons.contains_key(&reason) {
+                *reasons.entry(reason).or_default() += 1;
+            }
+        }
+        self.engine.count_transcode(transcoded.clone());
+        *self.summary.transcodes.entry(transcoded).or_default() += 1;
     }
 
     fn note(&mut self, request: &Request, refusal: Option<&Refusal>, received: Instant) {

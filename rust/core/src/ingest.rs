@@ -1,5 +1,7 @@
 //! The use case: one instance from its command set to "file and record are both durable".
 
+use std::os::fd::AsFd as _;
+
 use chrono::Utc;
 use uuid::Uuid;
 
@@ -16,7 +18,9 @@ use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
 use crate::store::spool::Spool;
 use crate::store::{Digest, Existing};
-use crate::transfer_syntax::is_video_or_jpip;
+use crate::transcode::plan::{plan, Plan};
+use crate::transcode::pool::{Pool, Task};
+use crate::transcode::TranscodeError;
 use crate::uid::Uid;
 
 /// What an association tells about all its instances.
@@ -45,6 +49,28 @@ pub enum Stored {
     Kept,
 }
 
+/// What transcoding came to: source, target, and the error where it failed.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Transfer syntax as received.
+    pub source: String,
+    /// Transfer syntax that was wanted.
+    pub target: String,
+    /// Why the original is stored instead.
+    pub error: Option<TranscodeError>,
+}
+
+/// A finished instance.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub stored: Stored,
+    /// Transcoding, where it was tried.
+    pub attempt: Option<Attempt>,
+    /// Memory for the next instance.
+    pub scratch: Vec<u8>,
+}
+
 /// One instance while it arrives.
 pub struct Reception<'e> {
     engine: &'e Engine,
@@ -55,6 +81,8 @@ pub struct Reception<'e> {
     trace_id: Uuid,
     scan: DatasetScan,
     spool: Spool<'e>,
+    received_transfer_syntax: String,
+    transfer_status: TransferStatus,
 }
 
 impl<'e> Reception<'e> {
@@ -108,6 +136,8 @@ impl<'e> Reception<'e> {
             trace_id,
             scan,
             spool,
+            received_transfer_syntax: transfer_syntax.to_owned(),
+            transfer_status: TransferStatus::NoNeedTransfer,
         })
     }
 
@@ -128,7 +158,7 @@ impl<'e> Reception<'e> {
     ///
     /// # Errors
     /// [`Refusal`]; nothing of the instance is left then.
-    pub fn finish(mut self) -> Result<(Stored, Vec<u8>), Refusal> {
+    pub fn finish(mut self) -> Result<Finished, Refusal> {
         self.scan.finish()?;
         let index = self.engine.index_plan().read(self.scan.captured())?;
         if index.sop_class_uid != self.sop_class_uid {
@@ -145,8 +175,72 @@ impl<'e> Reception<'e> {
             &index.series_instance_uid,
             &index.sop_instance_uid,
         );
+        let attempt = self.transcode()?;
         let stored = self.commit(&tenant, &index, &path)?;
-        Ok((stored, self.spool.into_scratch()))
+        Ok(Finished {
+            stored,
+            attempt,
+            scratch: self.spool.into_scratch(),
+        })
+    }
+
+    /// What viewers cannot read becomes what they can. Where that fails, the original stays, and the record says so.
+    fn transcode(&mut self) -> Result<Option<Attempt>, Refusal> {
+        let engine = self.engine;
+        let config = engine.config();
+        let source = self.received_transfer_syntax.clone();
+        let target = config.transcoding.target.as_str();
+        let has_pixel_data = self.scan.has_pixel_data();
+        let error = match plan(&source, has_pixel_data, &config.viewer_transfer_syntaxes, target) {
+            Plan::AsReceived(_) => return Ok(None),
+            Plan::Transcode(target) => match self.transcoded(engine.transcoders(), target) {
+                Ok(spool) => {
+                    self.spool = spool;
+                    None
+                }
+                // Our disk and not the object: the sender may try again.
+                Err(error) if error.code() == "io" => {
+                    return Err(Refusal::Storage(std::io::Error::other(error.to_string())));
+                }
+                Err(error) => Some(error),
+            },
+            Plan::Impossible => Some(TranscodeError::NoCodec {
+                source_syntax: source.clone(),
+                target: target.to_owned(),
+            }),
+        };
+        self.transfer_status = if error.is_none() {
+            TransferStatus::Success
+        } else {
+            TransferStatus::Failed
+        };
+        Ok(Some(Attempt {
+            source,
+            target: target.to_owned(),
+            error,
+        }))
+    }
+
+    fn transcoded(&mut self, pool: &Pool, target: &str) -> Result<Spool<'e>, TranscodeError> {
+        let header = file_meta::encode(
+            &self.sop_class_uid,
+            &self.sop_instance_uid,
+            target,
+            &self.source.calling_ae_title,
+        );
+        let name = format!("{}.transcoded.part", self.trace_id);
+        // Without memory, so that there is a file to write to.
+        let mut result = Spool::begin(self.engine.store(), name, target, &header, 0, Vec::new())?;
+        let (input, offset) = self.spool.as_input()?;
+        let report = pool.transcode(&Task {
+            source: &self.received_transfer_syntax,
+            target,
+            max_decoded_bytes: self.engine.config().limits.max_decoded_bytes,
+            input: (input.as_fd(), offset),
+            output: result.as_output()?,
+        })?;
+        result.take_over(report.bytes)?;
+        Ok(result)
     }
 
     /// A rule wins; else the private element of the command set, then of the data set; else the default.
@@ -293,18 +387,6 @@ impl<'e> Reception<'e> {
         size: u64,
         digest: Digest,
     ) -> Result<NewRow, Refusal> {
-        let transfer_syntax = self.spool.transfer_syntax();
-        let viewable = self
-            .engine
-            .config()
-            .viewer_transfer_syntaxes
-            .contains(transfer_syntax);
-        let nothing_to_decode = is_video_or_jpip(transfer_syntax) || !self.scan.has_pixel_data();
-        let transfer_status = if viewable || nothing_to_decode {
-            TransferStatus::NoNeedTransfer
-        } else {
-            TransferStatus::Failed
-        };
         let file_path = self.engine.store().absolute(path);
         let record = Record {
             trace_id: self.trace_id,
@@ -316,10 +398,10 @@ impl<'e> Reception<'e> {
             sop_uid: index.sop_instance_uid.as_str(),
             file_path: &file_path,
             file_size: size,
-            transfer_syntax_uid: transfer_syntax,
-            target_ts: transfer_syntax,
+            transfer_syntax_uid: &self.received_transfer_syntax,
+            target_ts: self.spool.transfer_syntax(),
             study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
-            transfer_status,
+            transfer_status: self.transfer_status,
             number_of_frames: index.number_of_frames,
             created_time: timestamp(Utc::now()),
             series_uid_hash: hash_uid(index.series_instance_uid.as_str()),

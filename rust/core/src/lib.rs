@@ -2,7 +2,7 @@
 //!
 //! A DICOM Storage SCP (PS3.4 Annex B) without any knowledge of Python: PDU framing and DIMSE command
 //! sets in [`wire`], the forward scan of data sets in [`dataset`], durable files in [`store`], the durable
-//! queue of records in [`outbox`], and the use case that joins them in [`ingest`] and [`association`].
+//! queue of records in [`outbox`], pixel data of other transfer syntaxes in [`transcode`], and the use case that joins them in [`ingest`] and [`association`].
 #![forbid(unsafe_code)]
 #![cfg_attr(
     test,
@@ -23,6 +23,7 @@ pub mod outbox;
 pub mod record;
 pub mod status;
 pub mod store;
+pub mod transcode;
 pub mod transfer_syntax;
 pub mod uid;
 pub mod wire;

@@ -71,6 +71,15 @@ pub fn is_deflated(transfer_syntax: &str) -> bool {
     )
 }
 
+/// Whether pixel data are not encapsulated: Implicit and Explicit VR Little Endian, Explicit VR Big Endian, Deflated.
+#[must_use]
+pub fn is_native(transfer_syntax: &str) -> bool {
+    matches!(
+        transfer_syntax,
+        "1.2.840.10008.1.2" | "1.2.840.10008.1.2.1" | "1.2.840.10008.1.2.2" | "1.2.840.10008.1.2.1.99"
+    )
+}
+
 /// Video and JPIP: nothing to decode to, so such instances are stored as they are.
 #[must_use]
 pub fn is_video_or_jpip(transfer_syntax: &str) -> bool {
@@ -83,11 +92,16 @@ pub fn is_video_or_jpip(transfer_syntax: &str) -> bool {
     matches!(number, Some(94 | 95 | 100..=108 | 204 | 205))
 }
 
-/// The transfer syntaxes that dicom-rs knows: UID and name.
+/// The transfer syntaxes that dicom-rs knows, and those that can be decoded besides: UID and name, if it has one.
 pub fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let others = storescp_codecs::DECODABLE
+        .into_iter()
+        .filter(|uid| TransferSyntaxRegistry.iter().all(|syntax| syntax.uid() != *uid))
+        .map(|uid| (uid, ""));
     TransferSyntaxRegistry
         .iter()
         .map(|syntax| (syntax.uid(), syntax.name()))
+        .chain(others)
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The Rust engine, as Python sees it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use storescp_core::association::{receive, Agreement, Context};
 use storescp_core::config::EngineConfig;
-use storescp_core::engine::{self, StartError};
+use storescp_core::engine::{self, StartError, Transcoded};
 use storescp_core::ingest::{Reception, Source};
 use storescp_core::layout::TenantId;
 use storescp_core::outbox::Topic;
@@ -31,6 +31,8 @@ pub struct AssociationSummary {
     identical: u64,
     kept: u64,
     failures: Vec<(u16, String, u64)>,
+    transcodes: Vec<(String, String, String, u64)>,
+    transcode_failures: Vec<(String, u64)>,
     echoes: u64,
     received_bytes: u64,
     oversized_pdus: u64,
@@ -94,6 +96,13 @@ fn source(
         tenant,
         tenant_by_rule,
     })
+}
+
+fn flat(transcodes: BTreeMap<Transcoded, u64>) -> Vec<(String, String, String, u64)> {
+    transcodes
+        .into_iter()
+        .map(|((source, target, outcome), count)| (source, target, outcome, count))
+        .collect()
 }
 
 #[pymethods]
@@ -161,6 +170,8 @@ impl Engine {
                 .into_iter()
                 .map(|((status, comment), count)| (status, comment, count))
                 .collect(),
+            transcodes: flat(summary.transcodes),
+            transcode_failures: summary.transcode_failures.into_iter().collect(),
             echoes: summary.echoes,
             received_bytes: summary.received_bytes,
             oversized_pdus: summary.oversized_pdus,
@@ -231,6 +242,11 @@ impl Engine {
                 .map(|((status, tenant), count)| (status, tenant, count))
                 .collect(),
         ))
+    }
+
+    /// Transcodings since start: source, target, `Success` or what kind of failure, count.
+    fn transcodes(&self) -> PyResult<Vec<(String, String, String, u64)>> {
+        Ok(flat(self.inner()?.transcodes()))
     }
 
     /// Free bytes in the file system of the storage root.

@@ -5,6 +5,7 @@ use storescp_core::dataset::index::IndexPlan;
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
 use storescp_core::status::Refusal;
+use storescp_core::transcode::plan::{can_decode, can_encode};
 
 use crate::boundary::{run, CoreError};
 
@@ -54,21 +55,24 @@ pub fn scan(
     })
 }
 
-/// The transfer syntaxes that dicom-rs knows: UID and name.
+/// The transfer syntaxes that are known: UID, name, whether pixel data of it can be decoded, and whether encoded.
 #[pyfunction]
-pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str)> {
-    storescp_core::transfer_syntax::known().collect()
+pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str, bool, bool)> {
+    storescp_core::transfer_syntax::known()
+        .map(|(uid, name)| (uid, name, can_decode(uid), can_encode(uid)))
+        .collect()
 }
 
 /// Version, and the versions of what it stands on.
 #[pyfunction]
-pub fn build_info() -> Vec<(&'static str, &'static str)> {
-    vec![
-        ("version", storescp_core::VERSION),
-        ("dicom-rs", "0.10.1"),
-        ("sqlite", storescp_core::outbox::sqlite_version()),
-        ("codecs", "none"),
-    ]
+pub fn build_info() -> Vec<(&'static str, String)> {
+    let mut info = vec![
+        ("version", storescp_core::VERSION.to_owned()),
+        ("dicom-rs", "0.10.1".to_owned()),
+        ("sqlite", storescp_core::outbox::sqlite_version().to_owned()),
+    ];
+    info.extend(storescp_codecs::versions());
+    info
 }
 
 /// Script `n` brings an outbox of version `n` to version `n + 1`.

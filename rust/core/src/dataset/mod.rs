@@ -2,9 +2,11 @@
 //!
 //! [`scan`] follows the structure (PS3.5 Chapter 7) without decoding anything but the attributes in
 //! [`index`]; [`charset`] turns their bytes into text (PS3.3 C.12.1.1.2); [`stream`] undoes the deflated
-//! transfer syntaxes before the scan.
+//! transfer syntaxes before the scan; `walk` goes through a data set again that the scan has accepted.
 
 pub mod charset;
+pub(crate) mod header;
 pub mod index;
 pub mod scan;
 pub mod stream;
+pub(crate) mod walk;

@@ -4,18 +4,13 @@
 //! stack instead of recursing, and never holds more than one header and the few captured values. It follows
 //! lengths, items and delimiters to the last byte, so a truncated image is an error and not a success.
 
-use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry as _};
 use dicom_core::{Tag, VR};
-use dicom_dictionary_std::StandardDataDictionary;
 
+use super::header::{
+    dictionary_says_sequence, holds_fragments, Header, ITEM, ITEM_DELIMITATION, PIXEL_DATA,
+    SEQUENCE_DELIMITATION, UNDEFINED,
+};
 use crate::transfer_syntax::Encoding;
-
-const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
-const ITEM: Tag = Tag(0xFFFE, 0xE000);
-const ITEM_DELIMITATION: Tag = Tag(0xFFFE, 0xE00D);
-const SEQUENCE_DELIMITATION: Tag = Tag(0xFFFE, 0xE0DD);
-/// PS3.5 7.1.1: the length that means "until the delimitation item".
-const UNDEFINED: u32 = 0xFFFF_FFFF;
 
 /// Bounds on what a peer may make the scanner do.
 #[derive(Clone, Copy, Debug)]
@@ -109,19 +104,6 @@ enum State {
     Skip { left: u64 },
     /// A value is kept in `captured[slot]`.
     Capture { slot: usize, left: u64 },
-}
-
-/// What a header turned out to be.
-enum Header {
-    /// More bytes are needed: this many in all.
-    Incomplete(usize),
-    Element {
-        tag: Tag,
-        vr: Option<VR>,
-        length: u32,
-        size: usize,
-        encoding: Encoding,
-    },
 }
 
 /// The push parser. See the module documentation.
@@ -292,71 +274,10 @@ impl Scanner {
     }
 
     fn parse_header(&self, bytes: &[u8]) -> Header {
-        let encoding = self.stack.last().map_or(self.encoding, |frame| frame.encoding);
-        let Some(&[a, b, c, d, e, f, g, h]) = bytes.first_chunk::<8>() else {
-            return Header::Incomplete(8);
-        };
-        let tag = encoding.tag([a, b, c, d]);
-        let short = |vr, length, encoding| Header::Element {
-            tag,
-            vr,
-            length,
-            size: 8,
-            encoding,
-        };
-        // PS3.5 7.5: items and delimiters have no VR in any syntax.
-        if tag.0 == 0xFFFE || !encoding.explicit_vr {
-            return short(None, encoding.u32([e, f, g, h]), encoding);
-        }
-        if !(e.is_ascii_uppercase() && f.is_ascii_uppercase()) {
-            // Not a VR at all: some writers fall back to the implicit form for single elements, and readers follow.
-            let implicit = Encoding {
-                explicit_vr: false,
-                ..encoding
-            };
-            return short(None, encoding.u32([e, f, g, h]), implicit);
-        }
-        let vr = VR::from_binary([e, f]);
-        // PS3.5 7.1.2: these have a 16-bit length; all others, future ones too (6.2), a 32-bit one after 2 bytes.
-        let has_short_length = matches!(
-            vr,
-            Some(
-                VR::AE
-                    | VR::AS
-                    | VR::AT
-                    | VR::CS
-                    | VR::DA
-                    | VR::DS
-                    | VR::DT
-                    | VR::FL
-                    | VR::FD
-                    | VR::IS
-                    | VR::LO
-                    | VR::LT
-                    | VR::PN
-                    | VR::SH
-                    | VR::SL
-                    | VR::SS
-                    | VR::ST
-                    | VR::TM
-                    | VR::UI
-                    | VR::UL
-                    | VR::US
-            )
-        );
-        if has_short_length {
-            return short(vr, u32::from(encoding.u16([g, h])), encoding);
-        }
-        match bytes.get(8..12) {
-            Some(&[i, j, k, l]) => Header::Element {
-                tag,
-                vr: Some(vr.unwrap_or(VR::UN)),
-                length: encoding.u32([i, j, k, l]),
-                size: 12,
-                encoding,
-            },
-            _ => Header::Incomplete(12),
-        }
+        Header::parse(
+            bytes,
+            self.stack.last().map_or(self.encoding, |frame| frame.encoding),
+        )
     }
 
     /// Acts on one header; `position` is just behind it.
@@ -430,8 +351,7 @@ impl Scanner {
     fn undefined_length(&mut self, tag: Tag, vr: Option<VR>, encoding: Encoding) -> Result<(), ScanError> {
         self.note(tag)?;
         match vr {
-            // Compressed icons and private pixel data of an encapsulated syntax take the form of pixel data.
-            vr if tag == PIXEL_DATA || matches!(vr, Some(VR::OB | VR::OW)) => {
+            vr if holds_fragments(tag, vr) => {
                 self.push_fragments(encoding);
                 Ok(())
             }
@@ -544,12 +464,6 @@ fn split_u64(bytes: &[u8], at: u64) -> (&[u8], &[u8]) {
         .ok()
         .and_then(|at| bytes.split_at_checked(at))
         .unwrap_or((bytes, &[]))
-}
-
-fn dictionary_says_sequence(tag: Tag) -> bool {
-    StandardDataDictionary
-        .by_tag(tag)
-        .is_some_and(|entry| entry.vr().exact() == Some(VR::SQ))
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::folders::SeriesFolder;
@@ -125,6 +125,55 @@ impl<'s> Spool<'s> {
     #[must_use]
     pub fn is_published(&self) -> bool {
         self.published
+    }
+
+    /// The data set as a file that another process can read, and where in it it begins.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn as_input(&mut self) -> io::Result<(OwnedFd, u64)> {
+        if self.file.is_some() {
+            self.write_out(false)?;
+        }
+        if let Some(file) = &self.file {
+            return Ok((file.try_clone()?.into(), self.header_bytes));
+        }
+        let memory = rustix::fs::memfd_create("storescp-dataset", MemfdFlags::CLOEXEC)?;
+        let mut memory = File::from(memory);
+        let header = usize::try_from(self.header_bytes).unwrap_or(usize::MAX);
+        memory.write_all(self.buffer.get(header..).unwrap_or_default())?;
+        Ok((memory.into(), 0))
+    }
+
+    /// The temporary file, for a process that writes the data set behind the header, and where that is. It exists once
+    /// the spool was begun without memory.
+    ///
+    /// # Errors
+    /// `NotFound` where it does not exist.
+    pub fn as_output(&self) -> io::Result<(BorrowedFd<'_>, u64)> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok((file.as_fd(), self.header_bytes))
+    }
+
+    /// Takes over what another process wrote behind the header.
+    ///
+    /// # Errors
+    /// `InvalidData` when the file has another size than that process says; what the file system says.
+    pub fn take_over(&mut self, dataset_bytes: u64) -> io::Result<()> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let size = self.header_bytes + dataset_bytes;
+        if file.metadata()?.len() != size {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut block = vec![0; WRITE_BYTES];
+        while self.size < size {
+            let count = usize::try_from((size - self.size).min(WRITE_BYTES as u64)).unwrap_or(WRITE_BYTES);
+            let block = block.get_mut(..count).unwrap_or_default();
+            file.read_exact_at(block, self.size)?;
+            self.digest.update(block);
+            self.size += count as u64;
+        }
+        Ok(())
     }
 
     /// Whether the data set bytes equal those of `file` from `offset` on.
@@ -285,6 +334,33 @@ mod tests {
                 store.existing(Some(&folder), &path(), &mut other).unwrap(),
                 Existing::Different
             );
+        }
+    }
+
+    #[test]
+    fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
+        for memory_bytes in [1, 1 << 20] {
+            let root = tempfile::tempdir().unwrap();
+            let store = Store::open(root.path()).unwrap();
+            let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
+            let mut received = spool(&store, "a.part", &dataset, memory_bytes);
+            let (input, offset) = received.as_input().unwrap();
+            let mut read = vec![0; dataset.len()];
+            File::from(input).read_exact_at(&mut read, offset).unwrap();
+            assert_eq!(read, dataset);
+            let mut result =
+                Spool::begin(&store, "b.part".to_owned(), "1.2", &header(), 0, Vec::new()).unwrap();
+            let (output, offset) = result.as_output().unwrap();
+            let output = File::from(output.try_clone_to_owned().unwrap());
+            output.write_all_at(&dataset, offset).unwrap();
+            assert!(result.take_over(1).is_err());
+            result.take_over(dataset.len() as u64).unwrap();
+            assert_eq!(
+                (result.size(), result.digest()),
+                (received.size(), received.digest())
+            );
+            drop((received, result));
+            assert_eq!(incoming(root.path()), 0);
         }
     }
 

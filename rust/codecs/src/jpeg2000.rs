@@ -1,0 +1,458 @@
+//! JPEG 2000 (ISO/IEC 15444-1, -2 and -15) through OpenJPEG, which also decodes high throughput block coding.
+
+use std::ffi::{c_char, c_void, CStr};
+
+use openjpeg_sys as opj;
+
+use crate::samples::{bits_needed, from_cells, to_cells};
+use crate::{CodecError, Colour, Decode, Description, Encode, Geometry};
+
+const CODEC: &str = "JPEG 2000";
+/// ISO/IEC 15444-1 I.5.1: a JP2 file; a DICOM frame should be a bare codestream, and some are not.
+const JP2_SIGNATURE: &[u8] = b"\0\0\0\x0cjP  ";
+const SOC: u16 = 0xFF4F;
+const COD: u16 = 0xFF52;
+const CAP: u16 = 0xFF50;
+const SOT: u16 = 0xFF90;
+const SIZ: u16 = 0xFF51;
+const MOST_RESOLUTIONS: u32 = 6;
+
+pub(crate) struct Jpeg2000;
+
+pub(crate) fn version() -> String {
+    // SAFETY: the text is static.
+    unsafe { CStr::from_ptr(opj::opj_version()) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+impl Decode for Jpeg2000 {
+    fn describe(&self, frame: &[u8], geometry: &Geometry) -> Result<Description, CodecError> {
+        let style = read_style(codestream(frame)?)?;
+        Ok(Description {
+            colour: if geometry.jpeg2000_colour {
+                Colour::Rgb
+            } else {
+                Colour::AsStored
+            },
+            lossy: (!style.reversible).then_some(if style.high_throughput {
+                "ISO_15444_15"
+            } else {
+                "ISO_15444_1"
+            }),
+        })
+    }
+
+    fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
+        let image = decode_image(frame, geometry, threads)?;
+        let mut planes = Vec::with_capacity(usize::from(geometry.samples_per_pixel));
+        for component in image.components() {
+            if component.dx != 1 || component.dy != 1 {
+                return Err(CodecError::Unsupported {
+                    codec: CODEC,
+                    what: "subsampled components",
+                });
+            }
+            if (component.w, component.h) != (geometry.columns.into(), geometry.rows.into())
+                || component.data.is_null()
+            {
+                return Err(CodecError::damaged(CODEC, "components of different sizes"));
+            }
+            geometry.expect_precision(component.prec)?;
+            // SAFETY: OpenJPEG gives w x h samples; the slice is used while `image` lives.
+            let samples = unsafe { std::slice::from_raw_parts(component.data, geometry.pixels()) };
+            // Pixel Representation wins over what the codestream says of its sign; the bits are the same.
+            let bits = component.prec.min(32);
+            let narrow = if (component.sgnd == 1) == geometry.signed || bits == 32 {
+                Narrow::Not
+            } else if geometry.signed {
+                Narrow::Signed(32 - bits)
+            } else {
+                Narrow::Unsigned((1u32 << bits) - 1)
+            };
+            planes.push((samples, narrow));
+        }
+        let [(first, narrow)] = planes.as_slice() else {
+            let samples = (0..geometry.samples()).map(|at| {
+                let (plane, narrow) = planes[at % planes.len()];
+                narrow.apply(plane[at / planes.len()])
+            });
+            return Ok(to_cells(samples, geometry));
+        };
+        Ok(to_cells(first.iter().map(|&value| narrow.apply(value)), geometry))
+    }
+}
+
+/// From the codestream's idea of a sign to the data set's.
+#[derive(Clone, Copy)]
+enum Narrow {
+    Not,
+    Signed(u32),
+    Unsigned(u32),
+}
+
+impl Narrow {
+    fn apply(self, value: i32) -> i32 {
+        match self {
+            Self::Not => value,
+            Self::Signed(shift) => value << shift >> shift,
+            Self::Unsigned(mask) => (value as u32 & mask) as i32,
+        }
+    }
+}
+
+impl Encode for Jpeg2000 {
+    fn encode(&self, native: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+        if geometry.bits_allocated > 16 {
+            return Err(CodecError::Unsupported {
+                codec: CODEC,
+                what: "more than 16 bits allocated",
+            });
+        }
+        let values = from_cells(native, geometry)?;
+        let bits = bits_needed(&values, geometry);
+        let image = Image::for_encoding(&values, geometry, bits)?;
+        let mut out = Vec::with_capacity(native.len());
+        encode_image(&image, geometry, &mut out)?;
+        Ok(out)
+    }
+
+    fn photometric_of_rgb(&self) -> Option<&'static str> {
+        Some("YBR_RCT")
+    }
+
+    fn decode_back(&self, encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+        self.decode(encoded, geometry, 1)
+    }
+}
+
+struct Style {
+    reversible: bool,
+    high_throughput: bool,
+}
+
+/// The codestream without the JP2 header that should not be there. What that says of colours does not count: the data set
+/// says it (PS3.5 8.2.4).
+fn codestream(frame: &[u8]) -> Result<&[u8], CodecError> {
+    if !frame.starts_with(JP2_SIGNATURE) {
+        return Ok(frame);
+    }
+    frame
+        .windows(4)
+        .position(|four| four == [0xFF, 0x4F, 0xFF, 0x51])
+        .and_then(|begin| frame.get(begin..))
+        .ok_or_else(|| CodecError::damaged(CODEC, "no codestream behind the JP2 header"))
+}
+
+/// The coding style of the main header (ISO/IEC 15444-1 A.6.1).
+fn read_style(frame: &[u8]) -> Result<Style, CodecError> {
+    let cut = || CodecError::damaged(CODEC, "the header is cut short");
+    let word = |at: usize| {
+        frame
+            .get(at..at + 2)
+            .map(|two| u16::from_be_bytes([two[0], two[1]]))
+            .ok_or_else(cut)
+    };
+    if word(0)? != SOC || word(2)? != SIZ {
+        return Err(CodecError::damaged(CODEC, "not a JPEG 2000 codestream"));
+    }
+    let mut at = 2;
+    let mut high_throughput = false;
+    loop {
+        let marker = word(at)?;
+        match marker {
+            CAP => high_throughput = true,
+            // Lcod, Scod, SGcod (4), SPcod: levels, block width, block height, block style, transformation.
+            COD => {
+                let transformation = *frame.get(at + 13).ok_or_else(cut)?;
+                return Ok(Style {
+                    reversible: transformation == 1,
+                    high_throughput,
+                });
+            }
+            SOT => return Err(CodecError::damaged(CODEC, "no coding style in the header")),
+            _ => {}
+        }
+        at += 2 + usize::from(word(at + 2)?);
+    }
+}
+
+/// What OpenJPEG reads from and writes to.
+struct Source<'f> {
+    bytes: &'f [u8],
+    at: usize,
+}
+
+/// OpenJPEG's mark for "nothing more" in a read function.
+const END: opj::OPJ_SIZE_T = opj::OPJ_SIZE_T::MAX;
+
+unsafe extern "C" fn read(buffer: *mut c_void, count: opj::OPJ_SIZE_T, user: *mut c_void) -> opj::OPJ_SIZE_T {
+    // SAFETY: `user` is the `Source` that `decode_image` gave, alive for the whole decoding.
+    let source = unsafe { &mut *user.cast::<Source>() };
+    let rest = &source.bytes[source.at.min(source.bytes.len())..];
+    if rest.is_empty() {
+        return END;
+    }
+    let count = rest.len().min(count);
+    // SAFETY: OpenJPEG gives room for the count it asks for, and `rest` has at least that much.
+    unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), buffer.cast::<u8>(), count) };
+    source.at += count;
+    count
+}
+
+unsafe extern "C" fn skip(count: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_OFF_T {
+    // SAFETY: as in `read`.
+    let source = unsafe { &mut *user.cast::<Source>() };
+    let left = source.bytes.len().saturating_sub(source.at);
+    let count = usize::try_from(count).unwrap_or(0).min(left);
+    source.at += count;
+    i64::try_from(count).unwrap_or(0)
+}
+
+unsafe extern "C" fn seek(at: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_BOOL {
+    // SAFETY: as in `read`.
+    let source = unsafe { &mut *user.cast::<Source>() };
+    match usize::try_from(at) {
+        Ok(at) if at <= source.bytes.len() => {
+            source.at = at;
+            1
+        }
+        _ => 0,
+    }
+}
+
+/// What is written, and where the next byte goes.
+struct Target<'o> {
+    bytes: &'o mut Vec<u8>,
+    at: usize,
+}
+
+impl Target<'_> {
+    fn make_room(&mut self, end: usize) {
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+    }
+}
+
+unsafe extern "C" fn write(
+    buffer: *mut c_void,
+    count: opj::OPJ_SIZE_T,
+    user: *mut c_void,
+) -> opj::OPJ_SIZE_T {
+    // SAFETY: `user` is the `Target` that `encode_image` gave, alive for the whole encoding.
+    let target = unsafe { &mut *user.cast::<Target>() };
+    // SAFETY: OpenJPEG gives that many bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), count) };
+    let end = target.at + count;
+    target.make_room(end);
+    target.bytes[target.at..end].copy_from_slice(bytes);
+    target.at = end;
+    count
+}
+
+unsafe extern "C" fn write_skip(count: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_OFF_T {
+    // SAFETY: as in `write`.
+    let target = unsafe { &mut *user.cast::<Target>() };
+    target.at += usize::try_from(count).unwrap_or(0);
+    target.make_room(target.at);
+    count
+}
+
+unsafe extern "C" fn write_seek(at: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_BOOL {
+    // SAFETY: as in `write`.
+    let target = unsafe { &mut *user.cast::<Target>() };
+    target.at = usize::try_from(at).unwrap_or(0);
+    target.make_room(target.at);
+    1
+}
+
+unsafe extern "C" fn keep_message(text: *const c_char, user: *mut c_void) {
+    // SAFETY: `user` is the text that the codec was made with, and outlives it; the message ends with a zero byte.
+    let (kept, text) = unsafe { (&mut *user.cast::<String>(), CStr::from_ptr(text)) };
+    if kept.is_empty() {
+        text.to_string_lossy().trim_end().clone_into(kept);
+    }
+}
+
+/// A codec of OpenJPEG with the first message that it had.
+struct Codec {
+    codec: *mut opj::opj_codec_t,
+    /// Written by OpenJPEG's error handler, so only ever reached through this pointer.
+    message: *mut String,
+}
+
+impl Codec {
+    fn new(codec: *mut opj::opj_codec_t) -> Result<Self, CodecError> {
+        if codec.is_null() {
+            return Err(CodecError::damaged(CODEC, "no memory"));
+        }
+        let message = Box::into_raw(Box::<String>::default());
+        // SAFETY: the codec is valid, and the message lives as long as the codec.
+        unsafe { opj::opj_set_error_handler(codec, Some(keep_message), message.cast::<c_void>()) };
+        Ok(Self { codec, message })
+    }
+
+    fn check(&self, ok: opj::OPJ_BOOL) -> Result<(), CodecError> {
+        if ok == 1 {
+            return Ok(());
+        }
+        // SAFETY: OpenJPEG writes it only during calls, and none is on its way.
+        let message = unsafe { &*self.message };
+        let reason = if message.is_empty() {
+            "the stream is damaged"
+        } else {
+            message.as_str()
+        };
+        Err(CodecError::damaged(CODEC, reason))
+    }
+}
+
+impl Drop for Codec {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has them; the message goes after the codec that writes it.
+        unsafe {
+            opj::opj_destroy_codec(self.codec);
+            drop(Box::from_raw(self.message));
+        }
+    }
+}
+
+struct Stream(*mut opj::opj_stream_t);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it.
+        unsafe { opj::opj_stream_destroy(self.0) }
+    }
+}
+
+struct Image(*mut opj::opj_image_t);
+
+impl Image {
+    fn components(&self) -> &[opj::opj_image_comp_t] {
+        // SAFETY: OpenJPEG keeps `numcomps` components with the image.
+        unsafe {
+            let image = &*self.0;
+            std::slice::from_raw_parts(image.comps, image.numcomps as usize)
+        }
+    }
+
+    fn for_encoding(values: &[i32], geometry: &Geometry, bits: u32) -> Result<Self, CodecError> {
+        let samples = usize::from(geometry.samples_per_pixel);
+        let mut parameters: Vec<opj::opj_image_cmptparm_t> = vec![
+            opj::opj_image_cmptparm_t {
+                dx: 1,
+                dy: 1,
+                w: geometry.columns.into(),
+                h: geometry.rows.into(),
+                x0: 0,
+                y0: 0,
+                prec: bits,
+                bpp: bits,
+                sgnd: geometry.signed.into(),
+            };
+            samples
+        ];
+        let space = if samples == 3 {
+            opj::COLOR_SPACE::OPJ_CLRSPC_SRGB
+        } else {
+            opj::COLOR_SPACE::OPJ_CLRSPC_GRAY
+        };
+        // SAFETY: there are as many parameters as components.
+        let image = unsafe {
+            opj::opj_image_create(
+                u32::from(geometry.samples_per_pixel),
+                parameters.as_mut_ptr(),
+                space,
+            )
+        };
+        if image.is_null() {
+            return Err(CodecError::damaged(CODEC, "no memory"));
+        }
+        let image = Self(image);
+        // SAFETY: the image is ours.
+        unsafe {
+            (*image.0).x1 = geometry.columns.into();
+            (*image.0).y1 = geometry.rows.into();
+        }
+        for (number, component) in image.components().iter().enumerate() {
+            // SAFETY: OpenJPEG made room for w x h samples in each component.
+            let plane = unsafe { std::slice::from_raw_parts_mut(component.data, geometry.pixels()) };
+            for (sample, value) in plane.iter_mut().zip(values[number..].iter().step_by(samples)) {
+                *sample = *value;
+            }
+        }
+        Ok(image)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it.
+        unsafe { opj::opj_image_destroy(self.0) }
+    }
+}
+
+fn decode_image(frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Image, CodecError> {
+    let frame = codestream(frame)?;
+    let mut source = Source { bytes: frame, at: 0 };
+    // SAFETY: every pointer given is valid for the calls: codec, stream and image are owned by guards that are dropped
+    // after the last call, and `source` outlives the stream.
+    unsafe {
+        let codec = Codec::new(opj::opj_create_decompress(opj::CODEC_FORMAT::OPJ_CODEC_J2K))?;
+        let mut parameters = std::mem::zeroed::<opj::opj_dparameters_t>();
+        opj::opj_set_default_decoder_parameters(&raw mut parameters);
+        codec.check(opj::opj_setup_decoder(codec.codec, &raw mut parameters))?;
+        // Strict by default, and not to be asked for: that would turn off the correction of a wrong number of tile-parts,
+        // and the tile-parts beyond it would be left out without a word.
+        if threads > 1 {
+            codec.check(opj::opj_codec_set_threads(codec.codec, threads as i32))?;
+        }
+        let stream = Stream(opj::opj_stream_create(frame.len().clamp(1, 1 << 20), 1));
+        opj::opj_stream_set_user_data(stream.0, (&raw mut source).cast::<c_void>(), None);
+        opj::opj_stream_set_user_data_length(stream.0, frame.len() as u64);
+        opj::opj_stream_set_read_function(stream.0, Some(read));
+        opj::opj_stream_set_skip_function(stream.0, Some(skip));
+        opj::opj_stream_set_seek_function(stream.0, Some(seek));
+        let mut image = std::ptr::null_mut();
+        codec.check(opj::opj_read_header(stream.0, codec.codec, &raw mut image))?;
+        let image = Image(image);
+        let header = &*image.0;
+        geometry.expect_size(
+            u64::from(header.x1.saturating_sub(header.x0)),
+            u64::from(header.y1.saturating_sub(header.y0)),
+            header.numcomps.into(),
+        )?;
+        codec.check(opj::opj_decode(codec.codec, stream.0, image.0))?;
+        codec.check(opj::opj_end_decompress(codec.codec, stream.0))?;
+        Ok(image)
+    }
+}
+
+fn encode_image(image: &Image, geometry: &Geometry, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let smallest = u32::from(geometry.rows.min(geometry.columns));
+    let mut target = Target { bytes: out, at: 0 };
+    // SAFETY: as in `decode_image`.
+    unsafe {
+        let codec = Codec::new(opj::opj_create_compress(opj::CODEC_FORMAT::OPJ_CODEC_J2K))?;
+        let mut parameters = std::mem::zeroed::<opj::opj_cparameters_t>();
+        opj::opj_set_default_encoder_parameters(&raw mut parameters);
+        parameters.tcp_numlayers = 1;
+        parameters.tcp_rates[0] = 0.0;
+        parameters.cp_disto_alloc = 1;
+        parameters.irreversible = 0;
+        parameters.numresolution = (smallest.ilog2() + 1).min(MOST_RESOLUTIONS) as i32;
+        parameters.tcp_mct = c_char::from(geometry.rgb && geometry.samples_per_pixel == 3);
+        codec.check(opj::opj_setup_encoder(codec.codec, &raw mut parameters, image.0))?;
+        let stream = Stream(opj::opj_stream_create(1 << 18, 0));
+        opj::opj_stream_set_user_data(stream.0, (&raw mut target).cast::<c_void>(), None);
+        opj::opj_stream_set_write_function(stream.0, Some(write));
+        opj::opj_stream_set_skip_function(stream.0, Some(write_skip));
+        opj::opj_stream_set_seek_function(stream.0, Some(write_seek));
+        codec.check(opj::opj_start_compress(codec.codec, image.0, stream.0))?;
+        codec.check(opj::opj_encode(codec.codec, stream.0))?;
+        codec.check(opj::opj_end_compress(codec.codec, stream.0))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! JPEG-LS (ISO/IEC 14495-1) through `CharLS`.
+
+use std::ffi::{c_void, CStr};
+
+use charls_sys as charls;
+
+use crate::samples::{bits_needed, from_cells, interleave, to_cells, words};
+use crate::{CodecError, Decode, Description, Encode, Geometry};
+
+const CODEC: &str = "JPEG-LS";
+const SOS: u8 = 0xDA;
+const SOF55: u8 = 0xF7;
+
+pub(crate) struct JpegLs;
+
+pub(crate) fn version() -> String {
+    "2.4".to_owned()
+}
+
+/// What the first scan says of itself (ISO/IEC 14495-1 C.1.1.3 and C.2.3).
+struct Scan {
+    near: u8,
+    by_plane: bool,
+}
+
+impl Decode for JpegLs {
+    fn describe(&self, frame: &[u8], _geometry: &Geometry) -> Result<Description, CodecError> {
+        let scan = first_scan(frame)?;
+        Ok(Description {
+            lossy: (scan.near > 0).then_some("ISO_14495_1"),
+            ..Description::UNTOUCHED
+        })
+    }
+
+    fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
+        decode(frame, geometry).or_else(|error| match without_padding(frame) {
+            Some(shorter) => decode(&shorter, geometry).map_err(|_| error),
+            None => Err(error),
+        })
+    }
+}
+
+/// Some encoders end the last scan with a zero byte too many, and `CharLS` wants the next marker at once.
+fn without_padding(frame: &[u8]) -> Option<Vec<u8>> {
+    let end = frame.iter().rposition(|&byte| byte != 0)? + 1;
+    let scan = frame[..end].strip_suffix(b"\0\xFF\xD9")?;
+    Some([scan, b"\xFF\xD9"].concat())
+}
+
+fn decode(frame: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+    {
+        let scan = first_scan(frame)?;
+        let decoder = Decoder::new()?;
+        let mut info = charls::charls_frame_info {
+            width: 0,
+            height: 0,
+            bits_per_sample: 0,
+            component_count: 0,
+        };
+        let mut size = 0;
+        // SAFETY: the decoder is valid until it is dropped, `frame` outlives it, and the results are written to locals.
+        unsafe {
+            check(charls::charls_jpegls_decoder_set_source_buffer(
+                decoder.0,
+                frame.as_ptr().cast::<c_void>(),
+                frame.len(),
+            ))?;
+            check(charls::charls_jpegls_decoder_read_header(decoder.0))?;
+            check(charls::charls_jpegls_decoder_get_frame_info(
+                decoder.0,
+                &raw mut info,
+            ))?;
+        }
+        geometry.expect_size(
+            info.width.into(),
+            info.height.into(),
+            u64::try_from(info.component_count).unwrap_or(0),
+        )?;
+        let bits = u32::try_from(info.bits_per_sample).unwrap_or(0);
+        geometry.expect_precision(bits)?;
+        // SAFETY: as above.
+        unsafe {
+            check(charls::charls_jpegls_decoder_get_destination_size(
+                decoder.0,
+                0,
+                &raw mut size,
+            ))?;
+        }
+        let wide = bits > 8;
+        if size != geometry.samples() * (1 + usize::from(wide)) {
+            return Err(CodecError::damaged(CODEC, "the frame has another size"));
+        }
+        let mut out = vec![0u8; size];
+        // SAFETY: `out` has the size that was asked for.
+        unsafe {
+            check(charls::charls_jpegls_decoder_decode_to_buffer(
+                decoder.0,
+                out.as_mut_ptr().cast::<c_void>(),
+                size,
+                0,
+            ))?;
+        }
+        if scan.by_plane && info.component_count > 1 {
+            let cells = Geometry {
+                bits_allocated: if wide { 16 } else { 8 },
+                ..*geometry
+            };
+            out = interleave(&out, &cells);
+        }
+        let extend = geometry.signed && bits < u32::from(geometry.bits_allocated);
+        let same_cells = geometry.bits_allocated == if wide { 16 } else { 8 };
+        if same_cells && !extend {
+            return Ok(out);
+        }
+        let shift = if extend { 32 - bits } else { 0 };
+        let extended = move |value: i32| value << shift >> shift;
+        Ok(if wide {
+            to_cells(words(&out).map(|value| extended(value.into())), geometry)
+        } else {
+            to_cells(out.iter().map(|&value| extended(value.into())), geometry)
+        })
+    }
+}
+
+impl Encode for JpegLs {
+    fn encode(&self, native: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+        if !matches!(geometry.bits_allocated, 8 | 16) {
+            return Err(CodecError::Unsupported {
+                codec: CODEC,
+                what: "other than 8 or 16 bits allocated",
+            });
+        }
+        // The samples are bit patterns here: a negative one needs all bits of its cell.
+        let unsigned = Geometry {
+            signed: false,
+            ..*geometry
+        };
+        let values = from_cells(native, &unsigned)?;
+        let bits = bits_needed(&values, &unsigned).max(2);
+        let narrowed: Vec<u8>;
+        let source = if geometry.bits_allocated == 16 && bits <= 8 {
+            // CharLS takes samples of up to 8 bits as bytes.
+            narrowed = values.iter().map(|&value| value as u8).collect();
+            &narrowed
+        } else {
+            native
+        };
+        let info = charls::charls_frame_info {
+            width: geometry.columns.into(),
+            height: geometry.rows.into(),
+            bits_per_sample: bits as i32,
+            component_count: geometry.samples_per_pixel.into(),
+        };
+        let encoder = Encoder::new()?;
+        let mut size = 0;
+        // SAFETY: the encoder is valid until it is dropped; `info` and `size` are locals.
+        unsafe {
+            check(charls::charls_jpegls_encoder_set_frame_info(
+                encoder.0,
+                &raw const info,
+            ))?;
+            check(charls::charls_jpegls_encoder_get_estimated_destination_size(
+                encoder.0,
+                &raw mut size,
+            ))?;
+        }
+        // Noise can grow.
+        let mut out = vec![0u8; size + native.len() / 2 + 1024];
+        // SAFETY: `out` outlives the encoder's use of it and has the size given; so has `source`.
+        unsafe {
+            check(charls::charls_jpegls_encoder_set_destination_buffer(
+                encoder.0,
+                out.as_mut_ptr().cast::<c_void>(),
+                out.len(),
+            ))?;
+            if geometry.samples_per_pixel > 1 {
+                check(charls::charls_jpegls_encoder_set_interleave_mode(
+                    encoder.0,
+                    charls::charls_interleave_mode_sample,
+                ))?;
+            }
+            check(charls::charls_jpegls_encoder_encode_from_buffer(
+                encoder.0,
+                source.as_ptr().cast::<c_void>(),
+                source.len(),
+                0,
+            ))?;
+            check(charls::charls_jpegls_encoder_get_bytes_written(
+                encoder.0,
+                &raw mut size,
+            ))?;
+        }
+        out.truncate(size);
+        Ok(out)
+    }
+
+    fn decode_back(&self, encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+        self.decode(encoded, geometry, 1)
+    }
+}
+
+/// Marker segments up to the first scan.
+fn first_scan(frame: &[u8]) -> Result<Scan, CodecError> {
+    let cut = || CodecError::damaged(CODEC, "the header is cut short");
+    let mut at = 2;
+    let mut is_jpeg_ls = false;
+    loop {
+        while frame.get(at) == Some(&0xFF) && frame.get(at + 1) == Some(&0xFF) {
+            at += 1;
+        }
+        let Some(&[0xFF, marker, high, low]) = frame.get(at..at + 4) else {
+            return Err(cut());
+        };
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let body = frame.get(at + 4..at + 2 + length).ok_or_else(cut)?;
+        is_jpeg_ls |= marker == SOF55;
+        if marker == SOS {
+            if !is_jpeg_ls {
+                return Err(CodecError::damaged(CODEC, "not a JPEG-LS stream"));
+            }
+            // Ns, Ns times (component, mapping table), NEAR, ILV, point transform.
+            let components = usize::from(*body.first().ok_or_else(cut)?);
+            let &[near, interleave] = body
+                .get(1 + 2 * components..3 + 2 * components)
+                .and_then(|two| two.first_chunk())
+                .ok_or_else(cut)?;
+            return Ok(Scan {
+                near,
+                by_plane: interleave == 0,
+            });
+        }
+        at += 2 + length;
+    }
+}
+
+fn check(code: charls::charls_jpegls_errc) -> Result<(), CodecError> {
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: the text is static.
+    let text = unsafe { CStr::from_ptr(charls::charls_get_error_message(code)) };
+    Err(CodecError::damaged(CODEC, text.to_string_lossy()))
+}
+
+struct Decoder(*mut charls::charls_jpegls_decoder);
+
+impl Decoder {
+    fn new() -> Result<Self, CodecError> {
+        // SAFETY: no arguments; a null pointer means no memory.
+        let decoder = unsafe { charls::charls_jpegls_decoder_create() };
+        if decoder.is_null() {
+            return Err(CodecError::damaged(CODEC, "no memory"));
+        }
+        Ok(Self(decoder))
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it.
+        unsafe { charls::charls_jpegls_decoder_destroy(self.0) }
+    }
+}
+
+struct Encoder(*mut charls::charls_jpegls_encoder);
+
+impl Encoder {
+    fn new() -> Result<Self, CodecError> {
+        // SAFETY: no arguments; a null pointer means no memory.
+        let encoder = unsafe { charls::charls_jpegls_encoder_create() };
+        if encoder.is_null() {
+            return Err(CodecError::damaged(CODEC, "no memory"));
+        }
+        Ok(Self(encoder))
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it.
+        unsafe { charls::charls_jpegls_encoder_destroy(self.0) }
+    }
+}

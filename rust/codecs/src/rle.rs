@@ -1,0 +1,230 @@
+//! RLE Lossless (PS3.5 Annex G): byte planes, most significant first, each packed by itself.
+
+use crate::{CodecError, Decode, Description, Encode, Geometry};
+
+const CODEC: &str = "RLE";
+const HEADER_BYTES: usize = 64;
+const MOST_SEGMENTS: usize = 15;
+const LONGEST_RUN: usize = 128;
+
+pub(crate) struct Rle;
+
+impl Decode for Rle {
+    fn describe(&self, _frame: &[u8], _geometry: &Geometry) -> Result<Description, CodecError> {
+        Ok(Description::UNTOUCHED)
+    }
+
+    fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
+        let segments = segments(frame)?;
+        let (samples, bytes) = (usize::from(geometry.samples_per_pixel), geometry.sample_bytes());
+        if segments.len() != samples * bytes {
+            return Err(CodecError::Mismatch {
+                found: format!("{} segments", segments.len()),
+                expected: format!("{}", samples * bytes),
+            });
+        }
+        let plane_bytes = if geometry.bits_allocated == 1 {
+            geometry.frame_bytes()
+        } else {
+            geometry.pixels()
+        };
+        let mut native = vec![0; plane_bytes * segments.len()];
+        let mut plane = Vec::with_capacity(plane_bytes);
+        for (number, segment) in segments.iter().enumerate() {
+            unpack(segment, plane_bytes, &mut plane)?;
+            if segments.len() == 1 {
+                native.copy_from_slice(&plane);
+                break;
+            }
+            // PS3.5 G.2: the bytes of a sample come most significant first; cells are little endian.
+            let (sample, byte) = (number / bytes, bytes - 1 - number % bytes);
+            let cells = native[sample * bytes + byte..]
+                .iter_mut()
+                .step_by(samples * bytes);
+            for (cell, &value) in cells.zip(&plane) {
+                *cell = value;
+            }
+        }
+        Ok(native)
+    }
+}
+
+impl Encode for Rle {
+    fn encode(&self, native: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+        let (samples, bytes) = (usize::from(geometry.samples_per_pixel), geometry.sample_bytes());
+        let count = samples * bytes;
+        if count > MOST_SEGMENTS {
+            return Err(CodecError::Unsupported {
+                codec: CODEC,
+                what: "more than 15 bytes a pixel",
+            });
+        }
+        // PS3.5 G.3.1: each row is packed by itself.
+        let row_bytes = if geometry.bits_allocated == 1 {
+            native.len()
+        } else {
+            usize::from(geometry.columns)
+        };
+        let mut header = [0u8; HEADER_BYTES];
+        header[..4].copy_from_slice(&(count as u32).to_le_bytes());
+        let mut frame = vec![0; HEADER_BYTES];
+        let mut row = Vec::with_capacity(row_bytes);
+        for segment in 0..count {
+            header[4 + segment * 4..8 + segment * 4].copy_from_slice(&(frame.len() as u32).to_le_bytes());
+            let (sample, byte) = (segment / bytes, bytes - 1 - segment % bytes);
+            for cells in native.chunks(row_bytes * count) {
+                row.clear();
+                row.extend(cells[sample * bytes + byte..].iter().step_by(count));
+                pack(&row, &mut frame);
+            }
+            if frame.len() % 2 == 1 {
+                frame.push(0);
+            }
+        }
+        frame[..HEADER_BYTES].copy_from_slice(&header);
+        Ok(frame)
+    }
+
+    fn decode_back(&self, encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
+        self.decode(encoded, geometry, 1)
+    }
+}
+
+/// PS3.5 G.5: the number of segments, then their offsets from the beginning of the header.
+fn segments(frame: &[u8]) -> Result<Vec<&[u8]>, CodecError> {
+    let word = |at: usize| {
+        frame
+            .get(at * 4..at * 4 + 4)
+            .map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize)
+            .ok_or_else(|| CodecError::damaged(CODEC, "the header is cut short"))
+    };
+    let count = word(0)?;
+    if !(1..=MOST_SEGMENTS).contains(&count) || frame.len() < HEADER_BYTES {
+        return Err(CodecError::damaged(CODEC, "1 to 15 segments are possible"));
+    }
+    let mut found = Vec::with_capacity(count);
+    for number in 1..=count {
+        let begin = word(number)?;
+        let end = if number < count {
+            word(number + 1)?
+        } else {
+            frame.len()
+        };
+        let segment = (begin >= HEADER_BYTES && begin <= end)
+            .then(|| frame.get(begin..end))
+            .flatten();
+        found.push(segment.ok_or_else(|| CodecError::damaged(CODEC, "a segment is out of place"))?);
+    }
+    Ok(found)
+}
+
+/// PS3.5 G.3.2: `PackBits`.
+fn unpack(segment: &[u8], wanted: usize, plane: &mut Vec<u8>) -> Result<(), CodecError> {
+    let short = || CodecError::damaged(CODEC, "a segment is cut short");
+    plane.clear();
+    let mut rest = segment;
+    while plane.len() < wanted {
+        let (&control, after) = rest.split_first().ok_or_else(short)?;
+        rest = match control {
+            0..=127 => {
+                let (literal, after) = after
+                    .split_at_checked(usize::from(control) + 1)
+                    .ok_or_else(short)?;
+                plane.extend_from_slice(literal);
+                after
+            }
+            128 => after,
+            129..=255 => {
+                let (&value, after) = after.split_first().ok_or_else(short)?;
+                plane.resize(plane.len() + 257 - usize::from(control), value);
+                after
+            }
+        };
+    }
+    if plane.len() > wanted {
+        return Err(CodecError::damaged(CODEC, "a segment is too long"));
+    }
+    Ok(())
+}
+
+/// PS3.5 G.3.1.
+fn pack(row: &[u8], out: &mut Vec<u8>) {
+    let mut at = 0;
+    while at < row.len() {
+        let run = run_length(&row[at..]);
+        if run >= 2 {
+            out.extend_from_slice(&[(257 - run) as u8, row[at]]);
+            at += run;
+            continue;
+        }
+        let begin = at;
+        // A run of two inside a literal costs nothing; three end it.
+        while at < row.len() && at - begin < LONGEST_RUN && run_length(&row[at..]) < 3 {
+            at += 1;
+        }
+        out.push((at - begin - 1) as u8);
+        out.extend_from_slice(&row[begin..at]);
+    }
+}
+
+fn run_length(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .take(LONGEST_RUN)
+        .take_while(|&&byte| byte == bytes[0])
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn geometry(rows: u16, columns: u16, samples: u16, bits: u16) -> Geometry {
+        Geometry {
+            rows,
+            columns,
+            samples_per_pixel: samples,
+            bits_allocated: bits,
+            bits_stored: bits,
+            signed: false,
+            rgb: false,
+            jpeg2000_colour: false,
+        }
+    }
+
+    #[test]
+    fn packs_the_example_of_the_standard() {
+        let mut out = Vec::new();
+        pack(&[7; 300], &mut out);
+        assert_eq!(out, [129, 7, 129, 7, 213, 7]);
+        out.clear();
+        pack(&[1, 2, 2, 3], &mut out);
+        assert_eq!(out, [3, 1, 2, 2, 3]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_back(
+            rows in 1u16..9, columns in 1u16..300, samples in prop::sample::select(vec![1u16, 3]),
+            bits in prop::sample::select(vec![8u16, 16, 32]), seed in any::<u64>(), few in any::<bool>(),
+        ) {
+            let geometry = geometry(rows, columns, samples, bits);
+            let mut state = seed | 1;
+            let native: Vec<u8> = (0..geometry.frame_bytes()).map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                if few { (state % 2) as u8 } else { state as u8 }
+            }).collect();
+            let frame = Rle.encode(&native, &geometry).unwrap();
+            prop_assert_eq!(frame.len() % 2, 0);
+            prop_assert_eq!(Rle.decode(&frame, &geometry, 1).unwrap(), native);
+        }
+
+        #[test]
+        fn junk_is_an_error_and_never_a_panic(frame in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Rle.decode(&frame, &geometry(4, 4, 1, 16), 1);
+        }
+    }
+}

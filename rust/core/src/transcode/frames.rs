@@ -1,0 +1,129 @@
+//! Frames through a codec, several at a time, in order, with a bounded number in memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::TranscodeError;
+
+/// Frames finished or on their way beyond the one that is written next, for each thread.
+const AHEAD: usize = 2;
+
+#[derive(Default)]
+struct Shared {
+    next: usize,
+    written: usize,
+    done: BTreeMap<usize, Result<Vec<u8>, TranscodeError>>,
+    over: bool,
+}
+
+/// Runs `work` for the frames 0 to `count - 1` and gives the results to `take` in order.
+///
+/// # Errors
+/// The first one, of `work` in the order of the frames, or of `take`.
+pub(super) fn in_order(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> Result<Vec<u8>, TranscodeError> + Sync,
+    mut take: impl FnMut(Vec<u8>) -> Result<(), TranscodeError>,
+) -> Result<(), TranscodeError> {
+    let threads = threads.min(count);
+    if threads <= 1 {
+        return (0..count).try_for_each(|frame| take(work(frame)?));
+    }
+    let shared = Mutex::new(Shared::default());
+    let changed = Condvar::new();
+    let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let claim = || {
+        let guard = lock();
+        let mut guard = changed
+            .wait_while(guard, |state| {
+                !state.over && state.next < count && state.next >= state.written + threads * AHEAD
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        if guard.over || guard.next >= count {
+            return None;
+        }
+        guard.next += 1;
+        Some(guard.next - 1)
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(frame) = claim() {
+                    // A panic in here would leave the others waiting: it ends the process, which is a worker's.
+                    let result = work(frame);
+                    lock().done.insert(frame, result);
+                    changed.notify_all();
+                }
+            });
+        }
+        let outcome = (0..count).try_for_each(|frame| {
+            let guard = lock();
+            let mut guard = changed
+                .wait_while(guard, |state| !state.done.contains_key(&frame))
+                .unwrap_or_else(PoisonError::into_inner);
+            let result = guard.done.remove(&frame);
+            guard.written = frame + 1;
+            drop(guard);
+            changed.notify_all();
+            result.map_or(Ok(()), |result| take(result?))
+        });
+        lock().over = true;
+        changed.notify_all();
+        outcome
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn results_come_in_order_with_a_bounded_number_in_memory() {
+        for threads in [1, 2, 4] {
+            let alive = AtomicUsize::new(0);
+            let most = AtomicUsize::new(0);
+            let mut seen = Vec::new();
+            in_order(
+                200,
+                threads,
+                |frame| {
+                    let now = alive.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(now, Ordering::SeqCst);
+                    Ok(frame.to_le_bytes().to_vec())
+                },
+                |bytes| {
+                    alive.fetch_sub(1, Ordering::SeqCst);
+                    seen.push(usize::from_le_bytes(bytes.try_into().unwrap()));
+                    Ok(())
+                },
+            )
+            .unwrap();
+            assert_eq!(seen, (0..200).collect::<Vec<_>>());
+            assert!(most.load(Ordering::SeqCst) <= threads * AHEAD + 1);
+        }
+    }
+
+    #[test]
+    fn the_first_error_ends_it() {
+        let mut taken = 0;
+        let error = in_order(
+            1000,
+            3,
+            |frame| {
+                if frame == 7 {
+                    Err(TranscodeError::NotExact(frame))
+                } else {
+                    Ok(Vec::new())
+                }
+            },
+            |_| {
+                taken += 1;
+                Ok(())
+            },
+        );
+        assert!(matches!(error, Err(TranscodeError::NotExact(7))));
+        assert_eq!(taken, 7);
+    }
+}

@@ -1,0 +1,157 @@
+//! Where the result goes.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+
+use flate2::write::DeflateEncoder;
+use flate2::Compression;
+
+const BUFFER_BYTES: usize = 1 << 18;
+
+/// Takes bytes in order; some can be changed afterwards.
+pub trait Output {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Bytes so far.
+    fn position(&self) -> u64;
+
+    /// Writes over bytes that are there already.
+    ///
+    /// # Errors
+    /// What the file system says; `Unsupported` where it cannot be done.
+    fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
+}
+
+impl Output for Vec<u8> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let room = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.get_mut(at..at.checked_add(bytes.len())?))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        room.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// A file, from an offset on.
+#[derive(Debug)]
+pub struct FileOutput<'f> {
+    file: &'f File,
+    offset: u64,
+    flushed: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'f> FileOutput<'f> {
+    /// Writes to `file` behind its first `offset` bytes.
+    #[must_use]
+    pub fn new(file: &'f File, offset: u64) -> Self {
+        Self {
+            file,
+            offset,
+            flushed: 0,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+        }
+    }
+
+    /// Hands the last bytes to the file system.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.offset + self.flushed)?;
+        self.flushed += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl Output for FileOutput<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() >= BUFFER_BYTES {
+            self.file.write_all_at(bytes, self.offset + self.flushed)?;
+            self.flushed += bytes.len() as u64;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.flushed + self.buffer.len() as u64
+    }
+
+    fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.flush()?;
+        self.file.write_all_at(bytes, self.offset + at)
+    }
+}
+
+/// Deflates on the way (PS3.5 A.5).
+pub(crate) struct Deflated<'o> {
+    encoder: DeflateEncoder<Adapter<'o>>,
+    taken: u64,
+}
+
+struct Adapter<'o>(&'o mut dyn Output);
+
+impl io::Write for Adapter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'o> Deflated<'o> {
+    pub(crate) fn new(out: &'o mut dyn Output) -> Self {
+        Self {
+            encoder: DeflateEncoder::new(Adapter(out), Compression::default()),
+            taken: 0,
+        }
+    }
+
+    /// PS3.5 A.5: padded to an even length.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        let out = self.encoder.finish()?.0;
+        if out.position() % 2 == 1 {
+            out.write(&[0])?;
+        }
+        Ok(())
+    }
+}
+
+impl Output for Deflated<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.taken += bytes.len() as u64;
+        self.encoder.write_all(bytes)
+    }
+
+    fn position(&self) -> u64 {
+        self.taken
+    }
+
+    fn patch(&mut self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}

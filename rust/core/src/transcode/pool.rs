@@ -1,0 +1,278 @@
+//! The supervisor of worker processes: a bounded number, used in turn, replaced when one dies or hangs.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::Deserialize;
+
+use super::worker::{Reply, Request, MESSAGE_BYTES};
+use super::{Report, TranscodeError};
+
+/// How worker processes are started and how much each may take.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    /// The program and its arguments; the socket is its standard input.
+    pub command: Vec<String>,
+    /// Processes at most.
+    pub workers: usize,
+    /// Frames of one instance at a time.
+    pub threads: usize,
+    /// Seconds without a finished frame after which a worker is ended.
+    pub timeout: f64,
+}
+
+/// A data set to transcode, in a file of its own or behind a header.
+#[derive(Debug)]
+pub struct Task<'t> {
+    /// Transfer syntax of the data set.
+    pub source: &'t str,
+    /// Transfer syntax that is wanted.
+    pub target: &'t str,
+    /// Bytes that the pixels may decode to.
+    pub max_decoded_bytes: u64,
+    /// The file that holds the data set, and where in it.
+    pub input: (BorrowedFd<'t>, u64),
+    /// The file that takes the result, and where in it.
+    pub output: (BorrowedFd<'t>, u64),
+}
+
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    socket: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    idle: Vec<Worker>,
+    live: usize,
+    /// Who waits, in the order of arrival: an association has one instance at a time, so each gets its turn.
+    waiting: VecDeque<u64>,
+    next_ticket: u64,
+}
+
+/// See the module documentation. Dropping it ends the processes.
+#[derive(Debug)]
+pub struct Pool {
+    config: PoolConfig,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// How a conversation with a worker ended badly.
+enum Broken {
+    /// It was gone before it took the job: another one may do it.
+    BeforeTheJob,
+    /// It died or hung with the job.
+    WithTheJob(String),
+}
+
+impl Pool {
+    /// A pool without processes; they are started as they are needed.
+    #[must_use]
+    pub fn new(config: PoolConfig) -> Self {
+        Self {
+            config,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Processes that are alive.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.lock().live
+    }
+
+    /// Has a worker do it. Waits for one that is free, and for the result.
+    ///
+    /// # Errors
+    /// [`TranscodeError`]; [`TranscodeError::Worker`] when the process crashed, hung or could not be started.
+    pub fn transcode(&self, task: &Task<'_>) -> Result<Report, TranscodeError> {
+        loop {
+            let mut worker = self.acquire()?;
+            match self.converse(&mut worker, task) {
+                Ok(result) => {
+                    self.give_back(worker);
+                    return result;
+                }
+                Err(broken) => {
+                    let ending = end(&mut worker);
+                    self.lock().live -= 1;
+                    self.changed.notify_all();
+                    if let Broken::WithTheJob(reason) = broken {
+                        return Err(TranscodeError::Worker(format!("{reason}{ending}")));
+                    }
+                }
+            }
+        }
+    }
+
+    fn acquire(&self) -> Result<Worker, TranscodeError> {
+        let mut state = self.lock();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting.push_back(ticket);
+        let mut state = self
+            .changed
+            .wait_while(state, |state| {
+                state.waiting.front() != Some(&ticket)
+                    || (state.idle.is_empty() && state.live >= self.config.workers)
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.waiting.pop_front();
+        let idle = state.idle.pop();
+        if idle.is_none() {
+            state.live += 1;
+        }
+        drop(state);
+        self.changed.notify_all();
+        idle.map_or_else(
+            || {
+                self.start().inspect_err(|_| {
+                    self.lock().live -= 1;
+                    self.changed.notify_all();
+                })
+            },
+            Ok,
+        )
+    }
+
+    fn give_back(&self, worker: Worker) {
+        self.lock().idle.push(worker);
+        self.changed.notify_all();
+    }
+
+    fn start(&self) -> Result<Worker, TranscodeError> {
+        let failed = |error: io::Error| TranscodeError::Worker(format!("cannot start a worker: {error}"));
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|error| failed(error.into()))?;
+        let (program, arguments) = self
+            .config
+            .command
+            .split_first()
+            .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            // What C libraries print may quote the object.
+            .stderr(Stdio::null())
+            // A Ctrl-C at the terminal is for the service, which drains and then ends its workers.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        Ok(Worker { child, socket: ours })
+    }
+
+    fn converse(
+        &self,
+        worker: &mut Worker,
+        task: &Task<'_>,
+    ) -> Result<Result<Report, TranscodeError>, Broken> {
+        let request = Request {
+            source: task.source.to_owned(),
+            target: task.target.to_owned(),
+            max_decoded_bytes: task.max_decoded_bytes,
+            threads: self.config.threads,
+            input_offset: task.input.1,
+            output_offset: task.output.1,
+        };
+        let request = serde_json::to_vec(&request).map_err(|error| Broken::WithTheJob(error.to_string()))?;
+        let descriptors = [task.input.0, task.output.0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        rustix::net::sendmsg(
+            &worker.socket,
+            &[io::IoSlice::new(&request)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+        .map_err(|_| Broken::BeforeTheJob)?;
+        loop {
+            match self.receive(&worker.socket)? {
+                Reply::Progress => {}
+                Reply::Done { frames, bytes } => return Ok(Ok(Report { frames, bytes })),
+                Reply::Failed { code, text } => return Ok(Err(TranscodeError::Reported { code, text })),
+            }
+        }
+    }
+
+    fn receive(&self, socket: &OwnedFd) -> Result<Reply, Broken> {
+        let patience = Duration::try_from_secs_f64(self.config.timeout).unwrap_or(Duration::from_secs(60));
+        let timeout = Timespec {
+            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(60),
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        };
+        let mut message = [0u8; MESSAGE_BYTES];
+        loop {
+            let mut watched = [PollFd::new(socket, PollFlags::IN)];
+            match rustix::event::poll(&mut watched, Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(Broken::WithTheJob(error.to_string())),
+                Ok(0) => {
+                    return Err(Broken::WithTheJob(format!(
+                        "no progress for {:.0} s",
+                        patience.as_secs_f64()
+                    )))
+                }
+                Ok(_) => {}
+            }
+            let received = rustix::net::recv(socket.as_fd(), &mut message, RecvFlags::empty())
+                .map_err(|error| Broken::WithTheJob(error.to_string()))?
+                .0;
+            let text = message.get(..received).unwrap_or_default();
+            if text.is_empty() {
+                return Err(Broken::WithTheJob("the decoder crashed".to_owned()));
+            }
+            return serde_json::from_slice(text).map_err(|error| Broken::WithTheJob(error.to_string()));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let idle = std::mem::take(&mut self.lock().idle);
+        for Worker { mut child, socket } in idle {
+            // The worker sees its socket close and ends; it is idle, so at once.
+            drop(socket);
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Ends a process, and says how it ended if that was before.
+fn end(worker: &mut Worker) -> String {
+    let already = worker.child.try_wait().ok().flatten();
+    // It may have ended between the two calls; then there is nothing to kill.
+    let _ = worker.child.kill();
+    let status = worker.child.wait().ok();
+    match already.or(status) {
+        Some(status) if already.is_some() || status.signal() != Some(9) => status.signal().map_or_else(
+            || format!(" (exit code {})", status.code().unwrap_or(-1)),
+            |signal| format!(" (signal {signal})"),
+        ),
+        _ => String::new(),
+    }
+}

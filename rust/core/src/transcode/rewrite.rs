@@ -1,0 +1,469 @@
+//! The data set put together: what stays is copied byte for byte, what changes is written anew in its place.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use dicom_core::{Tag, VR};
+use dicom_dictionary_std::tags;
+use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
+
+use super::convert::Writer;
+use super::image::{Image, STALE};
+use super::output::Output;
+use super::{frames, Job, Report, TranscodeError};
+use crate::dataset::header::{ITEM, PIXEL_DATA, SEQUENCE_DELIMITATION, UNDEFINED};
+use crate::dataset::walk::{next_top_level, TopLevel, Walk};
+use crate::transfer_syntax::{is_native, Encoding};
+
+/// PS3.5 7.1.1: FFFFFFFF means "undefined", and lengths are even.
+const LARGEST_VALUE: u64 = 0xFFFF_FFFE;
+/// Where a basic offset table with 32-bit offsets might not reach, there is none.
+const LARGEST_WITH_OFFSETS: u64 = 0xF000_0000;
+
+/// New values by tag; none: the element goes.
+type Edits = BTreeMap<Tag, Option<(VR, Vec<u8>)>>;
+
+/// Where the frames of the source are.
+enum Frames<'i> {
+    Encapsulated {
+        decoder: &'static dyn Decode,
+        fragments: Vec<&'i [Range<usize>]>,
+        description: Description,
+    },
+    Native {
+        cells: Cow<'i, [u8]>,
+        by_plane: bool,
+    },
+}
+
+/// Pixel data on their way.
+struct Pixels<'i> {
+    image: &'i Image<'i>,
+    geometry: Geometry,
+    count: usize,
+    frames: Frames<'i>,
+    encoder: Option<&'static dyn Encode>,
+    threads: usize,
+}
+
+pub(super) fn rewrite(
+    dataset: &[u8],
+    job: &Job<'_>,
+    out: &mut dyn Output,
+    progress: &mut dyn FnMut(),
+) -> Result<Report, TranscodeError> {
+    let encoding = Encoding::of(job.source);
+    let target = Encoding::of(job.target);
+    let image = Image::read(dataset, encoding)?;
+    // Between native syntaxes the pixels stay what they are; the converter swaps bytes where it must.
+    let only_elements = is_native(job.source) && is_native(job.target);
+    let pixels = match &image.pixel_data {
+        Some(pixel_data) if !only_elements => Some(prepare(&image, pixel_data, job)?),
+        _ => None,
+    };
+    let edits = match &pixels {
+        Some(pixels) => pixels.edits(),
+        None => Edits::new(),
+    };
+    let mut writer = Writer::new(out, target.explicit_vr, image.is_signed());
+    let mut pending = edits.iter().peekable();
+    let mut report = Report::default();
+    let mut walk = Walk::new(dataset, encoding);
+    while let Some(element) = next_top_level(&mut walk)? {
+        while let Some((tag, edit)) =
+            pending.next_if(|(tag, _)| **tag < element.tag || element.tag == PIXEL_DATA)
+        {
+            write_edit(&mut writer, *tag, edit.as_ref())?;
+        }
+        if let Some((tag, edit)) = pending.next_if(|(tag, _)| **tag == element.tag) {
+            write_edit(&mut writer, *tag, edit.as_ref())?;
+            continue;
+        }
+        if is_length_of_a_changed_group(element.tag, &edits) {
+            continue;
+        }
+        match &pixels {
+            Some(pixels) if element.tag == PIXEL_DATA => {
+                pixels.write(&mut writer, progress)?;
+                report.frames = pixels.count;
+            }
+            _ => {
+                let whole = dataset.get(element.whole.clone()).unwrap_or_default();
+                if encoding == target {
+                    writer.out().write(whole)?;
+                } else {
+                    writer.convert(whole, encoding)?;
+                }
+            }
+        }
+    }
+    for (tag, edit) in pending {
+        write_edit(&mut writer, *tag, edit.as_ref())?;
+    }
+    report.bytes = out.position();
+    Ok(report)
+}
+
+fn write_edit(writer: &mut Writer<'_>, tag: Tag, edit: Option<&(VR, Vec<u8>)>) -> Result<(), TranscodeError> {
+    match edit {
+        Some((vr, value)) => writer.element(tag, *vr, value),
+        None => Ok(()),
+    }
+}
+
+/// Group lengths (gggg,0000) are retired (PS3.5 7.2); one of a group that changes would be wrong.
+fn is_length_of_a_changed_group(tag: Tag, edits: &Edits) -> bool {
+    tag.1 == 0 && !edits.is_empty() && (tag.0 == 0x0028 || tag.0 == PIXEL_DATA.0)
+}
+
+fn prepare<'i>(
+    image: &'i Image<'i>,
+    pixel_data: &'i TopLevel,
+    job: &Job<'_>,
+) -> Result<Pixels<'i>, TranscodeError> {
+    let no_codec = || TranscodeError::NoCodec {
+        source_syntax: job.source.to_owned(),
+        target: job.target.to_owned(),
+    };
+    let geometry = image.geometry()?;
+    let count = image.frames()?;
+    let total = native_bytes(&geometry, count).ok_or(TranscodeError::TooLarge("fit a number"))?;
+    if total > job.max_decoded_bytes {
+        return Err(TranscodeError::TooLarge("limits.max_decoded_bytes"));
+    }
+    let target_encoder = if is_native(job.target) {
+        if total > LARGEST_VALUE {
+            return Err(TranscodeError::TooLarge("native Pixel Data can hold"));
+        }
+        None
+    } else {
+        Some(encoder(job.target).ok_or_else(no_codec)?)
+    };
+    let frames = if is_native(job.source) {
+        let native = image.native(pixel_data);
+        let needed = usize::try_from(total).unwrap_or(usize::MAX);
+        let native = native.get(..needed).ok_or(TranscodeError::Frames(
+            "Pixel Data is shorter than its attributes say",
+        ))?;
+        if image.photometric().ends_with("_422") || image.photometric().ends_with("_420") {
+            return Err(TranscodeError::Attribute("native pixels with subsampled colour"));
+        }
+        Frames::Native {
+            cells: image.little_endian(native, pixel_data.vr, geometry.bits_allocated),
+            by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
+        }
+    } else {
+        let decoder = decoder(job.source).ok_or_else(no_codec)?;
+        let fragments = image.frames_of_fragments(pixel_data, count)?;
+        let first = fragments.first().map(|first| image.frame_of(first));
+        let description = decoder
+            .describe(first.as_deref().unwrap_or_default(), &geometry)
+            .map_err(|error| TranscodeError::Codec { frame: 1, error })?;
+        Frames::Encapsulated {
+            decoder,
+            fragments,
+            description,
+        }
+    };
+    Ok(Pixels {
+        image,
+        geometry,
+        count,
+        frames,
+        encoder: target_encoder,
+        threads: job.threads,
+    })
+}
+
+/// Bytes of all frames; those of one bit a pixel follow each other without padding.
+fn native_bytes(geometry: &Geometry, count: usize) -> Option<u64> {
+    let bits = geometry.frame_bits().checked_mul(count as u64)?;
+    Some(bits.div_ceil(8))
+}
+
+impl Pixels<'_> {
+    /// What changes besides Pixel Data.
+    fn edits(&self) -> Edits {
+        let mut edits: Edits = STALE.iter().map(|&tag| (tag, None)).collect();
+        let mut photometric = Cow::Borrowed(self.image.photometric());
+        if let Frames::Encapsulated {
+            description,
+            fragments,
+            ..
+        } = &self.frames
+        {
+            if description.colour == Colour::Rgb {
+                photometric = Cow::Borrowed("RGB");
+            }
+            if let Some(method) = description.lossy {
+                self.note_loss(method, fragments, &mut edits);
+            }
+        }
+        if self.geometry.samples_per_pixel > 1 && self.image.planar_configuration != Some(0) {
+            edits.insert(
+                tags::PLANAR_CONFIGURATION,
+                Some((VR::US, 0u16.to_le_bytes().to_vec())),
+            );
+        }
+        if self.geometry.samples_per_pixel == 3 && photometric == "RGB" {
+            if let Some(encoded) = self.encoder.and_then(Encode::photometric_of_rgb) {
+                photometric = Cow::Borrowed(encoded);
+            }
+        }
+        if photometric != self.image.photometric() {
+            edits.insert(
+                tags::PHOTOMETRIC_INTERPRETATION,
+                Some((VR::CS, even(photometric.as_bytes(), b' '))),
+            );
+        }
+        edits
+    }
+
+    /// PS3.3 C.7.6.1.1.5: once lossy, always lossy. What the sender says of the compression stays.
+    fn note_loss(&self, method: &str, fragments: &[&[Range<usize>]], edits: &mut Edits) {
+        if self.image.lossy.as_deref() == Some("01") {
+            return;
+        }
+        let compressed: usize = fragments
+            .iter()
+            .flat_map(|frame| frame.iter().map(ExactSizeIterator::len))
+            .sum();
+        let native = native_bytes(&self.geometry, self.count).unwrap_or(0);
+        // In hundredths, as a decimal string (DS).
+        let ratio = native.saturating_mul(100) / (compressed as u64).max(1);
+        let ratio = format!("{}.{:02}", ratio / 100, ratio % 100);
+        let mut set = |tag, vr, text: &str| edits.insert(tag, Some((vr, even(text.as_bytes(), b' '))));
+        set(tags::LOSSY_IMAGE_COMPRESSION, VR::CS, "01");
+        set(tags::LOSSY_IMAGE_COMPRESSION_RATIO, VR::DS, &ratio);
+        set(tags::LOSSY_IMAGE_COMPRESSION_METHOD, VR::CS, method);
+    }
+
+    /// The geometry of what the encoder gets.
+    fn native_geometry(&self) -> Geometry {
+        match &self.frames {
+            Frames::Encapsulated { description, .. } if description.colour == Colour::Rgb => Geometry {
+                rgb: true,
+                jpeg2000_colour: false,
+                ..self.geometry
+            },
+            _ => self.geometry,
+        }
+    }
+
+    fn write(&self, writer: &mut Writer<'_>, progress: &mut dyn FnMut()) -> Result<(), TranscodeError> {
+        match self.encoder {
+            None => self.write_native(writer, progress),
+            Some(encoder) => self.write_encapsulated(encoder, writer, progress),
+        }
+    }
+
+    fn write_native(
+        &self,
+        writer: &mut Writer<'_>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), TranscodeError> {
+        let total = native_bytes(&self.geometry, self.count).unwrap_or(0);
+        let length = u32::try_from(total + total % 2)
+            .map_err(|_| TranscodeError::TooLarge("native Pixel Data can hold"))?;
+        // PS3.5 A.2: OW where more than 8 bits are allocated.
+        let vr = if self.geometry.bits_allocated > 8 {
+            VR::OW
+        } else {
+            VR::OB
+        };
+        writer.header(PIXEL_DATA, vr, length)?;
+        let mut bits = BitJoin::default();
+        let whole_bytes = self.geometry.frame_bits() % 8 == 0;
+        let out = writer.out();
+        self.each_frame(
+            |frame| self.native_frame(frame).map(Cow::into_owned),
+            |native| {
+                progress();
+                if whole_bytes {
+                    out.write(&native)?;
+                } else {
+                    out.write(&bits.push(&native, self.geometry.frame_bits()))?;
+                }
+                Ok(())
+            },
+        )?;
+        out.write(&bits.rest())?;
+        if total % 2 == 1 {
+            out.write(&[0])?;
+        }
+        Ok(())
+    }
+
+    /// PS3.5 A.4: an offset table, one fragment for each frame, a delimiter.
+    fn write_encapsulated(
+        &self,
+        encoder: &dyn Encode,
+        writer: &mut Writer<'_>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), TranscodeError> {
+        let total = native_bytes(&self.geometry, self.count).unwrap_or(u64::MAX);
+        let with_offsets = self.count > 1 && total < LARGEST_WITH_OFFSETS;
+        let table_bytes = if with_offsets { self.count * 4 } else { 0 };
+        writer.header(PIXEL_DATA, VR::OB, UNDEFINED)?;
+        writer.item(ITEM, u32::try_from(table_bytes).unwrap_or(0))?;
+        let table_at = writer.out().position();
+        writer.out().write(&vec![0; table_bytes])?;
+        let origin = writer.out().position();
+        let mut table = Vec::with_capacity(table_bytes);
+        self.each_frame(
+            |frame| self.encoded_frame(encoder, frame),
+            |fragment| {
+                progress();
+                let offset = writer.out().position() - origin;
+                table.extend_from_slice(&u32::try_from(offset).unwrap_or(u32::MAX).to_le_bytes());
+                let fragment = even(&fragment, 0);
+                let length = u32::try_from(fragment.len())
+                    .map_err(|_| TranscodeError::TooLarge("a fragment can hold"))?;
+                writer.item(ITEM, length)?;
+                writer.out().write(&fragment)?;
+                Ok(())
+            },
+        )?;
+        if with_offsets {
+            if writer.out().position() - origin > u64::from(u32::MAX) {
+                return Err(TranscodeError::TooLarge("an offset table can hold"));
+            }
+            writer.out().patch(table_at, &table)?;
+        }
+        writer.item(SEQUENCE_DELIMITATION, 0)
+    }
+
+    fn each_frame(
+        &self,
+        work: impl Fn(usize) -> Result<Vec<u8>, TranscodeError> + Sync,
+        take: impl FnMut(Vec<u8>) -> Result<(), TranscodeError>,
+    ) -> Result<(), TranscodeError> {
+        frames::in_order(self.count, self.threads, work, take)
+    }
+
+    /// A frame as native pixel data, colour by pixel.
+    fn native_frame(&self, frame: usize) -> Result<Cow<'_, [u8]>, TranscodeError> {
+        let codec = |error| TranscodeError::Codec {
+            frame: frame + 1,
+            error,
+        };
+        match &self.frames {
+            Frames::Encapsulated {
+                decoder,
+                fragments,
+                description,
+            } => {
+                let encoded = self
+                    .image
+                    .frame_of(fragments.get(frame).copied().unwrap_or_default());
+                if decoder.describe(&encoded, &self.geometry).map_err(codec)? != *description {
+                    return Err(TranscodeError::Frames("frames of different kinds"));
+                }
+                // One frame has all threads, several have one each.
+                let threads = if self.count == 1 { self.threads } else { 1 };
+                let threads = u32::try_from(threads).unwrap_or(1);
+                decoder
+                    .decode(&encoded, &self.geometry, threads)
+                    .map(Cow::Owned)
+                    .map_err(codec)
+            }
+            Frames::Native { cells, by_plane } => {
+                let native = native_frame_of(cells, &self.geometry, frame);
+                Ok(if *by_plane {
+                    Cow::Owned(by_pixel(&native, &self.geometry))
+                } else {
+                    native
+                })
+            }
+        }
+    }
+
+    /// A frame encoded, after a look that it decodes to what it was.
+    fn encoded_frame(&self, encoder: &dyn Encode, frame: usize) -> Result<Vec<u8>, TranscodeError> {
+        let native = self.native_frame(frame)?;
+        let geometry = self.native_geometry();
+        let codec = |error| TranscodeError::Codec {
+            frame: frame + 1,
+            error,
+        };
+        let result = encoder.encode(&native, &geometry).map_err(codec)?;
+        let back = encoder.decode_back(&result, &geometry).map_err(codec)?;
+        if back != *native {
+            return Err(TranscodeError::NotExact(frame + 1));
+        }
+        Ok(result)
+    }
+}
+
+/// A frame of native pixel data, cut out where it is not a whole number of bytes.
+fn native_frame_of<'c>(cells: &'c [u8], geometry: &Geometry, frame: usize) -> Cow<'c, [u8]> {
+    let bits = usize::try_from(geometry.frame_bits()).unwrap_or(usize::MAX);
+    if bits % 8 == 0 {
+        let bytes = bits / 8;
+        let range = frame * bytes..(frame + 1) * bytes;
+        return Cow::Borrowed(cells.get(range).unwrap_or_default());
+    }
+    let mut cut = vec![0; bits.div_ceil(8)];
+    for bit in 0..bits {
+        let at = frame * bits + bit;
+        let set = cells.get(at / 8).copied().unwrap_or(0) >> (at % 8) & 1;
+        if let Some(byte) = cut.get_mut(bit / 8) {
+            *byte |= set << (bit % 8);
+        }
+    }
+    Cow::Owned(cut)
+}
+
+/// From colour by plane to colour by pixel (Planar Configuration 1 to 0).
+fn by_pixel(planes: &[u8], geometry: &Geometry) -> Vec<u8> {
+    let bytes = geometry.sample_bytes();
+    let planes: Vec<&[u8]> = planes.chunks_exact(geometry.pixels() * bytes).collect();
+    let mut pixels = Vec::with_capacity(geometry.frame_bytes());
+    for pixel in 0..geometry.pixels() {
+        for plane in &planes {
+            pixels.extend_from_slice(plane.get(pixel * bytes..(pixel + 1) * bytes).unwrap_or_default());
+        }
+    }
+    pixels
+}
+
+/// Joins frames that are not whole numbers of bytes (PS3.5 8.1.1).
+#[derive(Default)]
+struct BitJoin {
+    open: u8,
+    used: u32,
+}
+
+impl BitJoin {
+    fn push(&mut self, frame: &[u8], bits: u64) -> Vec<u8> {
+        let mut full = Vec::with_capacity(frame.len());
+        for bit in 0..bits {
+            let byte = usize::try_from(bit / 8).unwrap_or(usize::MAX);
+            let set = frame.get(byte).copied().unwrap_or(0) >> (bit % 8) & 1;
+            self.open |= set << self.used;
+            self.used += 1;
+            if self.used == 8 {
+                full.push(self.open);
+                (self.open, self.used) = (0, 0);
+            }
+        }
+        full
+    }
+
+    fn rest(&self) -> Vec<u8> {
+        if self.used == 0 {
+            Vec::new()
+        } else {
+            vec![self.open]
+        }
+    }
+}
+
+fn even(value: &[u8], padding: u8) -> Vec<u8> {
+    let mut value = value.to_vec();
+    if value.len() % 2 == 1 {
+        value.push(padding);
+    }
+    value
+}

@@ -1,0 +1,160 @@
+//! A transcoder in a process of its own: what crashes, hangs or eats memory here costs one object.
+//!
+//! The process gets one end of a socket as its standard input. Over it come jobs, each with two descriptors: the file
+//! that holds the data set and the file that takes the result. It ends with its supervisor.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+use storescp_codecs::mapping::Mapping;
+
+use super::output::FileOutput;
+use super::{transcode, Job, Report, TranscodeError};
+
+/// Messages are small; a longer one is none of ours.
+pub(super) const MESSAGE_BYTES: usize = 4096;
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the supervisor sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) source: String,
+    pub(super) target: String,
+    pub(super) max_decoded_bytes: u64,
+    pub(super) threads: usize,
+    /// Where the data set begins in the first file.
+    pub(super) input_offset: u64,
+    /// Where the result begins in the second file.
+    pub(super) output_offset: u64,
+}
+
+/// What the worker answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// It is still at work.
+    Progress,
+    Done {
+        frames: usize,
+        bytes: u64,
+    },
+    Failed {
+        code: String,
+        text: String,
+    },
+}
+
+/// Serves jobs until the supervisor is gone. Never more memory of its own than `memory_bytes`.
+///
+/// # Errors
+/// What the system says; the supervisor sees the end of the process.
+pub fn serve(memory_bytes: u64) -> io::Result<()> {
+    // A panic in one of several threads would leave the others waiting for it.
+    std::panic::set_hook(Box::new(|_| std::process::abort()));
+    let limit = |bytes| Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
+    // Anonymous memory only: the mapped data set and the page cache behind the files do not count.
+    rustix::process::setrlimit(Resource::Data, limit(memory_bytes))?;
+    rustix::process::setrlimit(Resource::Core, limit(0))?;
+    let socket = rustix::stdio::stdin();
+    std::thread::Builder::new()
+        .name("storescp-parent".to_owned())
+        .spawn(move || end_with_supervisor(socket))?;
+    while let Some((request, input, output)) = receive(socket)? {
+        let reply = match run(&request, input, output, socket) {
+            Ok(report) => Reply::Done {
+                frames: report.frames,
+                bytes: report.bytes,
+            },
+            Err(error) => Reply::Failed {
+                code: error.code().to_owned(),
+                text: error.to_string(),
+            },
+        };
+        send(socket, &reply)?;
+    }
+    Ok(())
+}
+
+/// Also in the middle of a job: nobody wants its result any more.
+fn end_with_supervisor(socket: BorrowedFd<'_>) {
+    loop {
+        let mut watched = [PollFd::new(&socket, PollFlags::empty())];
+        match rustix::event::poll(&mut watched, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            _ => std::process::exit(0),
+        }
+    }
+}
+
+fn run(
+    request: &Request,
+    input: OwnedFd,
+    output: OwnedFd,
+    socket: BorrowedFd<'_>,
+) -> Result<Report, TranscodeError> {
+    let (input, output) = (File::from(input), File::from(output));
+    let map = Mapping::of(&input)?;
+    let dataset = usize::try_from(request.input_offset)
+        .ok()
+        .and_then(|offset| map.as_ref().get(offset..))
+        .ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
+    let job = Job {
+        source: &request.source,
+        target: &request.target,
+        max_decoded_bytes: request.max_decoded_bytes,
+        threads: request.threads,
+    };
+    let mut out = FileOutput::new(&output, request.output_offset);
+    let mut told = Instant::now();
+    let report = transcode(dataset, &job, &mut out, &mut || {
+        if told.elapsed() >= PROGRESS_INTERVAL {
+            told = Instant::now();
+            // A supervisor that is gone ends this process anyway.
+            let _ = send(socket, &Reply::Progress);
+        }
+    })?;
+    out.flush()?;
+    Ok(report)
+}
+
+fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
+    let message = serde_json::to_vec(reply)?;
+    rustix::net::send(socket, &message, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Request, OwnedFd, OwnedFd)>> {
+    let mut message = [0u8; MESSAGE_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [io::IoSliceMut::new(&mut message)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten();
+    let Some(text) = message.get(..received.bytes).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let request = serde_json::from_slice(text)?;
+    match (descriptors.next(), descriptors.next()) {
+        (Some(input), Some(output)) => Ok(Some((request, input, output))),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}

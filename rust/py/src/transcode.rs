@@ -1,0 +1,134 @@
+//! Transcoding: in this process, in worker processes, and as one of them.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use storescp_core::transcode::plan::{self, Plan};
+use storescp_core::transcode::pool::{Pool, PoolConfig, Task};
+use storescp_core::transcode::{worker, Job, TranscodeError};
+
+use crate::boundary::{run, CoreError};
+
+/// Transcodes a data set in this process: for tests and measurements, not for what a peer sent.
+#[pyfunction]
+#[pyo3(signature = (dataset, source, target, max_decoded_bytes, threads = 1))]
+pub fn transcode<'py>(
+    py: Python<'py>,
+    dataset: &[u8],
+    source: &str,
+    target: &str,
+    max_decoded_bytes: u64,
+    threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let result = run(py, || {
+        let job = Job {
+            source,
+            target,
+            max_decoded_bytes,
+            threads,
+        };
+        let mut out = Vec::with_capacity(dataset.len() * 2);
+        storescp_core::transcode::transcode(dataset, &job, &mut out, &mut || {}).map_err(coded)?;
+        Ok::<_, String>(out)
+    })?;
+    Ok(PyBytes::new(py, &result))
+}
+
+/// The error as `code: text`.
+#[allow(clippy::needless_pass_by_value)] // for map_err
+fn coded(error: TranscodeError) -> String {
+    format!("{}: {error}", error.code())
+}
+
+/// What becomes of an instance: "as received", "transcode" or "impossible", and the reason or the target.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+pub fn transcode_plan(
+    transfer_syntax: &str,
+    has_pixel_data: bool,
+    viewer_transfer_syntaxes: HashSet<String>,
+    target: &str,
+) -> (&'static str, String) {
+    match plan::plan(transfer_syntax, has_pixel_data, &viewer_transfer_syntaxes, target) {
+        Plan::AsReceived(reason) => ("as received", reason.text().to_owned()),
+        Plan::Transcode(target) => ("transcode", target.to_owned()),
+        Plan::Impossible => ("impossible", "there is no codec for it".to_owned()),
+    }
+}
+
+/// Serves as a worker process: jobs come over standard input. Returns when the supervisor is gone.
+#[pyfunction]
+pub fn transcode_worker(py: Python<'_>, memory_bytes: u64) -> PyResult<()> {
+    run(py, || worker::serve(memory_bytes))
+}
+
+/// Worker processes for files.
+#[pyclass(frozen, module = "storescp._core")]
+pub struct Transcoder {
+    pool: Pool,
+}
+
+#[pymethods]
+impl Transcoder {
+    #[new]
+    fn new(config_json: &str) -> PyResult<Self> {
+        let config: PoolConfig =
+            serde_json::from_str(config_json).map_err(|error| CoreError::new_err(error.to_string()))?;
+        Ok(Self {
+            pool: Pool::new(config),
+        })
+    }
+
+    /// Writes `header` and the data set of `source_path` (from `offset` on) in the target transfer syntax to a new file,
+    /// synced. Returns frames and bytes of the data set. A file that could not be finished is removed.
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // PyO3 extracts owned values
+    fn transcode_file(
+        &self,
+        py: Python<'_>,
+        source_path: PathBuf,
+        offset: u64,
+        target_path: PathBuf,
+        header: &[u8],
+        source: &str,
+        target: &str,
+        max_decoded_bytes: u64,
+    ) -> PyResult<(usize, u64)> {
+        run(py, || {
+            let input = File::open(&source_path).map_err(|error| coded(error.into()))?;
+            let mut output = File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&target_path)
+                .map_err(|error| coded(error.into()))?;
+            let outcome = (|| {
+                output.write_all(header)?;
+                let report = self.pool.transcode(&Task {
+                    source,
+                    target,
+                    max_decoded_bytes,
+                    input: (input.as_fd(), offset),
+                    output: (output.as_fd(), header.len() as u64),
+                })?;
+                output.sync_all()?;
+                Ok((report.frames, report.bytes))
+            })();
+            outcome.map_err(|error: TranscodeError| {
+                // Nothing of a failure stays; what matters is why it failed.
+                let _ = std::fs::remove_file(&target_path);
+                coded(error)
+            })
+        })
+    }
+
+    /// Worker processes that are alive.
+    #[getter]
+    fn live(&self) -> usize {
+        self.pool.live()
+    }
+}
