@@ -267,6 +267,13 @@ def log_summary(
             {"status": f"{status:04X}", "comment": comment, "count": count}
             for status, comment, count in summary.failures
         ]
+    if summary.transcodes:
+        extra["transcodes"] = [
+            {"source": source, "target": target, "outcome": outcome, "count": count}
+            for source, target, outcome, count in summary.transcodes
+        ]
+    if summary.transcode_failures:
+        extra["transcode_failures"] = dict(summary.transcode_failures)
     if summary.oversized_pdus:
         extra["oversized_pdus"] = summary.oversized_pdus
     if summary.identical or summary.kept:

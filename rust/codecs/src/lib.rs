@@ -8,6 +8,7 @@
 
 // Arithmetic on samples and table look-ups: sizes are checked once per frame in `Geometry` and in each codec's header,
 // and a panic in a worker costs the object that caused it.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 #![allow(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
@@ -19,6 +20,7 @@
 )]
 
 mod geometry;
+mod htj2k;
 mod jpeg;
 mod jpeg2000;
 mod jpeg_ls;
@@ -183,7 +185,13 @@ pub const DECODABLE: [&str; 22] = [
 ];
 
 /// Encapsulated transfer syntaxes that can be encoded, all without loss.
-pub const ENCODABLE: [&str; 3] = [RLE, JPEG_LS, JPEG_2000_LOSSLESS];
+pub const ENCODABLE: [&str; 5] = [
+    RLE,
+    JPEG_LS,
+    JPEG_2000_LOSSLESS,
+    HTJ2K_LOSSLESS,
+    HTJ2K_LOSSLESS_RPCL,
+];
 
 /// The decoder of an encapsulated transfer syntax.
 #[must_use]
@@ -215,6 +223,7 @@ pub fn encoder(transfer_syntax: &str) -> Option<&'static dyn Encode> {
         RLE => &rle::Rle,
         JPEG_LS => &jpeg_ls::JpegLs,
         JPEG_2000_LOSSLESS => &jpeg2000::Jpeg2000,
+        HTJ2K_LOSSLESS | HTJ2K_LOSSLESS_RPCL => &htj2k::Htj2k,
         _ => return None,
     })
 }
