@@ -144,6 +144,7 @@ class ScanResult:
     has_pixel_data: bool
 
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...
+
 @final
 class Transcoder:
     def __new__(cls, config_json: str) -> Transcoder: ...

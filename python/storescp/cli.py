@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
+from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
 
 from storescp import _core, logs
@@ -350,21 +351,18 @@ def index_command(
 @click.pass_context
 def inspect_command(context: click.Context, config: Path | None, file: Path) -> None:
     """Show what FILE is and what would become of it. Exit 1 where it would be refused."""
-    from storescp.pure.store import split_file  # noqa: PLC0415
+    from storescp.transcode import FileTranscoder, read_source  # noqa: PLC0415
 
     settings = _configuration(context, config).settings
     try:
-        parts = split_file(file.read_bytes())
-    except OSError as error:
-        raise StorescpError(f"{file}: {error.strerror}") from None
-    if parts is None:
-        raise StorescpError(f"{file}: not a PS3.10 file")
-    transfer_syntax, dataset = parts
-    names = dict(_core.transfer_syntaxes())
-    click.echo(f"transfer syntax     {transfer_syntax} {names.get(transfer_syntax, '')}".rstrip())
+        source = read_source(file)
+    except StorescpError as error:
+        raise StorescpError(f"{file}: {error}") from None
+    dataset = file.read_bytes()[source.offset :]
+    click.echo(f"transfer syntax     {source.transfer_syntax} {_name_of(source.transfer_syntax)}".rstrip())
     required = list(settings.dicom_store_scp.required_attributes)
     try:
-        found = _core.scan(dataset, transfer_syntax, required)
+        found = _core.scan(dataset, source.transfer_syntax, required)
     except CoreError as error:
         click.echo(f"would be refused    {error}")
         context.exit(EXIT_FOUND)
@@ -373,8 +371,53 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
     day = (found.study_date or "00000000").replace("-", "")
     place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
     click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
-    viewable = transfer_syntax in settings.dicom_store_scp.cornerstonejs_supported_transfer_syntax
-    click.echo(f"viewers read it     {'yes' if viewable or not found.has_pixel_data else 'no'}")
+    scp = settings.dicom_store_scp
+    viewers, target = set(scp.cornerstonejs_supported_transfer_syntax), scp.unsupported_ts_change_to
+    outcome, why = _core.transcode_plan(source.transfer_syntax, found.has_pixel_data, viewers, target)
+    if outcome == "as received":
+        click.echo(f"would be stored     as received: {why}")
+        return
+    failure = why if outcome == "impossible" else FileTranscoder(settings).try_out(source, target)
+    if failure is None:
+        click.echo(f"would be stored     as {target} {_name_of(target)}".rstrip())
+    else:
+        click.echo(f"would be stored     as received, recorded as Failed: {failure}")
+
+
+def _name_of(transfer_syntax: str) -> str:
+    names = {uid: name for uid, name, *_ in _core.transfer_syntaxes()}
+    return names.get(transfer_syntax) or (UID(transfer_syntax).name if transfer_syntax in UID_dictionary else "")
+
+
+@main_group.command("transcode")
+@click.argument("source", metavar="SRC", type=click.Path(exists=True, path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--to", "transfer_syntax", required=True, metavar="UID", help="Transfer syntax that is wanted.")
+@_config_option
+@click.pass_context
+def transcode_command(
+    context: click.Context, config: Path | None, source: Path, target: Path, transfer_syntax: str
+) -> None:
+    """Transcode SRC (a file, or all files of a folder) to DST. Exit 1 where one could not be."""
+    from storescp.settings import TARGETS  # noqa: PLC0415
+    from storescp.transcode import Totals, plan_files, transcode_files  # noqa: PLC0415
+
+    if transfer_syntax not in TARGETS:
+        raise click.BadParameter(f"one of {', '.join(TARGETS)}", param_hint="--to")
+    settings = _configuration(context, config).settings
+    pairs = plan_files(source, target)
+    totals, failures = Totals(), []
+    with click.progressbar(
+        transcode_files(settings, pairs, transfer_syntax), length=len(pairs), file=sys.stderr, label="transcoding"
+    ) as files:
+        for one in files:
+            totals.note(one)
+            if one.error:
+                failures.append(f"not transcoded {one.source}: {one.error}")
+    for failure in failures:
+        click.echo(failure, err=True)
+    click.echo(totals.text())
+    context.exit(EXIT_FOUND if totals.failed else 0)
 
 
 _calling_option = click.option(

@@ -298,11 +298,11 @@ class Service:
                 )
         if settings.http is not None:
             log.warning("http.not_built_in", text="this version has no HTTP endpoint; [http] has no effect")
-        log.warning(
-            "transcoding.not_built_in",
-            text="instances in other transfer syntaxes than cornerstonejs_supported_transfer_syntax are stored as "
-            "received and recorded as Failed",
-        )
+        if self._engine_name == "python":
+            log.warning(
+                "transcoding.not_in_this_engine",
+                text="the pure-Python engine stores instances that viewers cannot read as received, recorded as Failed",
+            )
         kept, dropped, temporary = engine.start_up()
         if kept or dropped or temporary:
             log.warning("start_up.recovered", rows_kept=kept, rows_dropped=dropped, temporary_files=temporary)

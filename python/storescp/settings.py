@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
+from storescp import _core
+
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UID_CHARACTERS, _AE_TITLE_CHARACTERS = 64, 16  # PS3.5 6.2
 _ROOT_BYTES = 200
@@ -39,17 +41,8 @@ VIEWER_TRANSFER_SYNTAXES = (
     "1.2.840.10008.1.2.4.203",
     "3.2.840.10008.1.2.4.96",
 )
-# A lossy target would need a new SOP Instance UID (PS3.3 C.7.6.1.1.5).
-LOSSLESS_TARGETS = (
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.5",
-    "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.90",
-    "1.2.840.10008.1.2.4.201",
-    "1.2.840.10008.1.2.4.202",
-)
+# A lossy target would need a new SOP Instance UID (PS3.3 C.7.6.1.1.5), so the core encodes none.
+TARGETS = tuple(uid for uid, _name, _decodes, encodes in _core.transfer_syntaxes() if encodes)
 
 
 def _uid(text: str) -> str:
@@ -59,8 +52,8 @@ def _uid(text: str) -> str:
 
 
 def _target(text: str) -> str:
-    if text not in LOSSLESS_TARGETS:
-        raise ValueError("a lossless transfer syntax: " + ", ".join(LOSSLESS_TARGETS))
+    if text not in TARGETS:
+        raise ValueError("a lossless transfer syntax that can be encoded: " + ", ".join(TARGETS))
     return text
 
 

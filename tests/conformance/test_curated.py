@@ -15,6 +15,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from storescp import _core
 from support.instances import Instance, curated_instances, dataset_of
 from support.proxy import RecordingProxy, Sent
 from support.scu import RawAssociation
@@ -33,7 +34,16 @@ UNREADABLE_BY_PYDICOM = {"1.2.276.0.7230010.3.1.4.1787205428.2345.1071048146.1"}
 
 
 def open_service(start_service: StartService, *options: str, required: str = "[]") -> ServiceProcess:
-    return start_service("--promiscuous", *options, env={"STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": required})
+    """Nothing is transcoded: see test_transcoding for that."""
+    decodable = [uid for uid, _, decodes, _ in _core.transfer_syntaxes() if decodes]
+    return start_service(
+        "--promiscuous",
+        *options,
+        env={
+            "STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": required,
+            "STORESCP_DICOM_STORE_SCP__CORNERSTONEJS_SUPPORTED_TRANSFER_SYNTAX": json.dumps(decodable),
+        },
+    )
 
 
 def send_raw(service: ServiceProcess, instance: Instance) -> int:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -36,22 +37,43 @@ def file_meta(sop_class: str, sop_instance: str, transfer_syntax: str, source_ae
     return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 0x0002, 0, b"UL", 4, len(group)) + group
 
 
-def split_file(content: bytes) -> tuple[str, bytes] | None:
-    """Transfer syntax and data set of a PS3.10 file, None where it is none that we understand."""
-    if content[128:132] != b"DICM" or content[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+@dataclass(frozen=True)
+class Located:
+    """What File Meta Information says, and where the data set begins."""
+
+    transfer_syntax: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    offset: int
+
+
+def locate_dataset(head: bytes) -> Located | None:
+    """Reads the start of a PS3.10 file; None where it is none, or the header does not end in it."""
+    if head[128:132] != b"DICM":
         return None
-    at = 144
-    end = at + int.from_bytes(content[140:144], "little")
-    while at + 8 <= end:
-        group, number, vr, length = struct.unpack_from("<HH2sH", content, at)
+    at = 132
+    found = {0x0010: "", 0x0002: "", 0x0003: ""}
+    while at + 8 <= len(head):
+        group, number, vr, length = struct.unpack_from("<HH2sH", head, at)
+        if group != 0x0002:
+            return Located(found[0x0010], found[0x0002], found[0x0003], at)
         at += 8
-        if vr == b"OB":
-            length = int.from_bytes(content[at : at + 4], "little")
+        if vr in (b"OB", b"UN", b"UT"):
+            length = int.from_bytes(head[at : at + 4], "little")
             at += 4
-        if group == 2 and number == 0x0010:
-            return content[at : at + length].rstrip(b"\0").decode("ascii", "replace"), content[end:]
+        if number in found:
+            found[number] = head[at : at + length].rstrip(b"\0 ").decode("ascii", "replace")
         at += length
-    return None
+    # Deflated data sets may be shorter than an element's header.
+    return Located(found[0x0010], found[0x0002], found[0x0003], at) if at < len(head) else None
+
+
+def split_file(content: bytes) -> tuple[str, bytes] | None:
+    """Transfer syntax and data set of a PS3.10 file, None where it is none."""
+    found = locate_dataset(content)
+    if found is None or not found.transfer_syntax:
+        return None
+    return found.transfer_syntax, content[found.offset :]
 
 
 def digest(content: bytes) -> bytes:

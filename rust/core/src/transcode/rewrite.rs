@@ -141,14 +141,14 @@ fn prepare<'i>(
         Some(encoder(job.target).ok_or_else(no_codec)?)
     };
     let frames = if is_native(job.source) {
+        if image.photometric().ends_with("_422") || image.photometric().ends_with("_420") {
+            return Err(TranscodeError::Attribute("native pixels with subsampled colour"));
+        }
         let native = image.native(pixel_data);
         let needed = usize::try_from(total).unwrap_or(usize::MAX);
         let native = native.get(..needed).ok_or(TranscodeError::Frames(
             "Pixel Data is shorter than its attributes say",
         ))?;
-        if image.photometric().ends_with("_422") || image.photometric().ends_with("_420") {
-            return Err(TranscodeError::Attribute("native pixels with subsampled colour"));
-        }
         Frames::Native {
             cells: image.little_endian(native, pixel_data.vr, geometry.bits_allocated),
             by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),

@@ -1,0 +1,103 @@
+"""What other decoders make of a compressed file: the pixels that ours must equal."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
+
+Pixels = NDArray[np.generic]
+JPEG_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
+_DCMTK = {
+    **dict.fromkeys((*JPEG_LOSSY, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"), ["dcmdjpeg"]),
+    **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), ["dcmdjpls"]),
+    "1.2.840.10008.1.2.5": ["dcmdrle"],
+}
+_JPEG_XL = ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112")
+
+
+def references(path: Path, folder: Path) -> Iterator[tuple[str, Pixels]]:
+    """Name and pixels of every reference that can read the file; `folder` holds the uncompressed twins."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path)
+        for name, read in _candidates(path, dataset, folder):
+            try:
+                pixels = read()
+            except Exception as error:  # noqa: BLE001 - whatever another decoder raises
+                print(f"{path.name}: {name}: {str(error)[:100]!r}")
+                continue
+            yield name, np.squeeze(np.asarray(pixels))
+
+
+def _candidates(
+    path: Path, dataset: pydicom.Dataset, folder: Path
+) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    twin = _twin(path, folder)
+    if twin is not None:
+        yield "uncompressed original", lambda: pydicom.dcmread(twin, force=True).pixel_array
+    if syntax in _JPEG_XL:
+        yield "libjxl", lambda: _frames(dataset, imagecodecs.jpegxl_decode)
+    if syntax == "1.2.840.10008.1.2.4.201":
+        yield "OpenJPH", lambda: _frames(dataset, imagecodecs.htj2k_decode)
+    if syntax in _DCMTK:
+        yield "DCMTK", lambda: _by_dcmtk(_DCMTK[syntax], path)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return
+    for plugin in decoder.available_plugins:
+        # In this process: gdcm's plugin ends it on some files.
+        if plugin != "gdcm":
+            yield plugin, lambda plugin=plugin: decoder.as_array(dataset, decoding_plugin=plugin)[0]
+
+
+def _twin(path: Path, folder: Path) -> Path | None:
+    """The file with the same pixels that was never compressed, where the name says which."""
+    name = path.name
+    lossless = name.startswith("wg04") and name.rsplit("_", 1)[1] in ("J2KR.dcm", "JLSL.dcm", "JPLL.dcm", "RLE.dcm")
+    if lossless:
+        return folder / f"{name.rsplit('_', 1)[0]}_REF.dcm"
+    if name in ("drv_encap_uncompressed_US1.dcm", "drv_jxl_lossless_US1.dcm"):
+        return folder / "wg04_US1_REF.dcm"
+    if name.startswith("pdd_liver_"):
+        return folder / "pdd_liver.dcm"
+    return None
+
+
+def _frames(dataset: pydicom.Dataset, decode: Callable[[bytes], Pixels]) -> Pixels:
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    return np.stack([decode(frame) for frame in generate_frames(dataset.PixelData, number_of_frames=count)])
+
+
+def _by_dcmtk(program: list[str], path: Path) -> Pixels:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "native.dcm"
+        options = ["+cr"] if program == ["dcmdjpeg"] and _is_colour(path) else []
+        result = subprocess.run([*program, *options, str(path), str(target)], capture_output=True, check=False, timeout=60)
+        if result.returncode:
+            raise RuntimeError(result.stderr.decode(errors="replace"))
+        return pydicom.dcmread(target).pixel_array
+
+
+def _is_colour(path: Path) -> bool:
+    dataset = pydicom.dcmread(path, specific_tags=["PhotometricInterpretation"])
+    return str(dataset.PhotometricInterpretation).startswith("YBR")
+
+
+def largest_difference(ours: Pixels, theirs: Pixels) -> int | None:
+    """In grey levels; none where the shapes differ."""
+    ours, theirs = np.squeeze(ours), np.squeeze(theirs)
+    if ours.shape != theirs.shape:
+        return None
+    return int(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)).max(initial=0))
