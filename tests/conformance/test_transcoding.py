@@ -144,9 +144,7 @@ def test_only_pixel_data_and_what_must_change_with_it_are_rewritten(curated: Pat
         # What stands before the first changed element is the same to the byte.
         common = os.path.commonprefix([one.dataset, dataset])
         assert len(common) > 0
-        before, after = (
-            outside_pixel_data(content, EXPLICIT) for content in (one.dataset, dataset)
-        )
+        before, after = (outside_pixel_data(content, EXPLICIT) for content in (one.dataset, dataset))
         assert before == after, path.name
         source = pydicom.dcmread(path, stop_before_pixels=True)
         result = pydicom.dcmread(write(tmp_path / "one.dcm", one, EXPLICIT, dataset), stop_before_pixels=True)
@@ -164,7 +162,9 @@ def test_only_pixel_data_and_what_must_change_with_it_are_rewritten(curated: Pat
 
 
 def errors_of(program: list[str], path: Path) -> set[str]:
-    result = subprocess.run([*program, str(path)], capture_output=True, text=True, errors="replace", check=False, timeout=60)
+    result = subprocess.run(
+        [*program, str(path)], capture_output=True, text=True, errors="replace", check=False, timeout=60
+    )
     lines = (result.stdout + result.stderr).splitlines()
     return {re.sub(r"<[^>]*>|\d+", "", line) for line in lines if line.startswith(("Error", "E:", "F:"))}
 

@@ -39,9 +39,7 @@ def references(path: Path, folder: Path) -> Iterator[tuple[str, Pixels]]:
             yield name, np.squeeze(np.asarray(pixels))
 
 
-def _candidates(
-    path: Path, dataset: pydicom.Dataset, folder: Path
-) -> Iterator[tuple[str, Callable[[], Pixels]]]:
+def _candidates(path: Path, dataset: pydicom.Dataset, folder: Path) -> Iterator[tuple[str, Callable[[], Pixels]]]:
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     twin = _twin(path, folder)
     if twin is not None:
@@ -84,7 +82,9 @@ def _by_dcmtk(program: list[str], path: Path) -> Pixels:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "native.dcm"
         options = ["+cr"] if program == ["dcmdjpeg"] and _is_colour(path) else []
-        result = subprocess.run([*program, *options, str(path), str(target)], capture_output=True, check=False, timeout=60)
+        result = subprocess.run(
+            [*program, *options, str(path), str(target)], capture_output=True, check=False, timeout=60
+        )
         if result.returncode:
             raise RuntimeError(result.stderr.decode(errors="replace"))
         return pydicom.dcmread(target).pixel_array

@@ -1,5 +1,6 @@
 //! JPEG 2000 (ISO/IEC 15444-1, -2 and -15) through OpenJPEG, which also decodes high throughput block coding.
 
+use std::collections::HashSet;
 use std::ffi::{c_char, c_void, CStr};
 
 use openjpeg_sys as opj;
@@ -174,6 +175,52 @@ fn read_style(frame: &[u8]) -> Result<Style, CodecError> {
             _ => {}
         }
         at += 2 + usize::from(word(at + 2)?);
+    }
+}
+
+/// Whether every tile has a tile-part: OpenJPEG leaves the others black without a word (ISO/IEC 15444-1 A.4.2, A.5.1, B.3).
+fn check_tiles(frame: &[u8]) -> Result<(), CodecError> {
+    let missing = || CodecError::damaged(CODEC, "tiles are missing");
+    let long = |at: usize| {
+        frame
+            .get(at..at + 4)
+            .map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]]))
+            .ok_or_else(missing)
+    };
+    let word = |at: usize| {
+        frame
+            .get(at..at + 2)
+            .map(|two| u16::from_be_bytes([two[0], two[1]]))
+            .ok_or_else(missing)
+    };
+    // SOC, SIZ, Lsiz, Rsiz, then Xsiz, Ysiz, XOsiz, YOsiz, XTsiz, YTsiz, XTOsiz, YTOsiz.
+    let across = |size: usize, tile: usize, origin: usize| {
+        let extent = long(size)?.checked_sub(long(origin)?).ok_or_else(missing)?;
+        let tile = long(tile)?;
+        if tile == 0 {
+            return Err(missing());
+        }
+        Ok(u64::from(extent.div_ceil(tile)))
+    };
+    let tiles = across(8, 24, 32)? * across(12, 28, 36)?;
+    let mut at = 2;
+    while word(at)? != SOT {
+        at += 2 + usize::from(word(at + 2)?);
+    }
+    let mut found = HashSet::new();
+    // Where the next tile-part should be and is not, the last one ended.
+    while matches!(word(at), Ok(SOT)) {
+        found.insert(word(at + 4)?);
+        match long(at + 6)? as usize {
+            // It reaches to the end (A.4.2).
+            0 => break,
+            length => at += length.max(12),
+        }
+    }
+    if found.len() as u64 == tiles {
+        Ok(())
+    } else {
+        Err(missing())
     }
 }
 
@@ -396,6 +443,7 @@ impl Drop for Image {
 
 fn decode_image(frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Image, CodecError> {
     let frame = codestream(frame)?;
+    check_tiles(frame)?;
     let mut source = Source { bytes: frame, at: 0 };
     // SAFETY: every pointer given is valid for the calls: codec, stream and image are owned by guards that are dropped
     // after the last call, and `source` outlives the stream.

@@ -128,6 +128,12 @@ pub fn transcode(
     out: &mut dyn Output,
     progress: &mut dyn FnMut(),
 ) -> Result<Report, TranscodeError> {
+    if !plan::can_decode(job.source) || !plan::can_encode(job.target) {
+        return Err(TranscodeError::NoCodec {
+            source_syntax: job.source.to_owned(),
+            target: job.target.to_owned(),
+        });
+    }
     let dataset = if is_deflated(job.source) {
         Cow::Owned(inflate(dataset, job.max_decoded_bytes)?)
     } else {
