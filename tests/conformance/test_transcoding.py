@@ -126,7 +126,7 @@ def outside_pixel_data(dataset: bytes, syntax: str) -> dict[str, bytes]:
     stream.is_little_endian = True
     elements = read_dataset(stream, is_implicit_VR=False, is_little_endian=True)
     found = {}
-    for tag in elements.keys():
+    for tag in list(elements.keys()):
         if int(tag) not in changes:
             raw = elements.get_item(tag)
             found[str(tag)] = raw.value if isinstance(raw.value, bytes) else raw.to_json_dict(None, 0)
@@ -141,9 +141,6 @@ def test_only_pixel_data_and_what_must_change_with_it_are_rewritten(curated: Pat
             dataset = _core.transcode(one.dataset, one.transfer_syntax, EXPLICIT, MOST)
         except CoreError:
             continue
-        # What stands before the first changed element is the same to the byte.
-        common = os.path.commonprefix([one.dataset, dataset])
-        assert len(common) > 0
         before, after = (outside_pixel_data(content, EXPLICIT) for content in (one.dataset, dataset))
         assert before == after, path.name
         source = pydicom.dcmread(path, stop_before_pixels=True)

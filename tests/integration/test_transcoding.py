@@ -44,13 +44,13 @@ def workers(service: ServiceProcess) -> list[int]:
 
 
 def send(service: ServiceProcess, *instances: Instance) -> list[int]:
-    statuses = []
     contexts = [(2 * n + 1, CT, [uid]) for n, uid in enumerate(dict.fromkeys(one.transfer_syntax for one in instances))]
     of = {syntaxes[0]: context_id for context_id, _, syntaxes in contexts}
     with RawAssociation(service.port, contexts) as association:
         association.socket.settimeout(60)
-        for one in instances:
-            statuses.append(association.store(of[one.transfer_syntax], CT, one.sop_instance, one.dataset).status)
+        statuses = [
+            association.store(of[one.transfer_syntax], CT, one.sop_instance, one.dataset).status for one in instances
+        ]
         association.release()
     return statuses
 
@@ -238,13 +238,12 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_object(
     descriptors, threads = service.descriptors(), service.threads()
     for round_number in range(3):
         victim = slow_ct(round_number)
-        known = set(workers(service))
         sender = threading.Thread(target=send, args=(service, victim))
         sender.start()
         busy: list[int] = []
 
-        def find_busy(busy: list[int] = busy, known: set[int] = known) -> bool:
-            busy[:] = [pid for pid in workers(service) if _is_running(pid)] or list(set(workers(service)) - known)
+        def find_busy(busy: list[int] = busy) -> bool:
+            busy[:] = [pid for pid in workers(service) if _is_running(pid)]
             return bool(busy)
 
         wait_until(find_busy)

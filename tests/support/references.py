@@ -18,9 +18,9 @@ from pydicom.pixels import get_decoder
 Pixels = NDArray[np.generic]
 JPEG_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
 _DCMTK = {
-    **dict.fromkeys((*JPEG_LOSSY, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"), ["dcmdjpeg"]),
-    **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), ["dcmdjpls"]),
-    "1.2.840.10008.1.2.5": ["dcmdrle"],
+    **dict.fromkeys((*JPEG_LOSSY, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"), "dcmdjpeg"),
+    **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "dcmdjpls"),
+    "1.2.840.10008.1.2.5": "dcmdrle",
 }
 _JPEG_XL = ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112")
 
@@ -78,12 +78,12 @@ def _frames(dataset: pydicom.Dataset, decode: Callable[[bytes], Pixels]) -> Pixe
     return np.stack([decode(frame) for frame in generate_frames(dataset.PixelData, number_of_frames=count)])
 
 
-def _by_dcmtk(program: list[str], path: Path) -> Pixels:
+def _by_dcmtk(program: str, path: Path) -> Pixels:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "native.dcm"
-        options = ["+cr"] if program == ["dcmdjpeg"] and _is_colour(path) else []
+        options = ["+cr"] if program == "dcmdjpeg" and _is_colour(path) else []
         result = subprocess.run(
-            [*program, *options, str(path), str(target)], capture_output=True, check=False, timeout=60
+            [program, *options, str(path), str(target)], capture_output=True, check=False, timeout=60
         )
         if result.returncode:
             raise RuntimeError(result.stderr.decode(errors="replace"))

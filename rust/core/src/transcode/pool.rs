@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
@@ -17,6 +17,9 @@ use serde::Deserialize;
 
 use super::worker::{Reply, Request, MESSAGE_BYTES};
 use super::{Report, TranscodeError};
+
+/// From the end of a worker's socket to the end of the process.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// How worker processes are started and how much each may take.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,7 +77,9 @@ pub struct Pool {
 enum Broken {
     /// It was gone before it took the job: another one may do it.
     BeforeTheJob,
-    /// It died or hung with the job.
+    /// It ended with the job.
+    Ended,
+    /// It hung with the job, or said what nobody understands.
     WithTheJob(String),
 }
 
@@ -108,11 +113,15 @@ impl Pool {
                     return result;
                 }
                 Err(broken) => {
-                    let ending = end(&mut worker);
+                    let ending = end(&mut worker, matches!(broken, Broken::Ended));
                     self.lock().live -= 1;
                     self.changed.notify_all();
-                    if let Broken::WithTheJob(reason) = broken {
-                        return Err(TranscodeError::Worker(format!("{reason}{ending}")));
+                    match broken {
+                        Broken::BeforeTheJob => {}
+                        Broken::Ended => {
+                            return Err(TranscodeError::Worker(format!("the decoder crashed{ending}")))
+                        }
+                        Broken::WithTheJob(reason) => return Err(TranscodeError::Worker(reason)),
                     }
                 }
             }
@@ -240,7 +249,7 @@ impl Pool {
                 .0;
             let text = message.get(..received).unwrap_or_default();
             if text.is_empty() {
-                return Err(Broken::WithTheJob("the decoder crashed".to_owned()));
+                return Err(Broken::Ended);
             }
             return serde_json::from_slice(text).map_err(|error| Broken::WithTheJob(error.to_string()));
         }
@@ -262,26 +271,30 @@ impl Drop for Pool {
     }
 }
 
-/// Ends a process, and says how it ended if that was before.
-fn end(worker: &mut Worker) -> String {
-    let already = worker.child.try_wait().ok().flatten();
+/// Ends a process. One that closed its socket is about to end by itself: then how it ended is worth telling.
+fn end(worker: &mut Worker, by_itself: bool) -> String {
+    if by_itself {
+        let deadline = Instant::now() + ENDING;
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = worker.child.try_wait() {
+                return status.signal().map_or_else(
+                    || format!(" (exit code {})", status.code().unwrap_or(-1)),
+                    |signal| format!(" (signal {signal})"),
+                );
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
     // It may have ended between the two calls; then there is nothing to kill.
     let _ = worker.child.kill();
-    let status = worker.child.wait().ok();
-    match already.or(status) {
-        Some(status) if already.is_some() || status.signal() != Some(9) => status.signal().map_or_else(
-            || format!(" (exit code {})", status.code().unwrap_or(-1)),
-            |signal| format!(" (signal {signal})"),
-        ),
-        _ => String::new(),
-    }
+    let _ = worker.child.wait();
+    String::new()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::time::Instant;
 
     fn attempt(command: &[&str]) -> String {
         let pool = Pool::new(PoolConfig {
