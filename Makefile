@@ -79,6 +79,9 @@ soak: $(STAMPS)/build $(STAMPS)/test-tools ## Every fault of a broker, RECORDS r
 	STORESCP_SOAK_RECORDS=$${RECORDS:-200000} STORESCP_LOST_ANSWERS=500 $(BIN)/python -m pytest -s --timeout 0 \
 	  tests/kafka/test_soak.py tests/kafka/test_faults.py::test_answers_that_are_lost_after_the_write
 
+tables: $(STAMPS)/build $(STAMPS)/test-tools ## Write docs/transcoding-files.md from the curated files
+	STORESCP_WRITE_TABLES=1 $(BIN)/python -m pytest tests/conformance/test_transcoding.py -q -k reference
+
 crash: $(STAMPS)/build $(STAMPS)/test-tools ## kill -9 under load, ROUNDS times (default 100)
 	STORESCP_CRASH_ROUNDS=$${ROUNDS:-100} $(BIN)/python -m pytest tests/crash -s --timeout 7200
 
@@ -88,4 +91,4 @@ wheel: | check-tools ## Build a wheel into dist/
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench soak crash wheel clean
+.PHONY: help check-tools build run test lint format kafka bench soak tables crash wheel clean

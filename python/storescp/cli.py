@@ -11,8 +11,6 @@ from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
-from pydicom._uid_dict import UID_dictionary
-from pydicom.uid import UID
 
 from storescp import _core, logs
 from storescp.config import Configuration, load
@@ -366,7 +364,7 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
     except CoreError as error:
         click.echo(f"would be refused    {error}")
         context.exit(EXIT_FOUND)
-    click.echo(f"SOP class           {found.sop_class_uid} {UID(found.sop_class_uid).name}")
+    click.echo(f"SOP class           {found.sop_class_uid} {_name_of(found.sop_class_uid)}".rstrip())
     click.echo(f"SOP instance        {found.sop_instance_uid}")
     day = (found.study_date or "00000000").replace("-", "")
     place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
@@ -384,9 +382,11 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
         click.echo(f"would be stored     as received, recorded as Failed: {failure}")
 
 
-def _name_of(transfer_syntax: str) -> str:
-    names = {uid: name for uid, name, *_ in _core.transfer_syntaxes()}
-    return names.get(transfer_syntax) or (UID(transfer_syntax).name if transfer_syntax in UID_dictionary else "")
+def _name_of(uid: str) -> str:
+    from pydicom._uid_dict import UID_dictionary  # noqa: PLC0415 - the dictionary is large and rarely needed
+
+    names = {known: name for known, name, *_ in _core.transfer_syntaxes()}
+    return names.get(uid) or (UID_dictionary[uid][0] if uid in UID_dictionary else "")
 
 
 @main_group.command("transcode")
@@ -452,7 +452,8 @@ def send_command(
     context: click.Context, host: str, port: int, files: tuple[Path, ...], calling: str, called: str
 ) -> None:
     """Send FILES (or all files of folders) to HOST PORT as they are. Exit 1 where one was not taken."""
-    from storescp.peer import PeerError, find_files, read_header, send  # noqa: PLC0415
+    from storescp.files import find_files  # noqa: PLC0415
+    from storescp.peer import PeerError, read_header, send  # noqa: PLC0415
 
     logs.configure("error", "console")
     outgoing, unreadable = [], 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,15 +65,6 @@ def echo(host: str, port: int, calling: str, called: str) -> float:
         answered = f"status {status.Status:04X}" if status else "no response"
         raise PeerError(f"C-ECHO: {answered}")
     return seconds
-
-
-def find_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files themselves, and all files of folders."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file())
-        else:
-            yield path
 
 
 def read_header(path: Path) -> OutgoingFile:

@@ -300,8 +300,9 @@ class Service:
             log.warning("http.not_built_in", text="this version has no HTTP endpoint; [http] has no effect")
         if self._engine_name == "python":
             log.warning(
-                "transcoding.not_in_this_engine",
-                text="the pure-Python engine stores instances that viewers cannot read as received, recorded as Failed",
+                "engine.python",
+                text="the pure-Python engine is for comparison: it transcodes what pydicom and its plugins can decode, "
+                "and only to Explicit VR Little Endian; the rest is stored as received and recorded as Failed",
             )
         kept, dropped, temporary = engine.start_up()
         if kept or dropped or temporary:

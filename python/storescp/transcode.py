@@ -14,7 +14,7 @@ from pathlib import Path
 from storescp import _core
 from storescp.engine import pool_config
 from storescp.errors import CoreError, StorescpError
-from storescp.peer import find_files
+from storescp.files import find_files
 from storescp.pure.store import file_meta, locate_dataset
 from storescp.settings import Settings
 
@@ -67,7 +67,7 @@ class FileTranscoder:
         self.workers = int(str(pool_config(settings)["workers"]))
 
     def transcode(self, source: Source, target_path: Path, target: str) -> int:
-        """Writes a new file, whole and synced or not at all; bytes of its data set.
+        """Writes a new file, whole or not at all; bytes of its data set. Nothing is synced: the source is still there.
 
         Raises:
             CoreError: it cannot be transcoded; the text is `code: reason`.

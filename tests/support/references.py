@@ -81,18 +81,10 @@ def _frames(dataset: pydicom.Dataset, decode: Callable[[bytes], Pixels]) -> Pixe
 def _by_dcmtk(program: str, path: Path) -> Pixels:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "native.dcm"
-        options = ["+cr"] if program == "dcmdjpeg" and _is_colour(path) else []
-        result = subprocess.run(
-            [program, *options, str(path), str(target)], capture_output=True, check=False, timeout=60
-        )
+        result = subprocess.run([program, str(path), str(target)], capture_output=True, check=False, timeout=60)
         if result.returncode:
             raise RuntimeError(result.stderr.decode(errors="replace"))
         return pydicom.dcmread(target).pixel_array
-
-
-def _is_colour(path: Path) -> bool:
-    dataset = pydicom.dcmread(path, specific_tags=["PhotometricInterpretation"])
-    return str(dataset.PhotometricInterpretation).startswith("YBR")
 
 
 def largest_difference(ours: Pixels, theirs: Pixels) -> int | None:

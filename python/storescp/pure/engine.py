@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from storescp.errors import CoreError
 from storescp.pure import record
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
@@ -11,8 +13,10 @@ from storescp.pure.outbox import NewRow, Outbox, Row
 from storescp.pure.refusal import Refusal, storage_refusal
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, split_file
 from storescp.pure.structure import WalkLimits, inflate, walk
+from storescp.pure.transcode import EXPLICIT, TranscodeError, can_transcode, to_explicit
 from storescp.settings import TENANT_ID, Settings
 
+log = structlog.get_logger("storescp.pure")
 SUCCESS = 0x0000
 
 
@@ -26,6 +30,16 @@ class Source:
     tenant: str | None
     tenant_by_rule: bool = False
     command_tenant: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """A data set as it will be stored, and what became of its pixels."""
+
+    dataset: bytes
+    received_as: str
+    stored_as: str
+    status: str
 
 
 @dataclass(frozen=True)
@@ -186,7 +200,22 @@ class PureEngine:
         if index.sop_instance_uid != sop_instance:
             raise Refusal(0xA900, "SOPInstanceUID of the data set differs from the command")
         tenant = self._tenant(source, found.values)
-        self._commit(self._instance(dataset, transfer_syntax, source, tenant, index, found.has_pixel_data))
+        pixels = self._transcode(dataset, transfer_syntax, has_pixel_data=found.has_pixel_data)
+        self._commit(self._instance(pixels, source, tenant, index))
+
+    def _transcode(self, dataset: bytes, transfer_syntax: str, *, has_pixel_data: bool) -> _Pixels:
+        """What viewers cannot read becomes what they can; where that fails, the original stays."""
+        scp = self._settings.dicom_store_scp
+        viewable = transfer_syntax in scp.cornerstonejs_supported_transfer_syntax
+        if viewable or is_video_or_jpip(transfer_syntax) or not has_pixel_data:
+            return _Pixels(dataset, transfer_syntax, transfer_syntax, "NoNeedTransfer")
+        if can_transcode(transfer_syntax) and scp.unsupported_ts_change_to == EXPLICIT:
+            try:
+                explicit = to_explicit(dataset, transfer_syntax, self._settings.limits.max_decoded_bytes)
+                return _Pixels(explicit, transfer_syntax, EXPLICIT, "Success")
+            except TranscodeError as error:
+                log.info("transcode.failed", source=transfer_syntax, reason=type(error.__cause__ or error).__name__)
+        return _Pixels(dataset, transfer_syntax, transfer_syntax, "Failed")
 
     def _tenant(self, source: Source, values: dict[int, bytes]) -> str:
         tenant = source.tenant
@@ -201,23 +230,14 @@ class PureEngine:
             raise Refusal(0x0124, "tenant not authorised")
         return tenant
 
-    def _instance(
-        self,
-        dataset: bytes,
-        transfer_syntax: str,
-        source: Source,
-        tenant: str,
-        index: InstanceIndex,
-        has_pixel_data: bool,
-    ) -> _Instance:
+    def _instance(self, pixels: _Pixels, source: Source, tenant: str, index: InstanceIndex) -> _Instance:
+        transfer_syntax = pixels.stored_as
         trace_id = str(record.uuid7())
         header = file_meta(index.sop_class_uid, index.sop_instance_uid, transfer_syntax, source.calling_ae_title)
-        content = header + dataset
+        content = header + pixels.dataset
         day = index.study_date.strftime("%Y%m%d").zfill(8) if index.study_date else "00000000"
         study, series = index.study_instance_uid, index.series_instance_uid
         path = f"{tenant}/{day}/{study}/{series}/{index.sop_instance_uid}.dcm"
-        viewable = transfer_syntax in self._settings.dicom_store_scp.cornerstonejs_supported_transfer_syntax
-        as_is = viewable or is_video_or_jpip(transfer_syntax) or not has_pixel_data
         payload = record.encode(
             {
                 "trace_id": trace_id,
@@ -229,10 +249,10 @@ class PureEngine:
                 "sop_uid": index.sop_instance_uid,
                 "file_path": self._store.absolute(path),
                 "file_size": len(content),
-                "transfer_syntax_uid": transfer_syntax,
+                "transfer_syntax_uid": pixels.received_as,
                 "target_ts": transfer_syntax,
                 "study_date": index.study_date.isoformat() if index.study_date else None,
-                "transfer_status": "NoNeedTransfer" if as_is else "Failed",
+                "transfer_status": pixels.status,
                 "number_of_frames": index.number_of_frames,
                 "created_time": record.timestamp(),
                 "series_uid_hash": record.hash_uid(series),

@@ -73,15 +73,31 @@ impl Decode for Jpeg2000 {
             };
             planes.push((samples, narrow));
         }
-        let [(first, narrow)] = planes.as_slice() else {
-            let samples = (0..geometry.samples()).map(|at| {
-                let (plane, narrow) = planes[at % planes.len()];
-                narrow.apply(plane[at / planes.len()])
-            });
-            return Ok(to_cells(samples, geometry));
-        };
-        Ok(to_cells(first.iter().map(|&value| narrow.apply(value)), geometry))
+        let all_full = image.components().iter().all(|component| component.prec == 8);
+        match planes.as_slice() {
+            [(only, narrow)] => Ok(to_cells(only.iter().map(|&value| narrow.apply(value)), geometry)),
+            // The low eight bits are the same whatever the sign is taken for.
+            [(red, _), (green, _), (blue, _)] if geometry.bits_allocated == 8 && all_full => {
+                Ok(interleaved_bytes(red, green, blue))
+            }
+            planes => {
+                let samples = (0..geometry.samples()).map(|at| {
+                    let (plane, narrow) = planes[at % planes.len()];
+                    narrow.apply(plane[at / planes.len()])
+                });
+                Ok(to_cells(samples, geometry))
+            }
+        }
     }
+}
+
+/// Three planes of bytes: by far the most common colour image.
+fn interleaved_bytes(red: &[i32], green: &[i32], blue: &[i32]) -> Vec<u8> {
+    let mut out = vec![0; red.len() * 3];
+    for (pixel, ((&r, &g), &b)) in out.chunks_exact_mut(3).zip(red.iter().zip(green).zip(blue)) {
+        pixel.copy_from_slice(&[r as u8, g as u8, b as u8]);
+    }
+    out
 }
 
 /// From the codestream's idea of a sign to the data set's.

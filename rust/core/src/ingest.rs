@@ -1,7 +1,5 @@
 //! The use case: one instance from its command set to "file and record are both durable".
 
-use std::os::fd::AsFd as _;
-
 use chrono::Utc;
 use uuid::Uuid;
 
@@ -231,12 +229,11 @@ impl<'e> Reception<'e> {
         let name = format!("{}.transcoded.part", self.trace_id);
         // Without memory, so that there is a file to write to.
         let mut result = Spool::begin(self.engine.store(), name, target, &header, 0, Vec::new())?;
-        let (input, offset) = self.spool.as_input()?;
         let report = pool.transcode(&Task {
             source: &self.received_transfer_syntax,
             target,
             max_decoded_bytes: self.engine.config().limits.max_decoded_bytes,
-            input: (input.as_fd(), offset),
+            input: self.spool.as_input()?,
             output: result.as_output()?,
         })?;
         result.take_over(report.bytes)?;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use storescp_core::transcode::plan::{self, Plan};
-use storescp_core::transcode::pool::{Pool, PoolConfig, Task};
+use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Task};
 use storescp_core::transcode::{worker, Job, TranscodeError};
 
 use crate::boundary::{run, CoreError};
@@ -84,7 +84,7 @@ impl Transcoder {
         })
     }
 
-    /// Writes `header` and the data set of `source_path` (from `offset` on) in the target transfer syntax to a new file,
+    /// Writes `header` and the data set of `source_path` (from `offset` on) in the target transfer syntax to a new file, not
     /// synced. Returns frames and bytes of the data set. A file that could not be finished is removed.
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // PyO3 extracts owned values
     fn transcode_file(
@@ -112,10 +112,9 @@ impl Transcoder {
                     source,
                     target,
                     max_decoded_bytes,
-                    input: (input.as_fd(), offset),
+                    input: Input::File(input.as_fd(), offset),
                     output: (output.as_fd(), header.len() as u64),
                 })?;
-                output.sync_all()?;
                 Ok((report.frames, report.bytes))
             })();
             outcome.map_err(|error: TranscodeError| {

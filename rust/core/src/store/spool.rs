@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::folders::SeriesFolder;
 use super::{Digest, Store};
+use crate::transcode::pool::Input;
 
 /// What a spilled instance gathers before one write.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -127,22 +128,19 @@ impl<'s> Spool<'s> {
         self.published
     }
 
-    /// The data set as a file that another process can read, and where in it it begins.
+    /// The data set for another process.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn as_input(&mut self) -> io::Result<(OwnedFd, u64)> {
+    pub fn as_input(&mut self) -> io::Result<Input<'_>> {
         if self.file.is_some() {
             self.write_out(false)?;
         }
         if let Some(file) = &self.file {
-            return Ok((file.try_clone()?.into(), self.header_bytes));
+            return Ok(Input::File(file.as_fd(), self.header_bytes));
         }
-        let memory = rustix::fs::memfd_create("storescp-dataset", MemfdFlags::CLOEXEC)?;
-        let mut memory = File::from(memory);
         let header = usize::try_from(self.header_bytes).unwrap_or(usize::MAX);
-        memory.write_all(self.buffer.get(header..).unwrap_or_default())?;
-        Ok((memory.into(), 0))
+        Ok(Input::Memory(self.buffer.get(header..).unwrap_or_default()))
     }
 
     /// The temporary file, for a process that writes the data set behind the header, and where that is. It exists once
@@ -344,10 +342,15 @@ mod tests {
             let store = Store::open(root.path()).unwrap();
             let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
             let mut received = spool(&store, "a.part", &dataset, memory_bytes);
-            let (input, offset) = received.as_input().unwrap();
-            let mut read = vec![0; dataset.len()];
-            File::from(input).read_exact_at(&mut read, offset).unwrap();
-            assert_eq!(read, dataset);
+            match received.as_input().unwrap() {
+                Input::Memory(bytes) => assert_eq!(bytes, dataset),
+                Input::File(file, offset) => {
+                    let mut read = vec![0; dataset.len()];
+                    let file = File::from(file.try_clone_to_owned().unwrap());
+                    file.read_exact_at(&mut read, offset).unwrap();
+                    assert_eq!(read, dataset);
+                }
+            }
             let mut result =
                 Spool::begin(&store, "b.part".to_owned(), "1.2", &header(), 0, Vec::new()).unwrap();
             let (output, offset) = result.as_output().unwrap();

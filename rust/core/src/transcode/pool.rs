@@ -1,15 +1,18 @@
 //! The supervisor of worker processes: a bounded number, used in turn, replaced when one dies or hangs.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -44,16 +47,27 @@ pub struct Task<'t> {
     pub target: &'t str,
     /// Bytes that the pixels may decode to.
     pub max_decoded_bytes: u64,
-    /// The file that holds the data set, and where in it.
-    pub input: (BorrowedFd<'t>, u64),
+    /// The data set.
+    pub input: Input<'t>,
     /// The file that takes the result, and where in it.
     pub output: (BorrowedFd<'t>, u64),
+}
+
+/// Where a data set is.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'t> {
+    /// In memory.
+    Memory(&'t [u8]),
+    /// In a file from an offset on to its end.
+    File(BorrowedFd<'t>, u64),
 }
 
 #[derive(Debug)]
 struct Worker {
     child: Child,
     socket: OwnedFd,
+    /// Carries data sets that are in memory; used again, because pages that are touched for the first time are dear.
+    memory: File,
 }
 
 #[derive(Debug, Default)]
@@ -187,7 +201,13 @@ impl Pool {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        Ok(Worker { child, socket: ours })
+        let memory = rustix::fs::memfd_create("storescp-dataset", MemfdFlags::CLOEXEC)
+            .map_err(|error| failed(error.into()))?;
+        Ok(Worker {
+            child,
+            socket: ours,
+            memory: memory.into(),
+        })
     }
 
     fn converse(
@@ -195,16 +215,27 @@ impl Pool {
         worker: &mut Worker,
         task: &Task<'_>,
     ) -> Result<Result<Report, TranscodeError>, Broken> {
+        let (input, offset, length) = match task.input {
+            Input::File(file, offset) => (file, offset, None),
+            Input::Memory(dataset) => {
+                worker
+                    .memory
+                    .write_all_at(dataset, 0)
+                    .map_err(|error| Broken::WithTheJob(error.to_string()))?;
+                (worker.memory.as_fd(), 0, Some(dataset.len()))
+            }
+        };
         let request = Request {
             source: task.source.to_owned(),
             target: task.target.to_owned(),
             max_decoded_bytes: task.max_decoded_bytes,
             threads: self.config.threads,
-            input_offset: task.input.1,
+            input_offset: offset,
+            input_length: length,
             output_offset: task.output.1,
         };
         let request = serde_json::to_vec(&request).map_err(|error| Broken::WithTheJob(error.to_string()))?;
-        let descriptors = [task.input.0, task.output.0];
+        let descriptors = [input, task.output.0];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
@@ -263,7 +294,10 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let idle = std::mem::take(&mut self.lock().idle);
-        for Worker { mut child, socket } in idle {
+        for Worker {
+            mut child, socket, ..
+        } in idle
+        {
             // The worker sees its socket close and ends; it is idle, so at once.
             drop(socket);
             let _ = child.wait();
@@ -294,7 +328,6 @@ fn end(worker: &mut Worker, by_itself: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
 
     fn attempt(command: &[&str]) -> String {
         let pool = Pool::new(PoolConfig {
@@ -309,7 +342,7 @@ mod tests {
             source: "1.2.840.10008.1.2.5",
             target: "1.2.840.10008.1.2.1",
             max_decoded_bytes: 1,
-            input: (file.as_fd(), 0),
+            input: Input::File(file.as_fd(), 0),
             output: (again.as_fd(), 0),
         };
         let texts: Vec<String> = (0..2)

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -31,6 +32,8 @@ pub(super) struct Request {
     pub(super) threads: usize,
     /// Where the data set begins in the first file.
     pub(super) input_offset: u64,
+    /// Its length, where the file is longer.
+    pub(super) input_length: Option<usize>,
     /// Where the result begins in the second file.
     pub(super) output_offset: u64,
 }
@@ -68,8 +71,9 @@ pub fn serve(memory_bytes: u64) -> io::Result<()> {
     std::thread::Builder::new()
         .name("storescp-parent".to_owned())
         .spawn(move || end_with_supervisor(socket))?;
+    let mut buffer = Vec::new();
     while let Some((request, input, output)) = receive(socket)? {
-        let reply = match run(&request, input, output, socket) {
+        let reply = match run(&request, input, output, socket, &mut buffer) {
             Ok(report) => Reply::Done {
                 frames: report.frames,
                 bytes: report.bytes,
@@ -100,13 +104,22 @@ fn run(
     input: OwnedFd,
     output: OwnedFd,
     socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
 ) -> Result<Report, TranscodeError> {
     let (input, output) = (File::from(input), File::from(output));
-    let map = Mapping::of(&input)?;
-    let dataset = usize::try_from(request.input_offset)
-        .ok()
-        .and_then(|offset| map.as_ref().get(offset..))
-        .ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
+    let map;
+    let dataset = if let Some(length) = request.input_length {
+        // Small, and its pages are there: reading it is cheaper than mapping it.
+        buffer.resize(length, 0);
+        input.read_exact_at(buffer, request.input_offset)?;
+        buffer.as_slice()
+    } else {
+        map = Mapping::of(&input)?;
+        usize::try_from(request.input_offset)
+            .ok()
+            .and_then(|offset| map.as_ref().get(offset..))
+            .ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?
+    };
     let job = Job {
         source: &request.source,
         target: &request.target,
