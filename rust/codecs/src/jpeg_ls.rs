@@ -1,5 +1,6 @@
 //! JPEG-LS (ISO/IEC 14495-1) through `CharLS`.
 
+use std::borrow::Cow;
 use std::ffi::{c_void, CStr};
 
 use charls_sys as charls;
@@ -10,6 +11,7 @@ use crate::{CodecError, Decode, Description, Encode, Geometry};
 const CODEC: &str = "JPEG-LS";
 const SOS: u8 = 0xDA;
 const SOF55: u8 = 0xF7;
+const END_OF_IMAGE: &[u8] = b"\xFF\xD9";
 
 pub(crate) struct JpegLs;
 
@@ -33,6 +35,7 @@ impl Decode for JpegLs {
     }
 
     fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
+        let frame = &terminated(frame);
         decode(frame, geometry).or_else(|error| match without_padding(frame) {
             Some(shorter) => decode(&shorter, geometry).map_err(|_| error),
             None => Err(error),
@@ -40,11 +43,21 @@ impl Decode for JpegLs {
     }
 }
 
+/// With an end of image: without one `CharLS` counts to 2^31 behind the end of a stream that is cut short.
+fn terminated(frame: &[u8]) -> Cow<'_, [u8]> {
+    let end = frame.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1);
+    if frame[..end].ends_with(END_OF_IMAGE) {
+        Cow::Borrowed(frame)
+    } else {
+        Cow::Owned([frame, END_OF_IMAGE].concat())
+    }
+}
+
 /// Some encoders end the last scan with a zero byte too many, and `CharLS` wants the next marker at once.
 fn without_padding(frame: &[u8]) -> Option<Vec<u8>> {
     let end = frame.iter().rposition(|&byte| byte != 0)? + 1;
     let scan = frame[..end].strip_suffix(b"\0\xFF\xD9")?;
-    Some([scan, b"\xFF\xD9"].concat())
+    Some([scan, END_OF_IMAGE].concat())
 }
 
 fn decode(frame: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
