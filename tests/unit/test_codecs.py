@@ -27,7 +27,7 @@ def image(pixels: Array, bits_stored: int | None = None, photometric: str | None
     stored = bits_stored or allocated
     us = lambda tag, value: explicit(tag, b"US", struct.pack("<H", value))  # noqa: E731 - shorter than a function here
     interpretation = photometric or ("RGB" if samples == 3 else "MONOCHROME2")
-    elements = [
+    return [
         us(0x00280002, samples),
         explicit(0x00280004, b"CS", text(interpretation)),
         *([us(0x00280006, 0)] if samples > 1 else []),
@@ -38,7 +38,6 @@ def image(pixels: Array, bits_stored: int | None = None, photometric: str | None
         us(0x00280102, stored - 1),
         us(0x00280103, int(pixels.dtype.kind == "i")),
     ]
-    return elements
 
 
 def decode(frame: bytes, transfer_syntax: str, pixels: Array, **attributes: object) -> Array:
