@@ -325,6 +325,23 @@ def test_workers_end_with_the_service(start_service: StartService, ending: str) 
         assert len(service.files()) == 1
 
 
+def test_a_drain_that_is_over_ends_what_is_being_transcoded(start_service: StartService) -> None:
+    """The sender gets no success, so it sends the instance again; nothing of it is stored."""
+    service = start_service(env=ONLY_EXPLICIT | {"STORESCP_SERVICE__DRAIN_TIMEOUT": "0.3"})
+    senders = [threading.Thread(target=lambda: _send_and_lose(service)) for _ in range(CORES + 1)]
+    for sender in senders:
+        sender.start()
+    wait_until(lambda: any(_is_running(pid) for pid in workers(service)))
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 5
+    for sender in senders:
+        sender.join(30)
+    assert service.files() == []
+    assert service.temporary_files() == []
+    assert service.records() == []
+
+
 def _send_and_lose(service: ServiceProcess) -> None:
     try:
         send(service, slow_ct(1))

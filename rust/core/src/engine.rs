@@ -228,6 +228,7 @@ impl Engine {
     /// Aborts every association: they send an A-ABORT at their next look at the network.
     pub fn abort_all(&self) {
         self.aborting.store(true, Ordering::Release);
+        self.transcoders.abort();
         for stream in self
             .active
             .lock()

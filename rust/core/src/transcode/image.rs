@@ -1,6 +1,7 @@
 //! The Image Pixel Module of a data set (PS3.3 C.7.6.3) and where its frames lie.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::Range;
 
 use dicom_core::{Tag, VR};
@@ -52,7 +53,12 @@ impl<'d> Image<'d> {
             pixel_data: None,
         };
         let mut walk = Walk::new(dataset, encoding);
+        let mut seen = HashSet::new();
         while let Some(element) = next_top_level(&mut walk)? {
+            // Readers would not agree on which of two counts.
+            if matches!(element.tag.0, 0x0028 | 0x7FE0) && !seen.insert(element.tag) {
+                return Err(TranscodeError::Attribute("an element of the image occurs twice"));
+            }
             match element.tag {
                 tags::ROWS => image.rows = image.number(&element),
                 tags::COLUMNS => image.columns = image.number(&element),

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use serde::Deserialize;
 use super::worker::{Reply, Request, MESSAGE_BYTES};
 use super::{Report, TranscodeError};
 
+/// How often a conversation looks whether it is aborted.
+const LOOK_UP_NANOSECONDS: i64 = 100_000_000;
 /// From the end of a worker's socket to the end of the process.
 const ENDING: Duration = Duration::from_secs(1);
 
@@ -85,12 +88,15 @@ pub struct Pool {
     config: PoolConfig,
     state: Mutex<State>,
     changed: Condvar,
+    aborted: AtomicBool,
 }
 
 /// How a conversation with a worker ended badly.
 enum Broken {
     /// It was gone before it took the job: another one may do it.
     BeforeTheJob,
+    /// See [`Pool::abort`].
+    Aborted,
     /// It ended with the job.
     Ended,
     /// It hung with the job, or said what nobody understands.
@@ -105,7 +111,19 @@ impl Pool {
             config,
             state: Mutex::default(),
             changed: Condvar::new(),
+            aborted: AtomicBool::new(false),
         }
+    }
+
+    /// Ends what is under way and what waits, for good: the process is about to end. Each fails as interrupted, which is
+    /// not the object's fault.
+    pub fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
     }
 
     /// Processes that are alive.
@@ -132,6 +150,7 @@ impl Pool {
                     self.changed.notify_all();
                     match broken {
                         Broken::BeforeTheJob => {}
+                        Broken::Aborted => return Err(interrupted()),
                         Broken::Ended => {
                             return Err(TranscodeError::Worker(format!("the decoder crashed{ending}")))
                         }
@@ -150,10 +169,15 @@ impl Pool {
         let mut state = self
             .changed
             .wait_while(state, |state| {
-                state.waiting.front() != Some(&ticket)
-                    || (state.idle.is_empty() && state.live >= self.config.workers)
+                let is_our_turn = state.waiting.front() == Some(&ticket)
+                    && (!state.idle.is_empty() || state.live < self.config.workers);
+                !is_our_turn && !self.is_aborted()
             })
             .unwrap_or_else(PoisonError::into_inner);
+        if self.is_aborted() {
+            state.waiting.retain(|&other| other != ticket);
+            return Err(interrupted());
+        }
         state.waiting.pop_front();
         let idle = state.idle.pop();
         if idle.is_none() {
@@ -257,16 +281,21 @@ impl Pool {
 
     fn receive(&self, socket: &OwnedFd) -> Result<Reply, Broken> {
         let patience = Duration::try_from_secs_f64(self.config.timeout).unwrap_or(Duration::from_secs(60));
-        let timeout = Timespec {
-            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(60),
-            tv_nsec: i64::from(patience.subsec_nanos()),
+        let deadline = Instant::now() + patience;
+        let slice = Timespec {
+            tv_sec: 0,
+            tv_nsec: LOOK_UP_NANOSECONDS,
         };
         let mut message = [0u8; MESSAGE_BYTES];
         loop {
+            if self.is_aborted() {
+                return Err(Broken::Aborted);
+            }
             let mut watched = [PollFd::new(socket, PollFlags::IN)];
-            match rustix::event::poll(&mut watched, Some(&timeout)) {
+            match rustix::event::poll(&mut watched, Some(&slice)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(Broken::WithTheJob(error.to_string())),
+                Ok(0) if Instant::now() < deadline => continue,
                 Ok(0) => {
                     return Err(Broken::WithTheJob(format!(
                         "no progress for {:.0} s",
@@ -303,6 +332,10 @@ impl Drop for Pool {
             let _ = child.wait();
         }
     }
+}
+
+fn interrupted() -> TranscodeError {
+    TranscodeError::Io(io::ErrorKind::Interrupted.into())
 }
 
 /// Ends a process. One that closed its socket is about to end by itself: then how it ended is worth telling.

@@ -529,6 +529,19 @@ fn attributes_that_make_no_sense_are_refused_before_memory_is_taken() {
 }
 
 #[test]
+fn an_element_of_the_image_that_occurs_twice_is_refused() {
+    let image = Made::small();
+    let dataset = image.dataset(&image.pixels(5, true));
+    let rows = short((0x0028, 0x0010), b"US", &[4, 0]);
+    let at = dataset.windows(rows.len()).position(|part| part == rows).unwrap();
+    let twice = [&dataset[..at], &rows, &dataset[at..]].concat();
+    assert_eq!(code_of(change(&twice, EXPLICIT, RLE, 1)), "attribute");
+    let pixels = long((0x7FE0, 0x0010), b"OW", &[0; 4]);
+    let twice = [&dataset[..], &pixels].concat();
+    assert_eq!(code_of(change(&twice, EXPLICIT, RLE, 1)), "attribute");
+}
+
+#[test]
 fn fragments_that_are_not_what_they_say_are_refused() {
     let image = Made {
         frames: 1,
