@@ -73,7 +73,7 @@ def to_explicit(dataset: bytes, transfer_syntax: str, max_decoded_bytes: int) ->
     except Exception as error:
         # Whatever pydicom and its plugins raise on a damaged image.
         raise TranscodeError(str(error)) from error
-    return _rewrite(dataset, _edits(image, description, native, transfer_syntax))
+    return _rewrite(dataset, _edits(image, description, native))
 
 
 def _check(image: Dataset, max_decoded_bytes: int) -> int:
@@ -149,7 +149,7 @@ def _decode(image: Dataset, transfer_syntax: str, frames: int, *, rgb: bool) -> 
     return native
 
 
-def _edits(image: Dataset, description: _Description, native: bytes, transfer_syntax: str) -> dict[int, bytes | None]:
+def _edits(image: Dataset, description: _Description, native: bytes) -> dict[int, bytes | None]:
     edits: dict[int, bytes | None] = dict.fromkeys(_STALE)
     if description.lossy is not None and image.get("LossyImageCompression") != "01":
         frames = generate_frames(image.PixelData, number_of_frames=int(image.get("NumberOfFrames") or 1))
@@ -164,7 +164,6 @@ def _edits(image: Dataset, description: _Description, native: bytes, transfer_sy
     vr = b"OW" if image.BitsAllocated > 8 else b"OB"
     padded = native + b"\0" * (len(native) % 2)
     edits[_PIXEL_DATA] = struct.pack("<HH2sHL", 0x7FE0, 0x0010, vr, 0, len(padded)) + padded
-    del transfer_syntax
     return edits
 
 

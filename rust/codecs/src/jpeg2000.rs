@@ -1,11 +1,15 @@
 //! JPEG 2000 (ISO/IEC 15444-1, -2 and -15) through OpenJPEG, which also decodes high throughput block coding.
 
+mod stream;
+
 use std::collections::HashSet;
 use std::ffi::{c_char, c_void, CStr};
 
 use openjpeg_sys as opj;
 
-use crate::samples::{bits_needed, from_cells, to_cells};
+use stream::{read, seek, skip, write, write_seek, write_skip, Source, Stream, Target};
+
+use crate::samples::{to_cells, values_for};
 use crate::{CodecError, Colour, Decode, Description, Encode, Geometry};
 
 const CODEC: &str = "JPEG 2000";
@@ -120,14 +124,7 @@ impl Narrow {
 
 impl Encode for Jpeg2000 {
     fn encode(&self, native: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
-        if geometry.bits_allocated > 16 {
-            return Err(CodecError::Unsupported {
-                codec: CODEC,
-                what: "more than 16 bits allocated",
-            });
-        }
-        let values = from_cells(native, geometry)?;
-        let bits = bits_needed(&values, geometry);
+        let (values, bits) = values_for(CODEC, native, geometry)?;
         let image = Image::for_encoding(&values, geometry, bits)?;
         let mut out = Vec::with_capacity(native.len());
         encode_image(&image, geometry, &mut out)?;
@@ -240,96 +237,6 @@ fn check_tiles(frame: &[u8]) -> Result<(), CodecError> {
     }
 }
 
-/// What OpenJPEG reads from and writes to.
-struct Source<'f> {
-    bytes: &'f [u8],
-    at: usize,
-}
-
-/// OpenJPEG's mark for "nothing more" in a read function.
-const END: opj::OPJ_SIZE_T = opj::OPJ_SIZE_T::MAX;
-
-unsafe extern "C" fn read(buffer: *mut c_void, count: opj::OPJ_SIZE_T, user: *mut c_void) -> opj::OPJ_SIZE_T {
-    // SAFETY: `user` is the `Source` that `decode_image` gave, alive for the whole decoding.
-    let source = unsafe { &mut *user.cast::<Source>() };
-    let rest = &source.bytes[source.at.min(source.bytes.len())..];
-    if rest.is_empty() {
-        return END;
-    }
-    let count = rest.len().min(count);
-    // SAFETY: OpenJPEG gives room for the count it asks for, and `rest` has at least that much.
-    unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), buffer.cast::<u8>(), count) };
-    source.at += count;
-    count
-}
-
-unsafe extern "C" fn skip(count: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_OFF_T {
-    // SAFETY: as in `read`.
-    let source = unsafe { &mut *user.cast::<Source>() };
-    let left = source.bytes.len().saturating_sub(source.at);
-    let count = usize::try_from(count).unwrap_or(0).min(left);
-    source.at += count;
-    i64::try_from(count).unwrap_or(0)
-}
-
-unsafe extern "C" fn seek(at: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_BOOL {
-    // SAFETY: as in `read`.
-    let source = unsafe { &mut *user.cast::<Source>() };
-    match usize::try_from(at) {
-        Ok(at) if at <= source.bytes.len() => {
-            source.at = at;
-            1
-        }
-        _ => 0,
-    }
-}
-
-/// What is written, and where the next byte goes.
-struct Target<'o> {
-    bytes: &'o mut Vec<u8>,
-    at: usize,
-}
-
-impl Target<'_> {
-    fn make_room(&mut self, end: usize) {
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-    }
-}
-
-unsafe extern "C" fn write(
-    buffer: *mut c_void,
-    count: opj::OPJ_SIZE_T,
-    user: *mut c_void,
-) -> opj::OPJ_SIZE_T {
-    // SAFETY: `user` is the `Target` that `encode_image` gave, alive for the whole encoding.
-    let target = unsafe { &mut *user.cast::<Target>() };
-    // SAFETY: OpenJPEG gives that many bytes.
-    let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), count) };
-    let end = target.at + count;
-    target.make_room(end);
-    target.bytes[target.at..end].copy_from_slice(bytes);
-    target.at = end;
-    count
-}
-
-unsafe extern "C" fn write_skip(count: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_OFF_T {
-    // SAFETY: as in `write`.
-    let target = unsafe { &mut *user.cast::<Target>() };
-    target.at += usize::try_from(count).unwrap_or(0);
-    target.make_room(target.at);
-    count
-}
-
-unsafe extern "C" fn write_seek(at: opj::OPJ_OFF_T, user: *mut c_void) -> opj::OPJ_BOOL {
-    // SAFETY: as in `write`.
-    let target = unsafe { &mut *user.cast::<Target>() };
-    target.at = usize::try_from(at).unwrap_or(0);
-    target.make_room(target.at);
-    1
-}
-
 unsafe extern "C" fn keep_message(text: *const c_char, user: *mut c_void) {
     // SAFETY: `user` is the text that the codec was made with, and outlives it; the message ends with a zero byte.
     let (kept, text) = unsafe { (&mut *user.cast::<String>(), CStr::from_ptr(text)) };
@@ -378,15 +285,6 @@ impl Drop for Codec {
             opj::opj_destroy_codec(self.codec);
             drop(Box::from_raw(self.message));
         }
-    }
-}
-
-struct Stream(*mut opj::opj_stream_t);
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: nobody else has it.
-        unsafe { opj::opj_stream_destroy(self.0) }
     }
 }
 

@@ -34,6 +34,23 @@ pub(crate) fn from_cells(native: &[u8], geometry: &Geometry) -> Result<Vec<i32>,
     })
 }
 
+/// The values of a frame for an encoder of up to 16 bits, and how many bits it must carry.
+pub(crate) fn values_for(
+    codec: &'static str,
+    native: &[u8],
+    geometry: &Geometry,
+) -> Result<(Vec<i32>, u32), CodecError> {
+    if geometry.bits_allocated > 16 {
+        return Err(CodecError::Unsupported {
+            codec,
+            what: "more than 16 bits allocated",
+        });
+    }
+    let values = from_cells(native, geometry)?;
+    let bits = bits_needed(&values, geometry);
+    Ok((values, bits))
+}
+
 /// 16-bit cells.
 pub(crate) fn words(native: &[u8]) -> impl ExactSizeIterator<Item = u16> + '_ {
     native

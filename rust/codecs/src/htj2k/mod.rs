@@ -10,7 +10,7 @@ mod tables;
 mod wavelet;
 
 use crate::jpeg2000::Jpeg2000;
-use crate::samples::{bits_needed, from_cells};
+use crate::samples::values_for;
 use crate::{CodecError, Decode as _, Encode, Geometry};
 use packet::PacketWriter;
 use wavelet::Plane;
@@ -24,14 +24,7 @@ pub(crate) struct Htj2k;
 
 impl Encode for Htj2k {
     fn encode(&self, native: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
-        if geometry.bits_allocated > 16 {
-            return Err(CodecError::Unsupported {
-                codec: CODEC,
-                what: "more than 16 bits allocated",
-            });
-        }
-        let values = from_cells(native, geometry)?;
-        let bits = bits_needed(&values, geometry);
+        let (values, bits) = values_for(CODEC, native, geometry)?;
         Ok(encode(&values, geometry, bits))
     }
 

@@ -1,0 +1,253 @@
+//! The queue by itself: order, topics, rows set aside, start-up.
+
+use super::*;
+
+fn row(number: u32) -> NewRow {
+    NewRow {
+        trace_id: format!("trace-{number}"),
+        key: "t/1".to_owned(),
+        payload: format!("{{\"n\":{number}}}"),
+        path: format!("t/d/s/s/{number}.dcm"),
+        temporary: format!("{number}.part"),
+        size: u64::from(number),
+        digest: [7; 16],
+    }
+}
+
+fn open(path: &Path) -> (Outbox, Settled) {
+    Outbox::open(path, true, |_, size, _| Ok(size % 2 == 0)).unwrap()
+}
+
+fn stored(outbox: &Outbox, numbers: std::ops::Range<u32>) -> Vec<i64> {
+    let ids: Vec<i64> = numbers
+        .map(|number| {
+            let id = outbox.insert(row(number)).unwrap().wait().unwrap();
+            outbox.publishable(id).unwrap();
+            id
+        })
+        .collect();
+    outbox.flush().unwrap();
+    ids
+}
+
+fn claimed(outbox: &Outbox, topic: Topic) -> Vec<i64> {
+    let rows = outbox.claim(topic, 0, 1000).unwrap();
+    assert!(rows.windows(2).all(|pair| pair[0].ready < pair[1].ready));
+    rows.into_iter().map(|row| row.id).collect()
+}
+
+#[test]
+fn rows_are_claimed_in_the_order_of_acknowledgement_and_only_once_publishable() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let ids: Vec<i64> = (0..3)
+        .map(|n| outbox.insert(row(n)).unwrap().wait().unwrap())
+        .collect();
+    let start = outbox.claim(Topic::Main, 0, 10).unwrap();
+    assert!(start.is_empty());
+    let before = now_micros();
+    assert!(!outbox.wait(before, Duration::from_millis(20)));
+    outbox.publishable(ids[2]).unwrap();
+    outbox.publishable(ids[0]).unwrap();
+    outbox.flush().unwrap();
+    assert!(outbox.wait(0, Duration::ZERO));
+    let rows = outbox.claim(Topic::Main, 0, 10).unwrap();
+    assert_eq!([rows[0].id, rows[1].id], [ids[2], ids[0]]);
+    assert_eq!(outbox.claim(Topic::Main, rows[0].ready, 10).unwrap().len(), 1);
+    assert!(outbox.wait(rows[0].ready, Duration::ZERO));
+    assert!(!outbox.wait(rows[1].ready, Duration::ZERO));
+    assert_eq!(outbox.backlog().pending, 3);
+}
+
+#[test]
+fn each_topic_has_its_own_way_through_the_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let ids = stored(&outbox, 0..3);
+    outbox.done(Topic::Main, ids.clone()).unwrap();
+    outbox.done(Topic::Log, vec![ids[1]]).unwrap();
+    outbox.flush().unwrap();
+    assert!(claimed(&outbox, Topic::Main).is_empty());
+    assert_eq!(claimed(&outbox, Topic::Log), [ids[0], ids[2]]);
+    assert_eq!(outbox.backlog().pending, 2);
+    outbox.fail(Topic::Log, "a reason").unwrap();
+    outbox.fail(Topic::Main, "another").unwrap();
+    outbox.done(Topic::Log, ids).unwrap();
+    outbox.flush().unwrap();
+    assert_eq!(outbox.backlog(), Backlog::default());
+    let state: Vec<(i64, String)> = lock(&outbox.reader)
+        .prepare("SELECT failures, last_error FROM topic ORDER BY number")
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(state, [(1, "another".to_owned()), (0, "a reason".to_owned())]);
+}
+
+#[test]
+fn a_done_row_is_committed_without_anything_else_to_carry_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let ids = stored(&outbox, 0..1);
+    outbox.done(Topic::Main, ids.clone()).unwrap();
+    outbox.done(Topic::Log, ids).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while outbox.backlog().pending > 0 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn refused_rows_are_set_aside_until_an_operator_wants_them_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.sqlite");
+    let (outbox, _) = open(&path);
+    let ids = stored(&outbox, 0..4);
+    let reason = "too large".to_owned();
+    outbox
+        .reject(Topic::Main, vec![(ids[0], reason.clone()), (ids[2], reason)])
+        .unwrap();
+    outbox.done(Topic::Main, vec![ids[1], ids[3]]).unwrap();
+    outbox.done(Topic::Log, ids.clone()).unwrap();
+    outbox.flush().unwrap();
+    let bytes = outbox.backlog().bytes;
+    assert_eq!((outbox.backlog().pending, outbox.backlog().dead), (0, 2));
+    assert!(bytes > 0);
+    assert_eq!(outbox.adopt_retries().unwrap(), 0);
+    let other = Connection::open(&path).unwrap();
+    other
+        .execute("INSERT INTO retry (trace_id) VALUES ('trace-2')", [])
+        .unwrap();
+    assert_eq!(outbox.adopt_retries().unwrap(), 1);
+    assert_eq!((outbox.backlog().pending, outbox.backlog().dead), (1, 1));
+    assert_eq!(claimed(&outbox, Topic::Main), [ids[2]]);
+    assert!(claimed(&outbox, Topic::Log).is_empty());
+    let later = stored(&outbox, 4..5);
+    other
+        .execute("INSERT INTO retry (trace_id) VALUES (NULL)", [])
+        .unwrap();
+    drop(outbox);
+    let (outbox, _) = open(&path);
+    assert_eq!((outbox.backlog().pending, outbox.backlog().dead), (2, 1));
+    assert_eq!(outbox.adopt_retries().unwrap(), 1);
+    assert_eq!(claimed(&outbox, Topic::Main), [ids[2], later[0], ids[0]]);
+    outbox.done(Topic::Main, vec![ids[0], ids[2], later[0]]).unwrap();
+    outbox.done(Topic::Log, later).unwrap();
+    outbox.flush().unwrap();
+    assert_eq!(outbox.backlog(), Backlog::default());
+}
+
+#[test]
+fn delivered_rows_lose_their_payload_and_stay_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let ids = stored(&outbox, 1..4);
+    outbox.done(Topic::Main, ids.clone()).unwrap();
+    outbox.done(Topic::Log, ids[..2].to_vec()).unwrap();
+    outbox.flush().unwrap();
+    assert_eq!(outbox.prune(0, 10).unwrap(), 0);
+    let soon = now_micros() + 1;
+    assert_eq!(outbox.prune(soon, 1).unwrap(), 1);
+    assert_eq!(outbox.prune(soon, 10).unwrap(), 1);
+    assert_eq!(outbox.prune(soon, 10).unwrap(), 0);
+    assert!(outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
+    assert_eq!(outbox.claim(Topic::Log, 0, 10).unwrap()[0].payload, r#"{"n":3}"#);
+}
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date_and_one_of_the_future_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.sqlite");
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.execute(
+        "INSERT INTO instance (ready, trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created)
+         VALUES (5, 'trace', 'k', '{}', 'p', 1, 't', 2, x'00', 2, 5)",
+        [],
+    )
+    .unwrap();
+    drop(old);
+    let (outbox, _) = open(&path);
+    assert!(claimed(&outbox, Topic::Main).is_empty());
+    assert_eq!(outbox.claim(Topic::Log, 0, 10).unwrap()[0].trace_id, "trace");
+    drop(outbox);
+    Connection::open(&path)
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
+    let error = Outbox::open(&path, true, |_, _, _| Ok(true)).unwrap_err();
+    assert!(error.to_string().contains("newer program"), "{error}");
+}
+
+#[test]
+fn multi_byte_payloads_are_counted_in_bytes_on_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let mut new = row(1);
+    new.payload = "\"グレイ\"".to_owned();
+    let id = outbox.insert(new).unwrap().wait().unwrap();
+    assert_eq!(outbox.backlog().bytes, 11);
+    outbox.publishable(id).unwrap();
+    outbox.done(Topic::Main, vec![id]).unwrap();
+    outbox.done(Topic::Log, vec![id]).unwrap();
+    outbox.flush().unwrap();
+    assert_eq!(outbox.backlog(), Backlog::default());
+}
+
+#[test]
+fn start_up_keeps_rows_whose_file_is_there_and_drops_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.sqlite");
+    {
+        let (outbox, _) = open(&path);
+        for number in 0..4 {
+            outbox.insert(row(number)).unwrap().wait().unwrap();
+        }
+    }
+    let (outbox, settled) = open(&path);
+    assert_eq!(settled, Settled { kept: 2, dropped: 2 });
+    let claimed: Vec<String> = outbox
+        .claim(Topic::Main, 0, 10)
+        .unwrap()
+        .into_iter()
+        .map(|row| row.trace_id)
+        .collect();
+    assert_eq!(claimed, ["trace-0", "trace-2"]);
+    assert!(outbox.describes("t/d/s/s/2.dcm", 2, [7; 16]).unwrap());
+    assert!(!outbox.describes("t/d/s/s/2.dcm", 3, [7; 16]).unwrap());
+    assert!(!outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
+}
+
+#[test]
+fn a_removed_row_is_gone_and_a_published_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let first = outbox.insert(row(1)).unwrap().wait().unwrap();
+    let second = outbox.insert(row(2)).unwrap().wait().unwrap();
+    outbox.publishable(second).unwrap();
+    outbox.remove(first).unwrap();
+    assert!(!outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
+    outbox.remove(second).unwrap();
+    assert!(outbox.describes("t/d/s/s/2.dcm", 2, [7; 16]).unwrap());
+}
+
+#[test]
+fn many_writers_share_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    std::thread::scope(|scope| {
+        for thread in 0..8u32 {
+            let outbox = &outbox;
+            scope.spawn(move || {
+                for number in 0..50 {
+                    let id = outbox.insert(row(thread * 100 + number)).unwrap().wait().unwrap();
+                    outbox.publishable(id).unwrap();
+                }
+            });
+        }
+    });
+    outbox.flush().unwrap();
+    assert_eq!(claimed(&outbox, Topic::Main).len(), 400);
+}
