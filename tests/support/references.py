@@ -78,7 +78,22 @@ def _frames(dataset: pydicom.Dataset, decode: Callable[[bytes], Pixels]) -> Pixe
     return np.stack([decode(frame) for frame in generate_frames(dataset.PixelData, number_of_frames=count)])
 
 
+def _sizes_of_jpeg_frames(dataset: pydicom.Dataset) -> set[tuple[int, int]]:
+    """Rows and columns by the frame headers (ISO/IEC 10918-1 B.2.2)."""
+    sizes = set()
+    for frame in generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames", 1) or 1)):
+        at = 2
+        while not (0xC0 <= frame[at + 1] <= 0xCF and frame[at + 1] not in (0xC4, 0xC8, 0xCC)):
+            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+        sizes.add((int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")))
+    return sizes
+
+
 def _by_dcmtk(program: str, path: Path) -> Pixels:
+    dataset = pydicom.dcmread(path)
+    if program == "dcmdjpeg" and _sizes_of_jpeg_frames(dataset) != {(dataset.Rows, dataset.Columns)}:
+        # DCMTK writes the bytes of a narrower frame into a wider one, line after line.
+        raise RuntimeError("frames of another size than the data set says")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "native.dcm"
         result = subprocess.run([program, str(path), str(target)], capture_output=True, check=False, timeout=60)
