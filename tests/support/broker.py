@@ -338,6 +338,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=PROJECT / "target" / "kafka" / "data")
     parser.add_argument("--topics", nargs="*", default=["storage_queue", "log_queue"])
     options = parser.parse_args(list(arguments) if arguments is not None else None)
+    # As Ctrl-C does: the broker must not outlive this process.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     broker = KafkaBroker(options.folder, port=options.port).start()
     try:
         existing = run(_topics(broker))
