@@ -26,6 +26,8 @@ from pydicom.pixels import get_decoder
 
 from quiet import quiet
 from storescp import _core
+from storescp.engine import pool_config
+from storescp.settings import Settings
 from support.compressed import compressed_ct
 from support.instances import Instance, curated_folder, dataset_of, from_file
 from support.references import largest_difference
@@ -190,16 +192,31 @@ def _show(codec: str, found: dict[str, float], size: int, instances: int) -> Non
 
 
 @pytest.mark.parametrize("codec", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.5"])
-def test_frames_at_a_time(codec: str) -> None:
-    """A multi-frame instance of 100 frames with one thread and with two."""
+def test_frames_at_a_time(bench_folder: Path, codec: str) -> None:
+    """A multi-frame instance of 100 frames by a worker process with one thread and with two."""
     one = compressed_ct(1, codec, frames=100, rows=512)
-    single, double = (
-        lambda threads=threads: _core.transcode(one.dataset, codec, EXPLICIT, 1 << 30, threads) for threads in (1, 2)
-    )
-    assert single() == double()
+    source = bench_folder / "source.dcm"
+    source.write_bytes(one.dataset)
+
+    def worker(threads: int) -> Callable[[], bytes]:
+        pool = _core.Transcoder(json.dumps(pool_config(Settings()) | {"threads": threads, "workers": 1}))
+        target = bench_folder / f"target-{threads}"
+
+        def run() -> bytes:
+            target.unlink(missing_ok=True)
+            pool.transcode_file(source, 0, target, b"", codec, EXPLICIT, 1 << 30)
+            return b""
+
+        return run
+
+    single, double = worker(1), worker(2)
+    single()
+    double()
+    results = [(bench_folder / f"target-{threads}").read_bytes() for threads in (1, 2)]
+    assert results[0] == results[1] == _core.transcode(one.dataset, codec, EXPLICIT, 1 << 30)
     found = medians({"one": single, "two": double})
     ratio = found["one"] / found["two"]
-    print(f"\n{codec}, 100 frames: one thread {found['one']:.2f} s, two {found['two']:.2f} s ({ratio:.2f})")
+    print(f"\n{codec}, 100 frames: one thread {found['one']:.3f} s, two {found['two']:.3f} s ({ratio:.2f})")
 
 
 @pytest.mark.parametrize("associations", [1, 4])

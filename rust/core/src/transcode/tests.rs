@@ -529,6 +529,27 @@ fn attributes_that_make_no_sense_are_refused_before_memory_is_taken() {
 }
 
 #[test]
+fn native_pixels_of_more_than_4_gib_are_refused_whatever_the_limit() {
+    let image = Made {
+        rows: 65535,
+        columns: 65535,
+        frames: 1,
+        ..Made::small()
+    };
+    let job = Job {
+        source: RLE,
+        target: EXPLICIT,
+        max_decoded_bytes: u64::MAX,
+        threads: 1,
+    };
+    let mut out = Vec::new();
+    let dataset = image.encapsulated(&[Vec::new(), vec![0; 64]]);
+    let error = transcode(&dataset, &job, &mut out, &mut || {}).unwrap_err();
+    assert_eq!(error.code(), "too_large");
+    assert!(error.to_string().contains("native Pixel Data can hold"));
+}
+
+#[test]
 fn an_element_of_the_image_that_occurs_twice_is_refused() {
     let image = Made::small();
     let dataset = image.dataset(&image.pixels(5, true));
