@@ -214,8 +214,13 @@ def _slow_template() -> Instance:
 
 def slow_ct(number: int) -> Instance:
     """Takes a second or more to decode; `number` is a digit."""
-    one = _slow_template()
-    uid = f"{one.sop_instance[:-1]}{number}"
+    return renumbered(_slow_template(), number)
+
+
+def renumbered(one: Instance, number: int) -> Instance:
+    """The same pixels under another UID; `number` has as many digits as the one it had."""
+    uid = f"{one.sop_instance.rsplit('.', 1)[0]}.{number}"
+    assert len(uid) == len(one.sop_instance)
     return replace(one, sop_instance=uid, dataset=one.dataset.replace(one.sop_instance.encode(), uid.encode()))
 
 
@@ -295,7 +300,8 @@ def test_a_decoder_that_wants_too_much_memory_costs_one_object(start_service: St
 def test_associations_take_turns(start_service: StartService) -> None:
     """One with many slow instances does not keep the others waiting."""
     service = start_service(env=ONLY_EXPLICIT | {"STORESCP_TRANSCODING__WORKERS": "1"})
-    slow = [compressed_ct(number, JPEG_2000, frames=10, rows=128) for number in range(1, 60)]
+    template = compressed_ct(10, JPEG_2000, frames=10, rows=256)
+    slow = [renumbered(template, number) for number in range(10, 70)]
     quick = [compressed_ct(number, JPEG_LS) for number in range(100, 105)]
     sender = threading.Thread(target=send, args=(service, *slow))
     sender.start()
