@@ -334,7 +334,8 @@ def test_workers_end_with_the_service(start_service: StartService, ending: str) 
 def test_a_drain_that_is_over_ends_what_is_being_transcoded(start_service: StartService) -> None:
     """The sender gets no success, so it sends the instance again; nothing of it is stored."""
     service = start_service(env=ONLY_EXPLICIT | {"STORESCP_SERVICE__DRAIN_TIMEOUT": "0.3"})
-    senders = [threading.Thread(target=lambda: _send_and_lose(service)) for _ in range(CORES + 1)]
+    instances = [slow_ct(number) for number in range(1, min(CORES + 2, 10))]
+    senders = [threading.Thread(target=_send_and_lose, args=(service, one)) for one in instances]
     for sender in senders:
         sender.start()
     wait_until(lambda: any(_is_running(pid) for pid in workers(service)))
@@ -348,10 +349,10 @@ def test_a_drain_that_is_over_ends_what_is_being_transcoded(start_service: Start
     assert service.records() == []
 
 
-def _send_and_lose(service: ServiceProcess) -> None:
+def _send_and_lose(service: ServiceProcess, one: Instance) -> None:
     try:
-        send(service, slow_ct(1))
-    except (AssertionError, OSError, Exception):  # noqa: BLE001 - the service may be killed while it sends
+        send(service, one)
+    except Exception:  # noqa: BLE001 - the service ends the association, and each library says so in its way
         return
 
 
