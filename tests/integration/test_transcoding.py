@@ -317,7 +317,7 @@ def test_associations_take_turns(start_service: StartService) -> None:
 @pytest.mark.parametrize("ending", ["SIGTERM", "SIGKILL"])
 def test_workers_end_with_the_service(start_service: StartService, ending: str) -> None:
     service = start_service(env=ONLY_EXPLICIT)
-    sender = threading.Thread(target=lambda: _send_and_lose(service))
+    sender = threading.Thread(target=_send_and_lose, args=(service, slow_ct(1)))
     sender.start()
     wait_until(lambda: any(_is_running(pid) for pid in workers(service)))
     pids = workers(service)

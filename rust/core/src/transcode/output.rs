@@ -25,6 +25,29 @@ pub trait Output {
     /// # Errors
     /// What the file system says; `Unsupported` where it cannot be done.
     fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Leaves room for the next `bytes`, to be written by several threads; none where they have to come in order.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn room(&mut self, bytes: u64) -> io::Result<Option<Room<'_>>>;
+}
+
+/// A part of a file that is written in any order.
+#[derive(Debug)]
+pub struct Room<'f> {
+    file: &'f File,
+    start: u64,
+}
+
+impl Room<'_> {
+    /// Writes bytes at an offset from the start of the room.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.start + offset)
+    }
 }
 
 impl Output for Vec<u8> {
@@ -44,6 +67,10 @@ impl Output for Vec<u8> {
             .ok_or(io::ErrorKind::InvalidInput)?;
         room.copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
+        Ok(None)
     }
 }
 
@@ -102,6 +129,16 @@ impl Output for FileOutput<'_> {
         self.flush()?;
         self.file.write_all_at(bytes, self.offset + at)
     }
+
+    fn room(&mut self, bytes: u64) -> io::Result<Option<Room<'_>>> {
+        self.flush()?;
+        let start = self.offset + self.flushed;
+        self.flushed += bytes;
+        Ok(Some(Room {
+            file: self.file,
+            start,
+        }))
+    }
 }
 
 /// Deflates on the way (PS3.5 A.5).
@@ -153,5 +190,9 @@ impl Output for Deflated<'_> {
 
     fn patch(&mut self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
+        Ok(None)
     }
 }

@@ -273,22 +273,41 @@ impl Pixels<'_> {
             VR::OB
         };
         writer.header(PIXEL_DATA, vr, length)?;
-        let mut bits = BitJoin::default();
-        let whole_bytes = self.geometry.frame_bits() % 8 == 0;
         let out = writer.out();
-        self.each_frame(
-            |frame| self.native_frame(frame).map(Cow::into_owned),
-            |native| {
+        let frame_bits = self.geometry.frame_bits();
+        let whole_bytes = frame_bits % 8 == 0;
+        let room = if whole_bytes && self.threads > 1 && self.count > 1 {
+            out.room(total)?
+        } else {
+            None
+        };
+        if let Some(room) = room {
+            // Each thread writes what it decoded.
+            let write = |frame| {
+                let native = self.native_frame(frame)?;
+                room.write_at(frame as u64 * frame_bits / 8, &native)?;
+                Ok(Vec::new())
+            };
+            self.each_frame(write, |_| {
                 progress();
-                if whole_bytes {
-                    out.write(&native)?;
-                } else {
-                    out.write(&bits.push(&native, self.geometry.frame_bits()))?;
-                }
                 Ok(())
-            },
-        )?;
-        out.write(&bits.rest())?;
+            })?;
+        } else {
+            let mut bits = BitJoin::default();
+            self.each_frame(
+                |frame| self.native_frame(frame).map(Cow::into_owned),
+                |native| {
+                    progress();
+                    if whole_bytes {
+                        out.write(&native)?;
+                    } else {
+                        out.write(&bits.push(&native, frame_bits))?;
+                    }
+                    Ok(())
+                },
+            )?;
+            out.write(&bits.rest())?;
+        }
         if total % 2 == 1 {
             out.write(&[0])?;
         }

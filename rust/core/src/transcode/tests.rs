@@ -1,8 +1,11 @@
 //! Made images through every target and back, offset tables of every kind, and what must be refused.
 
+use std::io::{Read as _, Seek as _, Write as _};
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::transcode::output::FileOutput;
 use crate::transcode::plan::can_encode;
 
 const EXPLICIT: &str = "1.2.840.10008.1.2.1";
@@ -192,6 +195,28 @@ fn change(dataset: &[u8], source: &str, target: &str, threads: usize) -> Result<
     Ok(out)
 }
 
+/// As `change`, behind other bytes in a file, where threads may write in any order.
+fn change_in_file(dataset: &[u8], source: &str, target: &str, threads: usize) -> Vec<u8> {
+    let job = Job {
+        source,
+        target,
+        max_decoded_bytes: 1 << 24,
+        threads,
+    };
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"before").unwrap();
+    let mut out = FileOutput::new(&file, 6);
+    let report = transcode(dataset, &job, &mut out, &mut || {}).unwrap();
+    out.flush().unwrap();
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    let rest = bytes.split_off(6);
+    assert_eq!(bytes, b"before");
+    assert_eq!(report.bytes, rest.len() as u64);
+    rest
+}
+
 fn code_of(result: Result<Vec<u8>, TranscodeError>) -> String {
     result.map_or_else(|error| error.code().to_owned(), |_| "none".to_owned())
 }
@@ -263,6 +288,8 @@ proptest! {
             let there = change(&dataset, EXPLICIT, target, threads).unwrap();
             let back = change(&there, target, EXPLICIT, threads).unwrap();
             prop_assert_eq!(&pixels_of(&back)[..pixels.len()], &pixels[..], "{}", target);
+            prop_assert_eq!(&change_in_file(&dataset, EXPLICIT, target, threads), &there, "{}", target);
+            prop_assert_eq!(&change_in_file(&there, target, EXPLICIT, threads), &back, "{}", target);
         }
     }
 
