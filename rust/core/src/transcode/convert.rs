@@ -109,7 +109,7 @@ impl<'o> Writer<'o> {
     /// The VR of an element that does not say its own (PS3.5 A.1, PS3.6).
     fn vr_of(&self, tag: Tag) -> VR {
         if tag.0 % 2 == 1 {
-            // PS3.5 7.8.1: private scratch are LO; what the others are only their creator knows.
+            // PS3.5 7.8.1: private creators are LO; what the others are only who reserved the block knows.
             return if (0x0010..=0x00FF).contains(&tag.1) {
                 VR::LO
             } else {
