@@ -1,9 +1,9 @@
-//! A data set as a slice without reading it into memory.
+//! Data sets as slices of files, without reading them.
 
 use std::fs::File;
 use std::io;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 /// The pages of a file, read as they are touched; they are not memory of the process.
 #[derive(Debug)]
@@ -27,5 +27,68 @@ impl Mapping {
 impl AsRef<[u8]> for Mapping {
     fn as_ref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// The first bytes of a memory file, for the one who writes it. Pages that were touched stay, so that the next data set finds
+/// them: a page that is touched for the first time costs more than copying into it.
+#[derive(Debug)]
+pub struct SharedMemory {
+    file: File,
+    map: MmapMut,
+}
+
+impl SharedMemory {
+    /// Takes a memory file that can grow and cannot shrink (sealed so: who else has it must not cut it beneath us).
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn new(file: File) -> io::Result<Self> {
+        let map = Self::map(&file)?;
+        Ok(Self { file, map })
+    }
+
+    /// Puts bytes at the beginning. The file grows as it must.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.map.len() < bytes.len() {
+            self.file.set_len(bytes.len().next_power_of_two() as u64)?;
+            self.map = Self::map(&self.file)?;
+        }
+        let room = self
+            .map
+            .get_mut(..bytes.len())
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        room.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The file, to hand it over.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn map(file: &File) -> io::Result<MmapMut> {
+        // SAFETY: the file is a memory file of ours that cannot shrink; who reads it does so between two calls of `put`.
+        unsafe { MmapMut::map_mut(file) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_is_seen_through_the_file_however_long_it_is() {
+        let mut memory = SharedMemory::new(tempfile::tempfile().unwrap()).unwrap();
+        for length in [0, 1, 5000, 100, 70_000] {
+            let bytes: Vec<u8> = (0..length).map(|at: u32| at.to_le_bytes()[0]).collect();
+            memory.put(&bytes).unwrap();
+            let seen = Mapping::of(memory.file()).unwrap();
+            assert_eq!(seen.as_ref().get(..bytes.len()), Some(bytes.as_slice()));
+        }
     }
 }

@@ -236,7 +236,7 @@ impl<'e> Reception<'e> {
             input: self.spool.as_input()?,
             output: result.as_output()?,
         })?;
-        result.take_over(report.bytes)?;
+        result.take_over(report.bytes, report.digest)?;
         Ok(result)
     }
 

@@ -14,6 +14,8 @@ use crate::transcode::pool::Input;
 
 /// What a spilled instance gathers before one write.
 const WRITE_BYTES: usize = 256 * 1024;
+/// What is read back at a time: it stays in the cache, and malloc has it at hand.
+const READ_BYTES: usize = 64 * 1024;
 
 /// A whole file in the making, header included. Dropped before [`Spool::publish`], it leaves nothing behind.
 pub struct Spool<'s> {
@@ -28,6 +30,8 @@ pub struct Spool<'s> {
     size: u64,
     header_bytes: u64,
     digest: Xxh3Default,
+    /// What another process says it is, see [`Spool::take_over`].
+    told_digest: Option<Digest>,
 }
 
 impl<'s> Spool<'s> {
@@ -55,6 +59,7 @@ impl<'s> Spool<'s> {
             size: 0,
             header_bytes: header.len() as u64,
             digest: Xxh3Default::new(),
+            told_digest: None,
         };
         spool.append(header)?;
         Ok(spool)
@@ -153,19 +158,25 @@ impl<'s> Spool<'s> {
         Ok((file.as_fd(), self.header_bytes))
     }
 
-    /// Takes over what another process wrote behind the header.
+    /// Takes over what another process wrote behind the header. Where it does not tell the digest of the whole file, the
+    /// data set is read for it.
     ///
     /// # Errors
     /// `InvalidData` when the file has another size than that process says; what the file system says.
-    pub fn take_over(&mut self, dataset_bytes: u64) -> io::Result<()> {
+    pub fn take_over(&mut self, dataset_bytes: u64, digest: Option<Digest>) -> io::Result<()> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let size = self.header_bytes + dataset_bytes;
         if file.metadata()?.len() != size {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let mut block = vec![0; WRITE_BYTES];
+        if digest.is_some() {
+            self.told_digest = digest;
+            self.size = size;
+            return Ok(());
+        }
+        let mut block = vec![0; READ_BYTES];
         while self.size < size {
-            let count = usize::try_from((size - self.size).min(WRITE_BYTES as u64)).unwrap_or(WRITE_BYTES);
+            let count = usize::try_from((size - self.size).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
             let block = block.get_mut(..count).unwrap_or_default();
             file.read_exact_at(block, self.size)?;
             self.digest.update(block);
@@ -224,7 +235,8 @@ impl<'s> Spool<'s> {
     /// Digest of the whole file.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.digest.digest128().to_be_bytes()
+        self.told_digest
+            .unwrap_or_else(|| self.digest.digest128().to_be_bytes())
     }
 
     /// Name of the temporary file in `.incoming`.
@@ -356,12 +368,16 @@ mod tests {
             let (output, offset) = result.as_output().unwrap();
             let output = File::from(output.try_clone_to_owned().unwrap());
             output.write_all_at(&dataset, offset).unwrap();
-            assert!(result.take_over(1).is_err());
-            result.take_over(dataset.len() as u64).unwrap();
+            let length = dataset.len() as u64;
+            assert!(result.take_over(1, None).is_err());
+            assert!(result.take_over(length + 1, Some([0; 16])).is_err());
+            result.take_over(length, None).unwrap();
             assert_eq!(
                 (result.size(), result.digest()),
                 (received.size(), received.digest())
             );
+            result.take_over(length, Some([1; 16])).unwrap();
+            assert_eq!((result.size(), result.digest()), (received.size(), [1; 16]));
             drop((received, result));
             assert_eq!(incoming(root.path()), 0);
         }

@@ -1,11 +1,9 @@
 //! The supervisor of worker processes: a bounded number, used in turn, replaced when one dies or hangs.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,11 +11,12 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::Deserialize;
+use storescp_codecs::mapping::SharedMemory;
 
 use super::worker::{Reply, Request, MESSAGE_BYTES};
 use super::{Report, TranscodeError};
@@ -71,8 +70,8 @@ pub enum Input<'t> {
 struct Worker {
     child: Child,
     socket: OwnedFd,
-    /// Carries data sets that are in memory; used again, because pages that are touched for the first time are dear.
-    memory: File,
+    /// Carries data sets that are in memory.
+    memory: SharedMemory,
 }
 
 #[derive(Debug, Default)]
@@ -217,6 +216,7 @@ impl Pool {
             .command
             .split_first()
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let memory = shared_memory().map_err(failed)?;
         let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::from(theirs))
@@ -230,12 +230,10 @@ impl Pool {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        let memory = rustix::fs::memfd_create("storescp-dataset", MemfdFlags::CLOEXEC)
-            .map_err(|error| failed(error.into()))?;
         Ok(Worker {
             child,
             socket: ours,
-            memory: memory.into(),
+            memory,
         })
     }
 
@@ -249,9 +247,9 @@ impl Pool {
             Input::Memory(dataset) => {
                 worker
                     .memory
-                    .write_all_at(dataset, 0)
+                    .put(dataset)
                     .map_err(|error| Broken::WithTheJob(error.to_string()))?;
-                (worker.memory.as_fd(), 0, Some(dataset.len()))
+                (worker.memory.file().as_fd(), 0, Some(dataset.len()))
             }
         };
         let request = Request {
@@ -278,7 +276,17 @@ impl Pool {
         loop {
             match self.receive(&worker.socket)? {
                 Reply::Progress => {}
-                Reply::Done { frames, bytes } => return Ok(Ok(Report { frames, bytes })),
+                Reply::Done {
+                    frames,
+                    bytes,
+                    digest,
+                } => {
+                    return Ok(Ok(Report {
+                        frames,
+                        bytes,
+                        digest,
+                    }))
+                }
                 Reply::Failed { code, text } => return Ok(Err(TranscodeError::Reported { code, text })),
             }
         }
@@ -339,6 +347,16 @@ impl Drop for Pool {
     }
 }
 
+/// A worker that goes wrong must not cut the memory beneath us.
+fn shared_memory() -> io::Result<SharedMemory> {
+    let file = rustix::fs::memfd_create(
+        "storescp-dataset",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?;
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
+    SharedMemory::new(file.into())
+}
+
 fn interrupted() -> TranscodeError {
     TranscodeError::Io(io::ErrorKind::Interrupted.into())
 }
@@ -365,6 +383,8 @@ fn end(worker: &mut Worker, by_itself: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn attempt(command: &[&str]) -> String {

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -18,6 +17,7 @@ use storescp_codecs::mapping::Mapping;
 
 use super::output::FileOutput;
 use super::{transcode, Job, Report, TranscodeError};
+use crate::store::Digest;
 
 /// Messages are small; a longer one is none of ours.
 pub(super) const MESSAGE_BYTES: usize = 4096;
@@ -32,7 +32,7 @@ pub(super) struct Request {
     pub(super) threads: usize,
     /// Where the data set begins in the first file.
     pub(super) input_offset: u64,
-    /// Its length, where the file is longer.
+    /// Its length, where the file is the supervisor's shared memory, which is the same in all jobs.
     pub(super) input_length: Option<usize>,
     /// Where the result begins in the second file.
     pub(super) output_offset: u64,
@@ -46,6 +46,7 @@ pub(super) enum Reply {
     Done {
         frames: usize,
         bytes: u64,
+        digest: Option<Digest>,
     },
     Failed {
         code: String,
@@ -71,12 +72,13 @@ pub fn serve(memory_bytes: u64) -> io::Result<()> {
     std::thread::Builder::new()
         .name("storescp-parent".to_owned())
         .spawn(move || end_with_supervisor(socket))?;
-    let mut buffer = Vec::new();
+    let mut shared = None;
     while let Some((request, input, output)) = receive(socket)? {
-        let reply = match run(&request, input, output, socket, &mut buffer) {
+        let reply = match run(&request, input, output, socket, &mut shared) {
             Ok(report) => Reply::Done {
                 frames: report.frames,
                 bytes: report.bytes,
+                digest: report.digest,
             },
             Err(error) => Reply::Failed {
                 code: error.code().to_owned(),
@@ -104,31 +106,34 @@ fn run(
     input: OwnedFd,
     output: OwnedFd,
     socket: BorrowedFd<'_>,
-    buffer: &mut Vec<u8>,
+    shared: &mut Option<Mapping>,
 ) -> Result<Report, TranscodeError> {
     let (input, output) = (File::from(input), File::from(output));
     let map;
     let dataset = if let Some(length) = request.input_length {
-        // Small, and its pages are there: reading it is cheaper than mapping it.
-        buffer.resize(length, 0);
-        input.read_exact_at(buffer, request.input_offset)?;
-        buffer.as_slice()
+        // Mapped once: its pages are there for every job.
+        let memory = match shared.take().filter(|map| map.as_ref().len() >= length) {
+            Some(memory) => memory,
+            None => Mapping::of(&input)?,
+        };
+        let memory: &Mapping = shared.insert(memory);
+        memory.as_ref().get(..length)
     } else {
         map = Mapping::of(&input)?;
         usize::try_from(request.input_offset)
             .ok()
             .and_then(|offset| map.as_ref().get(offset..))
-            .ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?
     };
+    let dataset = dataset.ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
     let job = Job {
         source: &request.source,
         target: &request.target,
         max_decoded_bytes: request.max_decoded_bytes,
         threads: request.threads,
     };
-    let mut out = FileOutput::new(&output, request.output_offset);
+    let mut out = FileOutput::new(&output, request.output_offset)?;
     let mut told = Instant::now();
-    let report = transcode(dataset, &job, &mut out, &mut || {
+    let mut report = transcode(dataset, &job, &mut out, &mut || {
         if told.elapsed() >= PROGRESS_INTERVAL {
             told = Instant::now();
             // A supervisor that is gone ends this process anyway.
@@ -136,6 +141,7 @@ fn run(
         }
     })?;
     out.flush()?;
+    report.digest = out.digest();
     Ok(report)
 }
 
