@@ -30,8 +30,8 @@ impl AsRef<[u8]> for Mapping {
     }
 }
 
-/// The first bytes of a memory file, for the one who writes it. Pages that were touched stay, so that the next data set finds
-/// them: a page that is touched for the first time costs more than copying into it.
+/// A memory file, for the one who writes it. Pages that were touched stay, so that the next data set finds them: a page that
+/// is touched for the first time costs more than copying into it.
 #[derive(Debug)]
 pub struct SharedMemory {
     file: File,
@@ -65,6 +65,11 @@ impl SharedMemory {
         Ok(())
     }
 
+    /// All bytes that the file had when it was mapped.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
     /// The file, to hand it over.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -72,7 +77,7 @@ impl SharedMemory {
     }
 
     fn map(file: &File) -> io::Result<MmapMut> {
-        // SAFETY: the file is a memory file of ours that cannot shrink; who reads it does so between two calls of `put`.
+        // SAFETY: the file is a memory file of ours that cannot shrink; who reads it does so when we do not write.
         unsafe { MmapMut::map_mut(file) }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::association::{Agreement, End, Outcome, Summary};
 use crate::engine::Engine;
 use crate::events::InstanceFact;
-use crate::ingest::{Attempt, Reception, Stored};
+use crate::ingest::{Attempt, Reception, Scratch, Stored};
 use crate::status::{Refusal, SUCCESS};
 use crate::transcode::TranscodeError;
 use crate::uid::Uid;
@@ -56,7 +56,7 @@ pub(crate) struct Exchange<'e> {
     stream: &'e TcpStream,
     agreement: &'e Agreement,
     expect: Expect<'e>,
-    scratch: Vec<u8>,
+    scratch: Scratch,
     pub(crate) summary: Summary,
 }
 
@@ -90,7 +90,7 @@ impl<'e> Exchange<'e> {
                 bytes: Vec::new(),
                 context_id: None,
             },
-            scratch: Vec::new(),
+            scratch: Scratch::default(),
             summary,
         }
     }

@@ -66,7 +66,14 @@ pub struct Finished {
     /// Transcoding, where it was tried.
     pub attempt: Option<Attempt>,
     /// Memory for the next instance.
-    pub scratch: Vec<u8>,
+    pub scratch: Scratch,
+}
+
+/// Memory that is used again: pages that are touched for the first time are dear.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    received: Vec<u8>,
+    transcoded: Vec<u8>,
 }
 
 /// One instance while it arrives.
@@ -79,6 +86,7 @@ pub struct Reception<'e> {
     trace_id: Uuid,
     scan: DatasetScan,
     spool: Spool<'e>,
+    scratch: Scratch,
     received_transfer_syntax: String,
     transfer_status: TransferStatus,
 }
@@ -94,7 +102,7 @@ impl<'e> Reception<'e> {
         command_tenant: Option<TenantId>,
         identity: (Uid, Uid),
         transfer_syntax: &str,
-        scratch: Vec<u8>,
+        mut scratch: Scratch,
     ) -> Result<Self, Refusal> {
         engine.admit()?;
         let (sop_class_uid, sop_instance_uid) = identity;
@@ -123,7 +131,7 @@ impl<'e> Reception<'e> {
             transfer_syntax,
             &header,
             config.spool_memory_bytes,
-            scratch,
+            std::mem::take(&mut scratch.received),
         )?;
         Ok(Self {
             engine,
@@ -134,6 +142,7 @@ impl<'e> Reception<'e> {
             trace_id,
             scan,
             spool,
+            scratch,
             received_transfer_syntax: transfer_syntax.to_owned(),
             transfer_status: TransferStatus::NoNeedTransfer,
         })
@@ -175,10 +184,16 @@ impl<'e> Reception<'e> {
         );
         let attempt = self.transcode()?;
         let stored = self.commit(&tenant, &index, &path)?;
+        let buffer = self.spool.into_scratch();
+        if self.transfer_status == TransferStatus::Success {
+            self.scratch.transcoded = buffer;
+        } else {
+            self.scratch.received = buffer;
+        }
         Ok(Finished {
             stored,
             attempt,
-            scratch: self.spool.into_scratch(),
+            scratch: self.scratch,
         })
     }
 
@@ -193,7 +208,8 @@ impl<'e> Reception<'e> {
             Plan::AsReceived(_) => return Ok(None),
             Plan::Transcode(target) => match self.transcoded(engine.transcoders(), target) {
                 Ok(spool) => {
-                    self.spool = spool;
+                    let original = std::mem::replace(&mut self.spool, spool);
+                    self.scratch.received = original.into_scratch();
                     None
                 }
                 // Our disk and not the object: the sender may try again.
@@ -227,16 +243,23 @@ impl<'e> Reception<'e> {
             &self.source.calling_ae_title,
         );
         let name = format!("{}.transcoded.part", self.trace_id);
-        // Without memory, so that there is a file to write to.
-        let mut result = Spool::begin(self.engine.store(), name, target, &header, 0, Vec::new())?;
-        let report = pool.transcode(&Task {
+        let config = self.engine.config();
+        let memory_bytes = config.spool_memory_bytes;
+        let mut result = Spool::begin(
+            self.engine.store(),
+            name,
+            target,
+            &header,
+            memory_bytes,
+            std::mem::take(&mut self.scratch.transcoded),
+        )?;
+        let task = Task {
             source: &self.received_transfer_syntax,
             target,
-            max_decoded_bytes: self.engine.config().limits.max_decoded_bytes,
+            max_decoded_bytes: config.limits.max_decoded_bytes,
             input: self.spool.as_input()?,
-            output: result.as_output()?,
-        })?;
-        result.take_over(report.bytes, report.digest)?;
+        };
+        pool.transcode(&task, &mut result)?;
         Ok(result)
     }
 

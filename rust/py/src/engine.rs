@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use storescp_core::association::{receive, Agreement, Context};
 use storescp_core::config::EngineConfig;
 use storescp_core::engine::{self, StartError, Transcoded};
-use storescp_core::ingest::{Reception, Source};
+use storescp_core::ingest::{Reception, Scratch, Source};
 use storescp_core::layout::TenantId;
 use storescp_core::outbox::Topic;
 use storescp_core::status::{Refusal, SUCCESS};
@@ -206,7 +206,7 @@ impl Engine {
                     None,
                     (class, instance),
                     transfer_syntax,
-                    Vec::new(),
+                    Scratch::default(),
                 )?;
                 reception.append(dataset)?;
                 reception.finish().map(|_| ())

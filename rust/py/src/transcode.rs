@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use storescp_core::transcode::plan::{self, Plan};
-use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Task};
+use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Sink, Task};
 use storescp_core::transcode::{worker, Job, TranscodeError};
 
 use crate::boundary::{run, CoreError};
@@ -67,6 +68,26 @@ pub fn transcode_worker(py: Python<'_>, memory_bytes: u64) -> PyResult<()> {
     run(py, || worker::serve(memory_bytes))
 }
 
+/// A file behind its header.
+struct FileSink<'f> {
+    file: &'f File,
+    header_bytes: u64,
+}
+
+impl Sink for FileSink<'_> {
+    fn take(&mut self, result: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(result, self.header_bytes)
+    }
+
+    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
+        Ok((self.file.as_fd(), self.header_bytes))
+    }
+
+    fn take_over(&mut self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Worker processes for files.
 #[pyclass(frozen, module = "storescp._core")]
 pub struct Transcoder {
@@ -108,13 +129,17 @@ impl Transcoder {
                 .map_err(|error| coded(error.into()))?;
             let outcome = (|| {
                 output.write_all(header)?;
-                let report = self.pool.transcode(&Task {
+                let task = Task {
                     source,
                     target,
                     max_decoded_bytes,
                     input: Input::File(input.as_fd(), offset),
-                    output: (output.as_fd(), header.len() as u64),
-                })?;
+                };
+                let mut sink = FileSink {
+                    file: &output,
+                    header_bytes: header.len() as u64,
+                };
+                let report = self.pool.transcode(&task, &mut sink)?;
                 Ok((report.frames, report.bytes))
             })();
             outcome.map_err(|error: TranscodeError| {

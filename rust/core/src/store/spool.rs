@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::folders::SeriesFolder;
 use super::{Digest, Store};
-use crate::transcode::pool::Input;
+use crate::transcode::pool::{Input, Sink};
 
 /// What a spilled instance gathers before one write.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -30,8 +30,6 @@ pub struct Spool<'s> {
     size: u64,
     header_bytes: u64,
     digest: Xxh3Default,
-    /// What another process says it is, see [`Spool::take_over`].
-    told_digest: Option<Digest>,
 }
 
 impl<'s> Spool<'s> {
@@ -59,7 +57,6 @@ impl<'s> Spool<'s> {
             size: 0,
             header_bytes: header.len() as u64,
             digest: Xxh3Default::new(),
-            told_digest: None,
         };
         spool.append(header)?;
         Ok(spool)
@@ -148,43 +145,6 @@ impl<'s> Spool<'s> {
         Ok(Input::Memory(self.buffer.get(header..).unwrap_or_default()))
     }
 
-    /// The temporary file, for a process that writes the data set behind the header, and where that is. It exists once
-    /// the spool was begun without memory.
-    ///
-    /// # Errors
-    /// `NotFound` where it does not exist.
-    pub fn as_output(&self) -> io::Result<(BorrowedFd<'_>, u64)> {
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        Ok((file.as_fd(), self.header_bytes))
-    }
-
-    /// Takes over what another process wrote behind the header. Where it does not tell the digest of the whole file, the
-    /// data set is read for it.
-    ///
-    /// # Errors
-    /// `InvalidData` when the file has another size than that process says; what the file system says.
-    pub fn take_over(&mut self, dataset_bytes: u64, digest: Option<Digest>) -> io::Result<()> {
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let size = self.header_bytes + dataset_bytes;
-        if file.metadata()?.len() != size {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        if digest.is_some() {
-            self.told_digest = digest;
-            self.size = size;
-            return Ok(());
-        }
-        let mut block = vec![0; READ_BYTES];
-        while self.size < size {
-            let count = usize::try_from((size - self.size).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
-            let block = block.get_mut(..count).unwrap_or_default();
-            file.read_exact_at(block, self.size)?;
-            self.digest.update(block);
-            self.size += count as u64;
-        }
-        Ok(())
-    }
-
     /// Whether the data set bytes equal those of `file` from `offset` on.
     ///
     /// # Errors
@@ -235,8 +195,7 @@ impl<'s> Spool<'s> {
     /// Digest of the whole file.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.told_digest
-            .unwrap_or_else(|| self.digest.digest128().to_be_bytes())
+        self.digest.digest128().to_be_bytes()
     }
 
     /// Name of the temporary file in `.incoming`.
@@ -255,6 +214,36 @@ impl<'s> Spool<'s> {
     #[must_use]
     pub fn into_scratch(mut self) -> Vec<u8> {
         std::mem::take(&mut self.buffer)
+    }
+}
+
+/// What another process made of a data set comes behind the header.
+impl Sink for Spool<'_> {
+    fn take(&mut self, result: &[u8]) -> io::Result<()> {
+        self.append(result)
+    }
+
+    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
+        self.write_out(false)?;
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok((file.as_fd(), self.header_bytes))
+    }
+
+    fn take_over(&mut self, bytes: u64) -> io::Result<()> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let size = self.header_bytes + bytes;
+        if file.metadata()?.len() != size {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut block = vec![0; READ_BYTES];
+        while self.size < size {
+            let count = usize::try_from((size - self.size).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
+            let block = block.get_mut(..count).unwrap_or_default();
+            file.read_exact_at(block, self.size)?;
+            self.digest.update(block);
+            self.size += count as u64;
+        }
+        Ok(())
     }
 }
 
@@ -365,20 +354,30 @@ mod tests {
             }
             let mut result =
                 Spool::begin(&store, "b.part".to_owned(), "1.2", &header(), 0, Vec::new()).unwrap();
-            let (output, offset) = result.as_output().unwrap();
+            let (output, offset) = result.file().unwrap();
             let output = File::from(output.try_clone_to_owned().unwrap());
             output.write_all_at(&dataset, offset).unwrap();
-            let length = dataset.len() as u64;
-            assert!(result.take_over(1, None).is_err());
-            assert!(result.take_over(length + 1, Some([0; 16])).is_err());
-            result.take_over(length, None).unwrap();
+            assert!(result.take_over(1).is_err());
+            result.take_over(dataset.len() as u64).unwrap();
             assert_eq!(
                 (result.size(), result.digest()),
                 (received.size(), received.digest())
             );
-            result.take_over(length, Some([1; 16])).unwrap();
-            assert_eq!((result.size(), result.digest()), (received.size(), [1; 16]));
-            drop((received, result));
+            let mut copied = Spool::begin(
+                &store,
+                "c.part".to_owned(),
+                "1.2",
+                &header(),
+                memory_bytes,
+                Vec::new(),
+            )
+            .unwrap();
+            copied.take(&dataset).unwrap();
+            assert_eq!(
+                (copied.size(), copied.digest()),
+                (received.size(), received.digest())
+            );
+            drop((received, result, copied));
             assert_eq!(incoming(root.path()), 0);
         }
     }

@@ -24,7 +24,6 @@ use flate2::{Decompress, FlushDecompress, Status};
 use storescp_codecs::CodecError;
 
 use crate::dataset::scan::ScanError;
-use crate::store::Digest;
 use crate::transfer_syntax::is_deflated;
 use output::Output;
 
@@ -117,8 +116,6 @@ pub struct Report {
     pub frames: usize,
     /// Bytes of the result.
     pub bytes: u64,
-    /// Digest of the file that holds the result, from its beginning on, where a worker process knows it.
-    pub digest: Option<Digest>,
 }
 
 /// Writes `dataset` in the target transfer syntax to `out`. `progress` is called now and then while it works.

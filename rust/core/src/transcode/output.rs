@@ -6,9 +6,6 @@ use std::os::unix::fs::FileExt as _;
 
 use flate2::write::DeflateEncoder;
 use flate2::Compression;
-use xxhash_rust::xxh3::Xxh3Default;
-
-use crate::store::Digest;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -28,6 +25,14 @@ pub trait Output {
     /// # Errors
     /// What the file system says; `Unsupported` where it cannot be done.
     fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Says that at least so many bytes follow, before they are worked out.
+    ///
+    /// # Errors
+    /// `StorageFull` where they do not fit.
+    fn expect(&mut self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Leaves room for the next `bytes`, to be written by several threads; none where they have to come in order.
     ///
@@ -77,41 +82,77 @@ impl Output for Vec<u8> {
     }
 }
 
+/// Memory of a fixed size.
+#[derive(Debug)]
+pub struct MemoryOutput<'m> {
+    memory: &'m mut [u8],
+    position: usize,
+}
+
+impl<'m> MemoryOutput<'m> {
+    /// Writes to `memory` from its beginning.
+    #[must_use]
+    pub fn new(memory: &'m mut [u8]) -> Self {
+        Self { memory, position: 0 }
+    }
+}
+
+impl Output for MemoryOutput<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let end = self.position.saturating_add(bytes.len());
+        let room = self
+            .memory
+            .get_mut(self.position..end)
+            .ok_or(io::ErrorKind::StorageFull)?;
+        room.copy_from_slice(bytes);
+        self.position = end;
+        Ok(())
+    }
+
+    fn position(&self) -> u64 {
+        self.position as u64
+    }
+
+    fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let room = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.memory.get_mut(at..at.checked_add(bytes.len())?))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        room.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn expect(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes > (self.memory.len() - self.position) as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
+        Ok(None)
+    }
+}
+
 /// A file, from an offset on.
+#[derive(Debug)]
 pub struct FileOutput<'f> {
     file: &'f File,
     offset: u64,
     flushed: u64,
     buffer: Vec<u8>,
-    /// Of the file up to `flushed`; none once bytes were written out of order.
-    digest: Option<Xxh3Default>,
 }
 
 impl<'f> FileOutput<'f> {
-    /// Writes to `file` behind its first `offset` bytes, which are few.
-    ///
-    /// # Errors
-    /// When those bytes are not there to be read.
-    pub fn new(file: &'f File, offset: u64) -> io::Result<Self> {
-        let mut before = vec![0; usize::try_from(offset).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut before, 0)?;
-        let mut digest = Xxh3Default::new();
-        digest.update(&before);
-        Ok(Self {
+    /// Writes to `file` behind its first `offset` bytes.
+    #[must_use]
+    pub fn new(file: &'f File, offset: u64) -> Self {
+        Self {
             file,
             offset,
             flushed: 0,
             buffer: Vec::with_capacity(BUFFER_BYTES),
-            digest: Some(digest),
-        })
-    }
-
-    /// Digest of the file from its beginning to what was flushed; none where bytes were written out of order.
-    #[must_use]
-    pub fn digest(&self) -> Option<Digest> {
-        self.digest
-            .as_ref()
-            .map(|digest| digest.digest128().to_be_bytes())
+        }
     }
 
     /// Hands the last bytes to the file system.
@@ -119,19 +160,9 @@ impl<'f> FileOutput<'f> {
     /// # Errors
     /// What it says.
     pub fn flush(&mut self) -> io::Result<()> {
-        let buffer = std::mem::take(&mut self.buffer);
-        self.append(&buffer)?;
-        self.buffer = buffer;
+        self.file.write_all_at(&self.buffer, self.offset + self.flushed)?;
+        self.flushed += self.buffer.len() as u64;
         self.buffer.clear();
-        Ok(())
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Some(digest) = &mut self.digest {
-            digest.update(bytes);
-        }
-        self.file.write_all_at(bytes, self.offset + self.flushed)?;
-        self.flushed += bytes.len() as u64;
         Ok(())
     }
 }
@@ -142,11 +173,12 @@ impl Output for FileOutput<'_> {
             self.flush()?;
         }
         if bytes.len() >= BUFFER_BYTES {
-            self.append(bytes)
+            self.file.write_all_at(bytes, self.offset + self.flushed)?;
+            self.flushed += bytes.len() as u64;
         } else {
             self.buffer.extend_from_slice(bytes);
-            Ok(())
         }
+        Ok(())
     }
 
     fn position(&self) -> u64 {
@@ -155,13 +187,11 @@ impl Output for FileOutput<'_> {
 
     fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.flush()?;
-        self.digest = None;
         self.file.write_all_at(bytes, self.offset + at)
     }
 
     fn room(&mut self, bytes: u64) -> io::Result<Option<Room<'_>>> {
         self.flush()?;
-        self.digest = None;
         let start = self.offset + self.flushed;
         self.flushed += bytes;
         Ok(Some(Room {
@@ -218,39 +248,15 @@ impl Output for Deflated<'_> {
         self.taken
     }
 
+    fn expect(&mut self, bytes: u64) -> io::Result<()> {
+        self.encoder.get_mut().0.expect(bytes)
+    }
+
     fn patch(&mut self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
     fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
         Ok(None)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use xxhash_rust::xxh3::xxh3_128;
-
-    use super::*;
-
-    #[test]
-    fn a_file_has_a_digest_as_long_as_it_is_written_in_order() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"header").unwrap();
-        let mut out = FileOutput::new(&file, 6).unwrap();
-        for size in [1, BUFFER_BYTES - 2, BUFFER_BYTES + 1, 7, 2 * BUFFER_BYTES] {
-            out.write(&vec![size.to_le_bytes()[0]; size]).unwrap();
-        }
-        out.flush().unwrap();
-        let mut whole = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-        file.read_exact_at(&mut whole, 0).unwrap();
-        assert_eq!(whole.len() as u64, 6 + out.position());
-        assert_eq!(out.digest(), Some(xxh3_128(&whole).to_be_bytes()));
-        out.patch(3, b"x").unwrap();
-        assert_eq!(out.digest(), None);
-        let mut other = FileOutput::new(&file, 6).unwrap();
-        assert!(other.room(10).unwrap().is_some());
-        assert_eq!(other.digest(), None);
-        assert!(FileOutput::new(&file, 1 << 30).is_err());
     }
 }

@@ -18,9 +18,11 @@ use rustix::net::{
 use serde::Deserialize;
 use storescp_codecs::mapping::SharedMemory;
 
-use super::worker::{Reply, Request, MESSAGE_BYTES};
+use super::worker::{Place, Reply, Request, MESSAGE_BYTES};
 use super::{Report, TranscodeError};
 
+/// Results up to this size come through memory, larger ones through a file.
+pub const RESULT_BYTES: usize = 1 << 20;
 /// Free memory that a worker keeps for the next frame (glibc's mallopt): 32 MiB.
 const KEPT_BYTES: &str = "33554432";
 /// How often a conversation looks whether it is aborted.
@@ -43,7 +45,7 @@ pub struct PoolConfig {
 }
 
 /// A data set to transcode, in a file of its own or behind a header.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Task<'t> {
     /// Transfer syntax of the data set.
     pub source: &'t str,
@@ -53,8 +55,27 @@ pub struct Task<'t> {
     pub max_decoded_bytes: u64,
     /// The data set.
     pub input: Input<'t>,
-    /// The file that takes the result, and where in it.
-    pub output: (BorrowedFd<'t>, u64),
+}
+
+/// Takes a result.
+pub trait Sink {
+    /// Appends a small result.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn take(&mut self, result: &[u8]) -> io::Result<()>;
+
+    /// A file for a large result, to be written by another process, and where in it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)>;
+
+    /// Takes over what was written to that file.
+    ///
+    /// # Errors
+    /// `InvalidData` when the file has another size; what the file system says.
+    fn take_over(&mut self, bytes: u64) -> io::Result<()>;
 }
 
 /// Where a data set is.
@@ -72,6 +93,8 @@ struct Worker {
     socket: OwnedFd,
     /// Carries data sets that are in memory.
     memory: SharedMemory,
+    /// Takes results of up to [`RESULT_BYTES`].
+    result: SharedMemory,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +113,13 @@ pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
     aborted: AtomicBool,
+}
+
+/// What came of a job.
+enum Outcome {
+    Done(Report),
+    NeedsFile,
+    Failed(TranscodeError),
 }
 
 /// How a conversation with a worker ended badly.
@@ -137,10 +167,10 @@ impl Pool {
     ///
     /// # Errors
     /// [`TranscodeError`]; [`TranscodeError::Worker`] when the process crashed, hung or could not be started.
-    pub fn transcode(&self, task: &Task<'_>) -> Result<Report, TranscodeError> {
+    pub fn transcode(&self, task: &Task<'_>, sink: &mut dyn Sink) -> Result<Report, TranscodeError> {
         loop {
             let mut worker = self.acquire()?;
-            match self.converse(&mut worker, task) {
+            match self.converse(&mut worker, task, sink) {
                 Ok(result) => {
                     self.give_back(worker);
                     return result;
@@ -216,7 +246,8 @@ impl Pool {
             .command
             .split_first()
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let memory = shared_memory().map_err(failed)?;
+        let memory = shared_memory(0).map_err(failed)?;
+        let result = shared_memory(RESULT_BYTES as u64).map_err(failed)?;
         let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::from(theirs))
@@ -234,6 +265,7 @@ impl Pool {
             child,
             socket: ours,
             memory,
+            result,
         })
     }
 
@@ -241,28 +273,64 @@ impl Pool {
         &self,
         worker: &mut Worker,
         task: &Task<'_>,
+        sink: &mut dyn Sink,
     ) -> Result<Result<Report, TranscodeError>, Broken> {
-        let (input, offset, length) = match task.input {
-            Input::File(file, offset) => (file, offset, None),
-            Input::Memory(dataset) => {
-                worker
-                    .memory
-                    .put(dataset)
-                    .map_err(|error| Broken::WithTheJob(error.to_string()))?;
-                (worker.memory.file().as_fd(), 0, Some(dataset.len()))
+        if let Input::Memory(dataset) = task.input {
+            if let Err(error) = worker.memory.put(dataset) {
+                return Ok(Err(error.into()));
             }
+        }
+        let room = Place::Memory { bytes: RESULT_BYTES };
+        let mut outcome = self.work(worker, task, worker.result.file().as_fd(), room)?;
+        let in_file = matches!(outcome, Outcome::NeedsFile);
+        if in_file {
+            match sink.file() {
+                Ok((file, offset)) => outcome = self.work(worker, task, file, Place::File { offset })?,
+                Err(error) => return Ok(Err(error.into())),
+            }
+        }
+        Ok(match outcome {
+            Outcome::Failed(error) => Err(error),
+            Outcome::NeedsFile => Err(TranscodeError::Worker("the result fits nowhere".to_owned())),
+            Outcome::Done(report) if in_file => sink
+                .take_over(report.bytes)
+                .map(|()| report)
+                .map_err(TranscodeError::Io),
+            Outcome::Done(report) => usize::try_from(report.bytes)
+                .ok()
+                .and_then(|bytes| worker.result.bytes().get(..bytes))
+                .ok_or_else(|| io::ErrorKind::InvalidData.into())
+                .and_then(|result| sink.take(result))
+                .map(|()| report)
+                .map_err(TranscodeError::Io),
+        })
+    }
+
+    /// Has a worker do it once.
+    fn work(
+        &self,
+        worker: &Worker,
+        task: &Task<'_>,
+        output: BorrowedFd<'_>,
+        place: Place,
+    ) -> Result<Outcome, Broken> {
+        let (input, input_place) = match task.input {
+            Input::File(file, offset) => (file, Place::File { offset }),
+            Input::Memory(dataset) => (
+                worker.memory.file().as_fd(),
+                Place::Memory { bytes: dataset.len() },
+            ),
         };
         let request = Request {
             source: task.source.to_owned(),
             target: task.target.to_owned(),
             max_decoded_bytes: task.max_decoded_bytes,
             threads: self.config.threads,
-            input_offset: offset,
-            input_length: length,
-            output_offset: task.output.1,
+            input: input_place,
+            output: place,
         };
         let request = serde_json::to_vec(&request).map_err(|error| Broken::WithTheJob(error.to_string()))?;
-        let descriptors = [input, task.output.0];
+        let descriptors = [input, output];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
@@ -276,18 +344,11 @@ impl Pool {
         loop {
             match self.receive(&worker.socket)? {
                 Reply::Progress => {}
-                Reply::Done {
-                    frames,
-                    bytes,
-                    digest,
-                } => {
-                    return Ok(Ok(Report {
-                        frames,
-                        bytes,
-                        digest,
-                    }))
+                Reply::Done { frames, bytes } => return Ok(Outcome::Done(Report { frames, bytes })),
+                Reply::NeedsFile => return Ok(Outcome::NeedsFile),
+                Reply::Failed { code, text } => {
+                    return Ok(Outcome::Failed(TranscodeError::Reported { code, text }))
                 }
-                Reply::Failed { code, text } => return Ok(Err(TranscodeError::Reported { code, text })),
             }
         }
     }
@@ -347,12 +408,10 @@ impl Drop for Pool {
     }
 }
 
-/// A worker that goes wrong must not cut the memory beneath us.
-fn shared_memory() -> io::Result<SharedMemory> {
-    let file = rustix::fs::memfd_create(
-        "storescp-dataset",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?;
+/// Shared memory. A worker that goes wrong must not cut it beneath us.
+fn shared_memory(bytes: u64) -> io::Result<SharedMemory> {
+    let file = rustix::fs::memfd_create("storescp", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&file, bytes)?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
     SharedMemory::new(file.into())
 }
@@ -383,9 +442,24 @@ fn end(worker: &mut Worker, by_itself: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
+
+    /// Nothing comes of any task here.
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn take(&mut self, _result: &[u8]) -> io::Result<()> {
+            unreachable!()
+        }
+
+        fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
+            unreachable!()
+        }
+
+        fn take_over(&mut self, _bytes: u64) -> io::Result<()> {
+            unreachable!()
+        }
+    }
 
     fn attempt(command: &[&str]) -> String {
         let pool = Pool::new(PoolConfig {
@@ -395,16 +469,14 @@ mod tests {
             timeout: 0.3,
         });
         let file = tempfile::tempfile().unwrap();
-        let again = File::from(rustix::io::dup(&file).unwrap());
         let task = Task {
             source: "1.2.840.10008.1.2.5",
             target: "1.2.840.10008.1.2.1",
             max_decoded_bytes: 1,
             input: Input::File(file.as_fd(), 0),
-            output: (again.as_fd(), 0),
         };
         let texts: Vec<String> = (0..2)
-            .map(|_| pool.transcode(&task).unwrap_err().to_string())
+            .map(|_| pool.transcode(&task, &mut Nowhere).unwrap_err().to_string())
             .collect();
         assert_eq!(texts[0], texts[1]);
         assert_eq!(pool.live(), 0);

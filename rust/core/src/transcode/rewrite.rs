@@ -264,6 +264,7 @@ impl Pixels<'_> {
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
         let total = native_bytes(&self.geometry, self.count).unwrap_or(0);
+        writer.out().expect(total)?;
         let length = u32::try_from(total + total % 2)
             .map_err(|_| TranscodeError::TooLarge("native Pixel Data can hold"))?;
         // PS3.5 A.2: OW where more than 8 bits are allocated.
@@ -322,6 +323,8 @@ impl Pixels<'_> {
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
         let total = native_bytes(&self.geometry, self.count).unwrap_or(u64::MAX);
+        // Lossless: hardly less than half of it, and at times more.
+        writer.out().expect(total)?;
         let with_offsets = self.count > 1 && total < LARGEST_WITH_OFFSETS;
         let table_bytes = if with_offsets { self.count * 4 } else { 0 };
         writer.header(PIXEL_DATA, VR::OB, UNDEFINED)?;

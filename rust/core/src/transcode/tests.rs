@@ -205,7 +205,7 @@ fn change_in_file(dataset: &[u8], source: &str, target: &str, threads: usize) ->
     };
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"before").unwrap();
-    let mut out = FileOutput::new(&file, 6).unwrap();
+    let mut out = FileOutput::new(&file, 6);
     let report = transcode(dataset, &job, &mut out, &mut || {}).unwrap();
     out.flush().unwrap();
     let mut bytes = Vec::new();

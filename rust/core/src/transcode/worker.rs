@@ -1,7 +1,7 @@
 //! A transcoder in a process of its own: what crashes, hangs or eats memory here costs one object.
 //!
-//! The process gets one end of a socket as its standard input. Over it come jobs, each with two descriptors: the file
-//! that holds the data set and the file that takes the result. It ends with its supervisor.
+//! The process gets one end of a socket as its standard input. Over it come jobs, each with two descriptors: what holds the
+//! data set and what takes the result, shared memory or a file. It ends with its supervisor.
 
 use std::fs::File;
 use std::io;
@@ -13,29 +13,33 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
-use storescp_codecs::mapping::Mapping;
+use storescp_codecs::mapping::{Mapping, SharedMemory};
 
-use super::output::FileOutput;
-use super::{transcode, Job, Report, TranscodeError};
-use crate::store::Digest;
+use super::output::{FileOutput, MemoryOutput};
+use super::{transcode, Job, TranscodeError};
 
 /// Messages are small; a longer one is none of ours.
 pub(super) const MESSAGE_BYTES: usize = 4096;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the supervisor sends.
+/// What the supervisor sends, with two descriptors: where the data set is, and where the result goes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) source: String,
     pub(super) target: String,
     pub(super) max_decoded_bytes: u64,
     pub(super) threads: usize,
-    /// Where the data set begins in the first file.
-    pub(super) input_offset: u64,
-    /// Its length, where the file is the supervisor's shared memory, which is the same in all jobs.
-    pub(super) input_length: Option<usize>,
-    /// Where the result begins in the second file.
-    pub(super) output_offset: u64,
+    pub(super) input: Place,
+    pub(super) output: Place,
+}
+
+/// Where a data set is in what its descriptor opens.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) enum Place {
+    /// At the beginning of shared memory, which is the same for all jobs: so many bytes, or room for so many.
+    Memory { bytes: usize },
+    /// In a file from an offset on.
+    File { offset: u64 },
 }
 
 /// What the worker answers.
@@ -46,8 +50,9 @@ pub(super) enum Reply {
     Done {
         frames: usize,
         bytes: u64,
-        digest: Option<Digest>,
     },
+    /// The result does not fit into memory.
+    NeedsFile,
     Failed {
         code: String,
         text: String,
@@ -72,19 +77,19 @@ pub fn serve(memory_bytes: u64) -> io::Result<()> {
     std::thread::Builder::new()
         .name("storescp-parent".to_owned())
         .spawn(move || end_with_supervisor(socket))?;
-    let mut shared = None;
+    let mut shared = Shared::default();
     while let Some((request, input, output)) = receive(socket)? {
-        let reply = match run(&request, input, output, socket, &mut shared) {
-            Ok(report) => Reply::Done {
-                frames: report.frames,
-                bytes: report.bytes,
-                digest: report.digest,
-            },
-            Err(error) => Reply::Failed {
-                code: error.code().to_owned(),
-                text: error.to_string(),
-            },
-        };
+        let reply = run(
+            &request,
+            &File::from(input),
+            File::from(output),
+            socket,
+            &mut shared,
+        )
+        .unwrap_or_else(|error| Reply::Failed {
+            code: error.code().to_owned(),
+            text: error.to_string(),
+        });
         send(socket, &reply)?;
     }
     Ok(())
@@ -101,28 +106,36 @@ fn end_with_supervisor(socket: BorrowedFd<'_>) {
     }
 }
 
+/// What stays mapped from job to job.
+#[derive(Default)]
+struct Shared {
+    input: Option<Mapping>,
+    result: Option<SharedMemory>,
+}
+
 fn run(
     request: &Request,
-    input: OwnedFd,
-    output: OwnedFd,
+    input: &File,
+    output: File,
     socket: BorrowedFd<'_>,
-    shared: &mut Option<Mapping>,
-) -> Result<Report, TranscodeError> {
-    let (input, output) = (File::from(input), File::from(output));
+    shared: &mut Shared,
+) -> Result<Reply, TranscodeError> {
     let map;
-    let dataset = if let Some(length) = request.input_length {
-        // Mapped once: its pages are there for every job.
-        let memory = match shared.take().filter(|map| map.as_ref().len() >= length) {
-            Some(memory) => memory,
-            None => Mapping::of(&input)?,
-        };
-        let memory: &Mapping = shared.insert(memory);
-        memory.as_ref().get(..length)
-    } else {
-        map = Mapping::of(&input)?;
-        usize::try_from(request.input_offset)
-            .ok()
-            .and_then(|offset| map.as_ref().get(offset..))
+    let dataset = match request.input {
+        Place::Memory { bytes } => {
+            let memory = match shared.input.take().filter(|map| map.as_ref().len() >= bytes) {
+                Some(memory) => memory,
+                None => Mapping::of(input)?,
+            };
+            let memory: &Mapping = shared.input.insert(memory);
+            memory.as_ref().get(..bytes)
+        }
+        Place::File { offset } => {
+            map = Mapping::of(input)?;
+            usize::try_from(offset)
+                .ok()
+                .and_then(|offset| map.as_ref().get(offset..))
+        }
     };
     let dataset = dataset.ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
     let job = Job {
@@ -131,18 +144,40 @@ fn run(
         max_decoded_bytes: request.max_decoded_bytes,
         threads: request.threads,
     };
-    let mut out = FileOutput::new(&output, request.output_offset)?;
     let mut told = Instant::now();
-    let mut report = transcode(dataset, &job, &mut out, &mut || {
+    let mut progress = || {
         if told.elapsed() >= PROGRESS_INTERVAL {
             told = Instant::now();
             // A supervisor that is gone ends this process anyway.
             let _ = send(socket, &Reply::Progress);
         }
-    })?;
-    out.flush()?;
-    report.digest = out.digest();
-    Ok(report)
+    };
+    let report = match request.output {
+        Place::Memory { bytes } => {
+            let memory = match shared.result.take() {
+                Some(memory) => memory,
+                None => SharedMemory::new(output)?,
+            };
+            let memory = shared.result.insert(memory).bytes().get_mut(..bytes);
+            let mut out = MemoryOutput::new(memory.unwrap_or_default());
+            match transcode(dataset, &job, &mut out, &mut progress) {
+                Err(TranscodeError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                    return Ok(Reply::NeedsFile)
+                }
+                outcome => outcome?,
+            }
+        }
+        Place::File { offset } => {
+            let mut out = FileOutput::new(&output, offset);
+            let report = transcode(dataset, &job, &mut out, &mut progress)?;
+            out.flush()?;
+            report
+        }
+    };
+    Ok(Reply::Done {
+        frames: report.frames,
+        bytes: report.bytes,
+    })
 }
 
 fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
