@@ -13,6 +13,7 @@ __all__ = [
     "InstanceFact",
     "OutboxRow",
     "ScanResult",
+    "Tls",
     "Transcoder",
     "__version__",
     "build_info",
@@ -29,19 +30,34 @@ IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str
 
 @final
+class Tls:
+    def __new__(
+        cls,
+        certificate: PathLike[str],
+        private_key: PathLike[str],
+        client_ca: PathLike[str] | None,
+        client_auth: str,
+        crl: PathLike[str] | None,
+    ) -> Tls: ...
+
+@final
 class Gate:
     def __new__(
         cls,
         max_connections: int,
         max_connections_per_address: int,
+        handshake_timeout: float,
         request_timeout: float,
         max_request_bytes: int,
+        tls: Tls | None,
     ) -> Gate: ...
-    def add(self, descriptor: int) -> None: ...
+    def set_tls(self, tls: Tls) -> None: ...
+    def add(self, descriptor: int, encrypted: bool) -> None: ...
     def next(self, timeout: float) -> Connection | None: ...
     @property
     def connections(self) -> int: ...
     def refused(self) -> list[tuple[str, int]]: ...
+    def take_refused(self) -> list[tuple[str, int, str, str]]: ...
     def stop(self) -> None: ...
 
 @final
@@ -50,6 +66,8 @@ class Connection:
     def request(self) -> bytes: ...
     @property
     def peer(self) -> tuple[str, int]: ...
+    @property
+    def tls(self) -> tuple[str, bytes | None] | None: ...
     def refuse(self, pdu: bytes) -> None: ...
 
 @final

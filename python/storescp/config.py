@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from storescp import rdkafka
@@ -36,6 +36,7 @@ _PATH_KEYS = (
     ("tls", "private_key"),
     ("tls", "client_ca"),
     ("tls", "crl"),
+    ("user_identity", "users"),
 )
 _CERTIFICATE_DEFAULTS = {"client_certificate": "client.pem", "ca_certificate": "ca.pem"}
 Layer = dict[str, Any]
@@ -103,25 +104,15 @@ def _nest(options: Mapping[tuple[str, str], Any]) -> Layer:
     return layer
 
 
-class _Environment(BaseSettings):
+class _EnvironmentBase(BaseSettings):
     """`STORESCP_SECTION__KEY`; values are checked with all others later."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__")
 
-    dicom_store_scp: dict[str, Any] | None = None
-    dicom_license_server: dict[str, Any] | None = None
-    local_storage: dict[str, Any] | None = None
-    message_queue: dict[str, Any] | None = None
-    kafka: dict[str, Any] | None = None
-    index: dict[str, Any] | None = None
-    tenants: dict[str, Any] | None = None
-    tls: dict[str, Any] | None = None
-    http: dict[str, Any] | None = None
-    transcoding: dict[str, Any] | None = None
-    outbox: dict[str, Any] | None = None
-    service: dict[str, Any] | None = None
-    limits: dict[str, Any] | None = None
-    log: dict[str, Any] | None = None
+
+# Every section, so that none is ignored in silence.
+_SECTIONS: dict[str, Any] = dict.fromkeys(Settings.model_fields, (dict[str, Any] | None, None))
+_Environment = create_model("_Environment", __base__=_EnvironmentBase, **_SECTIONS)
 
 
 def _environment(warnings: list[str]) -> Layer:
@@ -285,6 +276,12 @@ def _cross_checks(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
         key = ("message_queue", "topic_dicom_receive")
         value = settings.message_queue.topic_main
         raise ConfigError(ConfigProblem(".".join(key), value, "another topic than topic_main", _source_of(key, layers)))
+    if settings.user_identity is not None and settings.tls is None:
+        key = ("user_identity", "users")
+        expected = "a [tls] section too: passcodes are taken over TLS only"
+        raise ConfigError(
+            ConfigProblem(".".join(key), str(settings.user_identity.users), expected, _source_of(key, layers))
+        )
     kafka = settings.kafka
     if kafka is not None and kafka.security_protocol.startswith("SASL"):
         for name in ("sasl_mechanism", "sasl_username", "sasl_password"):

@@ -23,8 +23,10 @@ from storescp.errors import ConfigError, ConfigProblem, CoreError, LicenceError
 from storescp.licence import WARN_BEFORE, Licence, issue_licence, validate_client_certificate
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
-from storescp.network.listener import Listener
+from storescp.network.identity import Users
+from storescp.network.listener import Address, Listener
 from storescp.network.negotiation import Negotiator
+from storescp.network.tls import load_tls
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.settings import Settings
@@ -37,6 +39,7 @@ EXIT_OK = 0
 _LICENCE_CHECK_SECONDS = 3600.0
 _EVALUATION_DAYS = 90
 _EVENT_WAIT_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 _DESCRIPTORS = 65536
 
 
@@ -44,8 +47,8 @@ class Server(Protocol):
     """A listener of either engine."""
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that are listened on."""
+    def addresses(self) -> list[Address]:
+        """What is listened on, the clear port first."""
 
     def start(self) -> None:
         """Begins to accept."""
@@ -145,17 +148,22 @@ def _storage_problem(root: Path, error: OSError) -> ConfigError:
     return ConfigError(ConfigProblem("local_storage.dicm_store_path", str(root), expected, "configuration"))
 
 
-def _refuse_unavailable(settings: Settings) -> None:
+def _load_users(settings: Settings) -> Users | None:
+    if settings.user_identity is None:
+        return None
+    path = settings.user_identity.users
+    try:
+        return Users.load(path)
+    except (OSError, ValueError) as error:
+        problem = ConfigProblem("user_identity.users", str(path), f"a file of users ({error})", "configuration")
+        raise ConfigError(problem) from None
+
+
+def _refuse_unavailable(settings: Settings, engine: str) -> None:
     """What is configured and not part of this version must not be ignored in silence."""
-    if settings.tls is not None:
-        raise ConfigError(
-            ConfigProblem("tls", "(section)", "no [tls]: this version serves without TLS", "configuration")
-        )
-    if any(rule.tls_subject for rule in settings.tenants.rules):
-        problem = ConfigProblem(
-            "tenants.rules", "tls_subject", "no tls_subject: this version serves without TLS", "configuration"
-        )
-        raise ConfigError(problem)
+    if settings.tls is not None and engine == "python":
+        expected = "no [tls] with --engine python, which is for comparison"
+        raise ConfigError(ConfigProblem("tls", "(section)", expected, "configuration"))
     limited = [entry.tenant_id for entry in settings.tenants.settings]
     if limited:
         problem = ConfigProblem("tenants.settings", str(limited), "no tenant settings in this version", "configuration")
@@ -212,6 +220,8 @@ class Service:
         self._settings = configuration.settings
         self._engine_name = engine
         self._stop_requested = threading.Event()
+        self._reload_requested = False
+        self._woken = threading.Event()
         self._signals = 0
         self._events_over = threading.Event()
 
@@ -222,16 +232,20 @@ class Service:
             ConfigError, LicenceError, BindError: it cannot start.
         """
         settings = self._settings
-        _refuse_unavailable(settings)
+        _refuse_unavailable(settings, self._engine_name)
         _raise_descriptor_limit()
         licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
         self._licence = _LicenceWatch(licence)
         self._licence.check(datetime.now(UTC))
         self._kafka = _kafka_sink(settings)
+        users = _load_users(settings)
+        tls = None if settings.tls is None else load_tls(settings.tls)
         with contextlib.ExitStack() as running:
             engine = open_engine(settings, self._engine_name)
             running.callback(engine.close)
-            server = self._make_server(engine)
+            self._admission = Admission(settings, lambda: self._unavailable(engine))
+            self._admission.users = users
+            server = self._make_server(engine, tls)
             self._install_signals()
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
@@ -240,22 +254,21 @@ class Service:
             self._start_events(engine, running)
             server.start()
             running.callback(self._drain, server, engine)
-            host, port = server.address
-            shown = f"[{host}]" if ":" in host else host
-            print(f"listening on {shown}:{port} as {settings.dicom_store_scp.ae_title}", flush=True)  # noqa: T201
-            self._wait()
+            for address in server.addresses:
+                shown = f"[{address.host}]" if ":" in address.host else address.host
+                line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
+                print(f"{line} (TLS)" if address.tls else line, flush=True)  # noqa: T201
+            self._wait(server)
         log.info("service.stopped")
         return EXIT_OK
 
-    def _make_server(self, engine: Engine) -> Server:
-        settings = self._settings
+    def _make_server(self, engine: Engine, tls: _core.Tls | None) -> Server:
+        settings, admission = self._settings, self._admission
         scp = settings.dicom_store_scp
-        admission = Admission(settings, lambda: self._unavailable(engine))
         offer = Offer.from_settings(scp)
         if isinstance(engine, _core.Engine):
-            return Listener(
-                settings, self._configuration.host, engine, admission, Negotiator(offer, scp.max_pdu_length)
-            )
+            negotiator = Negotiator(offer, scp.max_pdu_length, answers_users=admission.users is not None)
+            return Listener(settings, self._configuration.host, engine, admission, negotiator, tls)
         from storescp.network.pure_listener import PureListener  # noqa: PLC0415 - only where it is asked for
         from storescp.pure.engine import PureEngine  # noqa: PLC0415
 
@@ -320,6 +333,12 @@ class Service:
     def _install_signals(self) -> None:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_reload_signal)
+
+    def _on_reload_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._reload_requested = True
+        self._woken.set()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -328,13 +347,33 @@ class Service:
             # The second signal means now: nothing acknowledged can be lost, everything is durable already.
             os._exit(128 + number)
         self._stop_requested.set()
+        self._woken.set()
 
-    def _wait(self) -> None:
+    def _wait(self, server: Server) -> None:
         checked = time.monotonic()
-        while not self._stop_requested.wait(1.0):
+        while not self._stop_requested.is_set():
+            self._woken.wait(_LOOK_SECONDS)
+            self._woken.clear()
+            if self._reload_requested:
+                self._reload_requested = False
+                self._reload(server)
             if time.monotonic() - checked >= _LICENCE_CHECK_SECONDS:
                 checked = time.monotonic()
                 self._licence.check(datetime.now(UTC))
+
+    def _reload(self, server: Server) -> None:
+        """Certificates, authorities, revocation lists and users; what is bad leaves the old ones in force."""
+        settings = self._settings
+        try:
+            users = _load_users(settings)
+            tls = None if settings.tls is None else load_tls(settings.tls)
+        except ConfigError as error:
+            log.error("reload.failed", text="what was loaded before stays in force", reason=str(error))  # noqa: TRY400
+            return
+        self._admission.users = users
+        if tls is not None and isinstance(server, Listener):
+            server.set_tls(tls)
+        log.info("reload.done", tls=tls is not None, users=users is not None)
 
     def _start_events(self, engine: Engine, running: contextlib.ExitStack) -> None:
         """At debug level one line for each instance."""

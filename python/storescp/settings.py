@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
 from storescp import _core
+from storescp.network.identity import SubjectPattern
 
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UID_CHARACTERS, _AE_TITLE_CHARACTERS = 64, 16  # PS3.5 6.2
@@ -87,6 +88,14 @@ def _optional_tenant_id(text: str) -> str:
     return text if text == "" else _tenant_id(text)
 
 
+def _subject(text: str) -> str:
+    try:
+        SubjectPattern.parse(text)
+    except ValueError:
+        raise ValueError("attributes of a certificate's subject like CN=ct1.hospital-a,O=Hospital A") from None
+    return text
+
+
 def _network(text: str) -> str:
     try:
         ipaddress.ip_network(text, strict=False)
@@ -118,6 +127,7 @@ AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Keyword = Annotated[str, AfterValidator(_keyword)]
 TenantId = Annotated[str, AfterValidator(_tenant_id)]
 OptionalTenantId = Annotated[str, AfterValidator(_optional_tenant_id)]
+Subject = Annotated[str, AfterValidator(_subject)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
 Network = Annotated[str, AfterValidator(_network)]
 StorageRoot = Annotated[Path, AfterValidator(_root)]
@@ -218,7 +228,7 @@ class TenantRule(Section):
     called_ae: AeTitle | None = None
     calling_ae: AeTitle | None = None
     source: Network | None = None
-    tls_subject: str | None = None
+    tls_subject: Subject | None = None
 
 
 class TenantSettings(Section):
@@ -243,15 +253,29 @@ class Tenants(Section):
     private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF)] = 0x1217
 
 
+class TlsClient(Section):
+    """`[[tls.clients]]`: the AE titles that a certificate may use."""
+
+    subject: Subject
+    calling_ae_titles: tuple[AeTitle, ...] = Field(min_length=1)
+
+
 class Tls(Section):
     """`[tls]`."""
 
-    certificate: Path
+    certificate: Path = Field(description="ours and those between it and the root")
     private_key: Path
     client_ca: Path | None = None
     client_auth: Literal["required", "optional", "none"] = "required"
-    crl: Path | None = None
-    port: Port | None = None
+    crl: Path | None = Field(None, description="a list for each authority that issues client certificates")
+    port: Port | None = Field(None, description="beside dicom_store_scp.port; without it TLS takes that port")
+    clients: tuple[TlsClient, ...] = Field((), description="where there are any, nobody else comes in by TLS")
+
+
+class UserIdentity(Section):
+    """`[user_identity]`: username and passcode, asked for on every association; over TLS only."""
+
+    users: Path = Field(description="lines of `storescpd passcode`")
 
 
 class Http(Section):
@@ -293,6 +317,7 @@ class Limits(Section):
     nesting: Annotated[int, Field(ge=1, le=256)] = 64
     max_connections: PositiveCount = 2000
     max_connections_per_address: PositiveCount = 256
+    max_associations_per_address: PositiveCount | None = None
     max_associations_per_calling_ae: PositiveCount | None = None
     request_timeout: Seconds = 10.0
     handshake_timeout: Seconds = 5.0
@@ -321,6 +346,7 @@ class Settings(Section):
     index: Index = Field(default_factory=lambda: Index.model_validate({}))
     tenants: Tenants = Tenants()
     tls: Tls | None = None
+    user_identity: UserIdentity | None = None
     http: Http | None = None
     transcoding: Transcoding = Field(default_factory=lambda: Transcoding.model_validate({}))
     outbox: Outbox = Field(default_factory=lambda: Outbox.model_validate({}))

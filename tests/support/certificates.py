@@ -12,6 +12,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -30,6 +42,7 @@ class Authority:
             _builder(subject, key)
             .issuer_name(subject)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_CA_USAGE, critical=True)
             .sign(key, hashes.SHA256())
         )
         (folder / "ca.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -39,15 +52,25 @@ class Authority:
     def file(self) -> Path:
         return self.folder / "ca.pem"
 
-    def issue(self, name: str, *, host: str = "127.0.0.1", password: str | None = None) -> Path:
-        """A PEM file with key (PKCS #8) and certificate."""
+    def issue(
+        self,
+        name: str,
+        *,
+        host: str = "127.0.0.1",
+        password: str | None = None,
+        purpose: x509.ObjectIdentifier | None = None,
+        days: tuple[int, int] = (-1, 30),
+    ) -> Path:
+        """A PEM file with key (PKCS #8) and certificate, valid from and to so many days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key)
+        builder = (
+            _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, days)
             .issuer_name(self.certificate.subject)
             .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-            .sign(self.key, hashes.SHA256())
         )
+        if purpose is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        certificate = builder.sign(self.key, hashes.SHA256())
         encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if password is not None:
             encryption = serialization.BestAvailableEncryption(password.encode())
@@ -56,14 +79,34 @@ class Authority:
         file.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
         return file
 
+    def revoke(self, *files: Path) -> Path:
+        """A revocation list with the certificates of these files."""
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - timedelta(days=1))
+            .next_update(now + timedelta(days=30))
+            .add_extension(x509.CRLNumber(1), critical=False)
+        )
+        for file in files:
+            serial = x509.load_pem_x509_certificate(file.read_bytes()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(entry)
+        path = self.folder / "crl.pem"
+        path.write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        return path
 
-def _builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+
+def _builder(
+    subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: tuple[int, int] = (-1, 30)
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=30))
+        .not_valid_before(now + timedelta(days=days[0]))
+        .not_valid_after(now + timedelta(days=days[1]))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import ssl
 import struct
 from dataclasses import dataclass, field
 
@@ -139,10 +140,13 @@ class RawAssociation:
         source: str | None = None,
         timeout: float = 20.0,
         request: bytes | None = None,
+        tls: ssl.SSLContext | None = None,
         **options: object,
     ) -> None:
         self.socket = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket)
         self.message_ids = itertools.count(1)
         self.max_pdu = 16384
         self.socket.sendall(request or associate_rq(contexts, **options))  # type: ignore[arg-type]

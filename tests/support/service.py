@@ -13,13 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-LISTENING = re.compile(r"listening on (\S+):(\d+) as (\S+)")
+LISTENING = re.compile(r"listening on (\S+):(\d+) as (\S+)( \(TLS\))?")
 
 
 class ServiceProcess:
     """Starts `python -m storescp`, waits for its line, and stops what it started."""
 
-    def __init__(self, root: Path, *options: str, env: dict[str, str] | None = None, engine: str = "rust") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        engine: str = "rust",
+        listeners: int = 1,
+    ) -> None:
         self.root = root
         self.log_path = root.parent / f"{root.name}-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
@@ -34,14 +41,20 @@ class ServiceProcess:
             text=True,
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        match = LISTENING.match(line)
-        if not match:
-            self.process.wait(20)
-            raise AssertionError(f"did not start: {line!r}\n{self.log_path.read_text()}")
+        self.line = ""
+        self.port = self.tls_port = 0
+        for _ in range(listeners):
+            line = self.process.stdout.readline()
+            match = LISTENING.match(line)
+            if not match:
+                self.process.wait(20)
+                raise AssertionError(f"did not start: {line!r}\n{self.log_path.read_text()}")
+            self.line = self.line or line.strip()
+            if match[4]:
+                self.tls_port = int(match[2])
+            else:
+                self.port = int(match[2])
         self.ready_seconds = time.monotonic() - self.started
-        self.line = line.strip()
-        self.port = int(match[2])
 
     def stop(self, timeout: float = 40.0) -> int:
         """SIGTERM; the exit code."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from storescp.network.contexts import (
     known_transfer_syntaxes,
     storage_sop_classes,
 )
+from storescp.network.identity import Peer, SubjectPattern, UserIdentity, Users, entry
 from storescp.network.negotiation import Answer, MalformedRequest, Negotiator, Rejection
 from storescp.settings import DicomStoreScp, Settings
 from support import scu
@@ -149,10 +152,10 @@ def test_tenants_first_match_wins() -> None:
         }
     )
     admission = Admission(settings, lambda: None)
-    assert admission.tenancy("A", "X", "10.1.2.3") == Tenancy("a", by_rule=True)
-    assert admission.tenancy("A", "X", "192.168.0.1") == Tenancy("b", by_rule=True)
-    assert admission.tenancy("Z", "X", "2001:db8::1") == Tenancy("c", by_rule=True)
-    assert admission.tenancy("Z", "X", "10.1.2.3") == Tenancy("rest", by_rule=False)
+    assert admission.tenancy("A", "X", Peer("10.1.2.3", 104)) == Tenancy("a", by_rule=True)
+    assert admission.tenancy("A", "X", Peer("192.168.0.1", 104)) == Tenancy("b", by_rule=True)
+    assert admission.tenancy("Z", "X", Peer("2001:db8::1", 104)) == Tenancy("c", by_rule=True)
+    assert admission.tenancy("Z", "X", Peer("10.1.2.3", 104)) == Tenancy("rest", by_rule=False)
 
 
 def test_places_are_counted_and_given_back() -> None:
@@ -164,9 +167,48 @@ def test_places_are_counted_and_given_back() -> None:
     refused = admission.enter("127.0.0.1")
     assert refused is not None
     assert (refused.result, refused.source, refused.reason) == (2, 3, 2)
-    admission.leave()
+    admission.leave("127.0.0.1")
     assert admission.enter("127.0.0.1") is None
     assert admission.enter_calling("A") is None
     assert admission.enter_calling("A") is not None
     admission.leave_calling("A")
     assert admission.enter_calling("A") is None
+
+
+def test_one_address_has_its_share_of_the_places() -> None:
+    admission = Admission(Settings.model_validate({"limits": {"max_associations_per_address": 1}}), lambda: None)
+    assert admission.enter("10.0.0.1") is None
+    refused = admission.enter("10.0.0.1")
+    assert refused is not None
+    assert refused.cause == "association_limit"
+    assert admission.enter("10.0.0.2") is None
+    admission.leave("10.0.0.1")
+    assert admission.enter("10.0.0.1") is None
+
+
+def test_subjects_are_matched_by_attribute() -> None:
+    subject = x509.Name.from_rfc4514_string("CN=ct1.hospital-a,OU=Radiology,O=Hospital A")
+    for text in ("CN=ct1.hospital-a", "O=Hospital A,CN=ct1.hospital-a", "OU=Radiology"):
+        assert SubjectPattern.parse(text).matches(subject)
+    for text in ("CN=ct1", "CN=ct1.hospital-a.evil", "O=ct1.hospital-a", "CN=ct1.hospital-a,O=Hospital B"):
+        assert not SubjectPattern.parse(text).matches(subject)
+    assert not SubjectPattern.parse("CN=ct1").matches(None)
+    for text in ("", "no name", "CN"):
+        with pytest.raises(ValueError, match="."):
+            SubjectPattern.parse(text)
+
+
+def test_users_are_known_by_their_passcode(tmp_path: Path) -> None:
+    file = tmp_path / "users"
+    file.write_text("# devices\n\n" + entry("ct1:a", "p:w") + "\n")
+    users = Users.load(file)
+    assert users.knows(UserIdentity(2, b"ct1:a", b"p:w"))
+    for identity in (None, UserIdentity(1, b"ct1:a", b""), UserIdentity(2, b"ct1:a", b""), UserIdentity(2, b"x", b""),
+                     UserIdentity(3, b"ct1:a", b"p:w"), UserIdentity(2, b"\xff", b"p:w")):  # fmt: skip
+        assert not users.knows(identity)
+    assert "p:w" not in file.read_text() + repr(UserIdentity(2, b"ct1:a", b"p:w"))
+    file.write_text("ct1:secret\n")
+    with pytest.raises(ValueError, match="line 1"):
+        Users.load(file)
+    with pytest.raises(ValueError, match="username"):
+        entry("#x", "y")

@@ -35,8 +35,8 @@ def test_the_server_hands_each_accepted_socket_to_process_request() -> None:
 def test_the_backlog_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(socket.socket, "listen", lambda _self, backlog=0: asked.append(backlog))
-    gate = _core.Gate(10, 10, 1.0, 1 << 20)
-    server = bind("127.0.0.1", 0, "X", gate)
+    gate = _core.Gate(10, 10, 1.0, 1.0, 1 << 20, None)
+    server = bind("127.0.0.1", 0, "X", gate, encrypted=False)
     server.server_close()
     gate.stop()
     assert asked == [BACKLOG]

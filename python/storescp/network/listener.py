@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from socketserver import BaseServer
 from typing import Any
 
@@ -18,6 +19,7 @@ from pynetdicom.transport import AssociationServer
 from storescp import _core
 from storescp.errors import BindError, CoreBug, CoreError
 from storescp.network.admission import Admission, congestion
+from storescp.network.identity import Peer
 from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection
 from storescp.settings import Settings
 
@@ -35,8 +37,9 @@ class GatedServer(AssociationServer):
 
     request_queue_size = BACKLOG
 
-    def __init__(self, address: tuple[str, int], ae_title: str, gate: _core.Gate) -> None:
+    def __init__(self, address: tuple[str, int], ae_title: str, gate: _core.Gate, *, encrypted: bool) -> None:
         self._gate = gate
+        self._encrypted = encrypted
         self._pause = threading.Event()
         ae = ApplicationEntity(ae_title)
         ae.network_timeout = None
@@ -60,7 +63,7 @@ class GatedServer(AssociationServer):
         """Hands the descriptor over."""
         del client_address
         try:
-            self._gate.add(request.detach())
+            self._gate.add(request.detach(), self._encrypted)
         except CoreError as error:
             # The peer is gone already, or no descriptor is left: the connection is closed.
             log.debug("connection.dropped", reason=str(error))
@@ -81,21 +84,30 @@ class GatedServer(AssociationServer):
         """pynetdicom collects garbage here now and then; nothing of ours needs it."""
 
 
-def bind(host: str, port: int, ae_title: str, gate: _core.Gate) -> GatedServer:
+def bind(host: str, port: int, ae_title: str, gate: _core.Gate, *, encrypted: bool) -> GatedServer:
     """A listening server.
 
     Raises:
         BindError: the address is taken or not ours.
     """
     try:
-        return GatedServer((host, port), ae_title, gate)
+        return GatedServer((host, port), ae_title, gate, encrypted=encrypted)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BindError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a listener listens."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+
 class Listener:
-    """Accepts, negotiates and hands over, for the Rust engine."""
+    """Accepts, negotiates and hands over, for the Rust engine. One port, or one clear and one with TLS."""
 
     def __init__(
         self,
@@ -104,6 +116,7 @@ class Listener:
         engine: _core.Engine,
         admission: Admission,
         negotiator: Negotiator,
+        tls: _core.Tls | None,
     ) -> None:
         limits, scp = settings.limits, settings.dicom_store_scp
         self._engine = engine
@@ -113,44 +126,68 @@ class Listener:
         self._gate = _core.Gate(
             max_connections=limits.max_connections,
             max_connections_per_address=limits.max_connections_per_address,
+            handshake_timeout=limits.handshake_timeout,
             request_timeout=limits.request_timeout,
             max_request_bytes=limits.max_pdu_tolerated,
+            tls=tls,
         )
+        ports = [(scp.port, False)]
+        if settings.tls is not None:
+            own_port = settings.tls.port
+            ports = [(scp.port, True)] if own_port is None else [(scp.port, False), (own_port, True)]
+        self._servers: list[tuple[GatedServer, bool]] = []
         try:
-            self._server = bind(host, scp.port, scp.ae_title, self._gate)
+            for port, encrypted in ports:
+                self._servers.append((bind(host, port, scp.ae_title, self._gate, encrypted=encrypted), encrypted))
         except BindError:
+            for server, _ in self._servers:
+                server.server_close()
             self._gate.stop()
             raise
         self._stopping = threading.Event()
         self._associations = ThreadPoolExecutor(scp.max_associations, thread_name_prefix="storescp-association")
-        self._accepting = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": _POLL_SECONDS}, name="storescp-accept"
-        )
+        self._accepting = [
+            threading.Thread(
+                target=server.serve_forever,
+                kwargs={"poll_interval": _POLL_SECONDS},
+                name=f"storescp-accept{'-tls' if encrypted else ''}",
+            )
+            for server, encrypted in self._servers
+        ]
         self._dispatching = threading.Thread(target=self._dispatch, name="storescp-dispatch")
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that are listened on."""
-        host, port = self._server.socket.getsockname()[:2]  # type: ignore[union-attr]
-        return str(host), int(port)
+    def addresses(self) -> list[Address]:
+        """What is listened on, the clear port first."""
+        found = []
+        for server, encrypted in self._servers:
+            host, port = server.socket.getsockname()[:2]  # type: ignore[union-attr]
+            found.append(Address(str(host), int(port), encrypted))
+        return found
+
+    def set_tls(self, tls: _core.Tls) -> None:
+        """New connections get other certificates; those that are open go on."""
+        self._gate.set_tls(tls)
 
     def start(self) -> None:
         """Begins to accept."""
-        self._accepting.start()
+        for thread in self._accepting:
+            thread.start()
         self._dispatching.start()
 
     def stop_accepting(self) -> None:
-        """Closes the listening socket and the connections that are no associations; associations go on."""
+        """Closes the listening sockets and the connections that are no associations; associations go on."""
         self._stopping.set()
-        # Wakes the accepting thread at once instead of at its next poll.
-        server_socket = self._server.socket
-        if server_socket is not None:
-            try:
-                server_socket.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("listener.shutdown", reason=str(error))
-        self._server.shutdown()
-        self._accepting.join()
+        for (server, _), thread in zip(self._servers, self._accepting, strict=True):
+            # Wakes the accepting thread at once instead of at its next poll.
+            server_socket = server.socket
+            if server_socket is not None:
+                try:
+                    server_socket.shutdown(socket.SHUT_RDWR)
+                except OSError as error:
+                    log.debug("listener.shutdown", reason=str(error))
+            server.shutdown()
+            thread.join()
         self._gate.stop()
 
     def join(self, timeout: float) -> bool:
@@ -168,12 +205,17 @@ class Listener:
     def _dispatch(self) -> None:
         while not self._stopping.is_set():
             connection = self._gate.next(_POLL_SECONDS)
+            self._report_refused()
             if connection is None:
                 continue
             if self._non_blocking:
                 self._admit(connection, lambda connection: self._associations.submit(self._serve_guarded, connection))
             else:
                 self._admit(connection, self._serve_guarded)
+
+    def _report_refused(self) -> None:
+        for address, port, reason, detail in self._gate.take_refused():
+            log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
 
     def _admit(self, connection: _core.Connection, serve: Callable[[_core.Connection], Any]) -> None:
         address, _ = connection.peer
@@ -187,31 +229,37 @@ class Listener:
             refuse(connection, rejection)
 
     def _serve_guarded(self, connection: _core.Connection) -> None:
+        address, _ = connection.peer
         try:
             self._serve(connection)
         except (CoreError, CoreBug, RuntimeError):
             log.exception("association.failed")
         finally:
-            self._admission.leave()
+            self._admission.leave(address)
 
     def _serve(self, connection: _core.Connection) -> None:
-        address, port = connection.peer
+        peer = Peer.of(connection.peer, connection.tls)
         try:
             answer = self._negotiator.negotiate(connection.request)
         except MalformedRequest as error:
-            log.warning("association.malformed_request", peer=address, port=port, reason=str(error.__cause__ or ""))
+            reason = str(error.__cause__ or "")
+            log.warning("association.malformed_request", peer=peer.address, port=peer.port, reason=reason)
             connection.refuse(MalformedRequest.pdu)
             return
         if isinstance(answer, Rejection):
             refuse(connection, answer)
             return
         calling, called = answer.calling_ae_title, answer.called_ae_title
-        rejection = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
+        rejection = (
+            self._admission.check_titles(called, calling)
+            or self._admission.check_identity(peer, calling, answer.user)
+            or self._admission.enter_calling(calling)
+        )
         if rejection is not None:
             refuse(connection, rejection)
             return
         try:
-            tenancy = self._admission.tenancy(called, calling, address)
+            tenancy = self._admission.tenancy(called, calling, peer)
             summary = self._engine.receive(
                 connection,
                 answer.pdu,
@@ -219,13 +267,13 @@ class Listener:
                 answer.peer_max_pdu_length,
                 calling,
                 called,
-                address,
+                peer.address,
                 tenancy.tenant,
                 tenancy.by_rule,
             )
         finally:
             self._admission.leave_calling(calling)
-        log_summary(summary, address, port, calling, called, tenancy.tenant, answer.rejected_contexts)
+        log_summary(summary, peer, calling, called, tenancy.tenant, answer.rejected_contexts)
 
 
 def refuse(connection: _core.Connection, rejection: Rejection) -> None:
@@ -249,8 +297,7 @@ def log_rejection(rejection: Rejection, address: str, port: int) -> None:
 
 def log_summary(
     summary: _core.AssociationSummary,
-    address: str,
-    port: int,
+    peer: Peer,
     calling: str,
     called: str,
     tenant: str | None,
@@ -278,13 +325,15 @@ def log_summary(
         extra["oversized_pdus"] = summary.oversized_pdus
     if summary.identical or summary.kept:
         extra |= {"identical": summary.identical, "kept": summary.kept}
+    if peer.tls_version:
+        extra |= {"tls": peer.tls_version, "tls_subject": peer.subject_text}
     if rejected_contexts:
         extra["rejected_contexts"] = rejected_contexts
     level(
         f"association.{summary.outcome}",
         association=summary.association,
-        peer=address,
-        port=port,
+        peer=peer.address,
+        port=peer.port,
         calling_ae=calling,
         called_ae=called,
         tenant=tenant,

@@ -18,11 +18,13 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    UserIdentityNegotiation,
 )
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 
 from storescp import _core
 from storescp.network.contexts import Offer
+from storescp.network.identity import UserIdentity
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 _REMEMBERED_REQUEST_BYTES = 16 << 20
@@ -79,6 +81,7 @@ class Answer:
     peer_max_pdu_length: int
     contexts: tuple[tuple[int, str, str], ...]
     rejected_contexts: int
+    user: UserIdentity | None
     pdu: bytes
 
 
@@ -105,8 +108,9 @@ def negotiate_contexts(requested: Sequence[PresentationContext], offer: Offer) -
 class Negotiator:
     """Answers A-ASSOCIATE-RQs, remembering what it answered."""
 
-    def __init__(self, offer: Offer, max_pdu_length: int) -> None:
+    def __init__(self, offer: Offer, max_pdu_length: int, *, answers_users: bool = False) -> None:
         self._offer = offer
+        self._answers_users = answers_users
         self._max_pdu_length = max_pdu_length
         self._answers: OrderedDict[bytes, Answer | Rejection] = OrderedDict()
         self._remembered_bytes = 0
@@ -129,7 +133,9 @@ class Negotiator:
                 self._answers.move_to_end(anonymous)
         if answer is None:
             answer = self._compute(anonymous)
-            self._remember(anonymous, answer)
+            # A request with a user's passcode in it is not kept.
+            if isinstance(answer, Rejection) or answer.user is None:
+                self._remember(anonymous, answer)
         return answer if isinstance(answer, Rejection) else _addressed(answer, request)
 
     def _remember(self, request: bytes, answer: Answer | Rejection) -> None:
@@ -161,10 +167,11 @@ class Negotiator:
             peer_max_pdu_length=peer.max_pdu_length,
             contexts=accepted,
             rejected_contexts=len(results) - len(accepted),
-            pdu=self._accept_pdu(primitive, results),
+            user=peer.user,
+            pdu=self._accept_pdu(primitive, results, acknowledge_user=self._answers_users and peer.wants_user_response),
         )
 
-    def _accept_pdu(self, request: A_ASSOCIATE, results: list[PresentationContext]) -> bytes:
+    def _accept_pdu(self, request: A_ASSOCIATE, results: list[PresentationContext], *, acknowledge_user: bool) -> bytes:
         primitive = A_ASSOCIATE()
         primitive.application_context_name = UID(APPLICATION_CONTEXT_NAME)
         primitive.calling_ae_title = request.calling_ae_title
@@ -173,6 +180,11 @@ class Negotiator:
         primitive.result_source = 1
         primitive.presentation_context_definition_results_list = results
         primitive.user_information = [*our_user_information(self._max_pdu_length)]
+        if acknowledge_user:
+            # PS3.7 D.3.3.7.2: empty for usernames and passcodes.
+            response = UserIdentityNegotiation()
+            response.server_response = b""
+            primitive.user_information.append(response)
         accept = A_ASSOCIATE_AC()
         accept.from_primitive(primitive)
         return bytes(accept.encode())
@@ -248,13 +260,20 @@ def _decode(request: bytes) -> A_ASSOCIATE:
 class _Peer:
     max_pdu_length: int
     implementation: str
+    user: UserIdentity | None
+    wants_user_response: bool
 
 
 def _peer_information(primitive: A_ASSOCIATE) -> _Peer:
-    length, implementation = 0, ""
+    length, implementation, user, wants_response = 0, "", None, False
     for item in primitive.user_information:
         if isinstance(item, MaximumLengthNotification):
             length = int(item.maximum_length_received)
         elif isinstance(item, ImplementationVersionNameNotification):
             implementation = str(item.implementation_version_name or "").strip()
-    return _Peer(length, implementation)
+        elif isinstance(item, UserIdentityNegotiation):
+            user = UserIdentity(
+                int(item.user_identity_type or 0), item.primary_field or b"", item.secondary_field or b""
+            )
+            wants_response = bool(item.positive_response_requested)
+    return _Peer(length, implementation, user, wants_response)

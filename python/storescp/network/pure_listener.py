@@ -27,7 +27,8 @@ from storescp import _core
 from storescp.errors import BindError
 from storescp.network.admission import Admission, congestion
 from storescp.network.contexts import Offer
-from storescp.network.listener import BACKLOG, log_rejection
+from storescp.network.identity import Peer
+from storescp.network.listener import BACKLOG, Address, log_rejection
 from storescp.network.negotiation import (
     APPLICATION_CONTEXT_NAME,
     BAD_CALLED_AE_TITLE,
@@ -123,14 +124,14 @@ class PureServer(ThreadedAssociationServer):
             return entered
         refused = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
         if refused is not None:
-            self._admission.leave()
+            self._admission.leave(address)
         return refused
 
     def left(self, assoc: Association) -> None:
         """Gives the places of an association back, once."""
         if id(assoc) in self._admitted:
             self._admitted.discard(id(assoc))
-            self._admission.leave()
+            self._admission.leave(str(assoc.requestor.address))
             self._admission.leave_calling(str(assoc.requestor.ae_title).strip())
             if self._turn is not None:
                 self._turn.release()
@@ -172,10 +173,10 @@ class PureListener:
         )
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that are listened on."""
+    def addresses(self) -> list[Address]:
+        """What is listened on."""
         host, port = self._server.server_address[:2]
-        return str(host), int(port)
+        return [Address(str(host), int(port))]
 
     def start(self) -> None:
         """Begins to accept."""
@@ -207,7 +208,7 @@ class PureListener:
         proposal = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
         calling, called = str(proposal.calling_ae_title).strip(), str(proposal.called_ae_title).strip()
         address = str(event.assoc.requestor.address)
-        tenancy = self._admission.tenancy(called, calling, address)
+        tenancy = self._admission.tenancy(called, calling, Peer(address, int(event.assoc.requestor.port or 0)))
         source = Source(calling, called, address, tenancy.tenant, tenancy.by_rule)
         class_uid = str(request.AffectedSOPClassUID)
         if class_uid != event.context.abstract_syntax:

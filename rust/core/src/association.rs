@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Transcoded};
 use crate::exchange::Exchange;
 use crate::ingest::Source;
 use crate::layout::TenantId;
+use crate::net::stream::Stream;
 use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, PDV_HEADER_BYTES};
 use crate::wire::reader::{DeadlineReader, Patience, ReadEnd};
 
@@ -141,13 +140,12 @@ impl From<ReadEnd> for End {
 /// Serves an association: sends `accept_pdu` and receives until release, abort or a deadline.
 ///
 /// Never panics and never returns an error: everything that can happen is an [`Outcome`].
-pub fn receive(engine: &Engine, stream: TcpStream, accept_pdu: &[u8], agreement: &Agreement) -> Summary {
+pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &Agreement) -> Summary {
     let started = Instant::now();
-    let stream = Arc::new(stream);
-    let registration = engine.register(&stream);
-    let mut exchange = Exchange::new(engine, &stream, agreement, registration.id);
-    let mut reader = DeadlineReader::new(&*stream);
-    let end = match open(&stream, accept_pdu) {
+    let registration = engine.register(stream.socket());
+    let mut exchange = Exchange::new(engine, stream, agreement, registration.id);
+    let mut reader = DeadlineReader::new(stream);
+    let end = match open(stream, accept_pdu) {
         Ok(()) => serve(engine, &mut reader, &mut exchange),
         Err(_) => ReadEnd::Closed.into(),
     };
@@ -162,7 +160,7 @@ pub fn receive(engine: &Engine, stream: TcpStream, accept_pdu: &[u8], agreement:
     };
     // What is still spooled goes before the peer learns of the end.
     exchange.discard();
-    close(&stream, &end);
+    close(stream, &end);
     let mut summary = exchange.summary;
     summary.outcome = end.outcome;
     summary.reason = end.reason;
@@ -173,29 +171,26 @@ pub fn receive(engine: &Engine, stream: TcpStream, accept_pdu: &[u8], agreement:
     summary
 }
 
-fn open(stream: &TcpStream, accept_pdu: &[u8]) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TICK))?;
-    stream.set_write_timeout(Some(SEND_TIMEOUT))?;
+fn open(stream: &Stream, accept_pdu: &[u8]) -> io::Result<()> {
+    stream.block(TICK, SEND_TIMEOUT)?;
     let mut sink = stream;
     sink.write_all(accept_pdu)
 }
 
 /// Lets the last PDU arrive: closing with unread bytes would reset the connection and may destroy it.
-fn close(stream: &TcpStream, end: &End) {
+fn close(stream: &Stream, end: &End) {
     let mut sink = stream;
     if let Some(reason) = end.abort {
         if sink.write_all(&pdu::abort(reason)).is_err() {
             return;
         }
     }
-    if stream.shutdown(Shutdown::Write).is_err() {
+    if stream.close_write().is_err() {
         return;
     }
     let deadline = Instant::now() + CLOSE_TIMEOUT;
     let mut discard = [0; 16 * 1024];
-    let mut source = stream;
+    let mut source = &**stream.socket();
     while Instant::now() < deadline {
         match source.read(&mut discard) {
             Ok(0) => break,
@@ -210,7 +205,7 @@ fn close(stream: &TcpStream, end: &End) {
     }
 }
 
-fn serve(engine: &Engine, reader: &mut DeadlineReader<&TcpStream>, exchange: &mut Exchange<'_>) -> End {
+fn serve(engine: &Engine, reader: &mut DeadlineReader<&Stream>, exchange: &mut Exchange<'_>) -> End {
     loop {
         match one_pdu(engine, reader, exchange) {
             Ok(None) => {}
@@ -221,7 +216,7 @@ fn serve(engine: &Engine, reader: &mut DeadlineReader<&TcpStream>, exchange: &mu
 
 fn one_pdu(
     engine: &Engine,
-    reader: &mut DeadlineReader<&TcpStream>,
+    reader: &mut DeadlineReader<&Stream>,
     exchange: &mut Exchange<'_>,
 ) -> Result<Option<End>, End> {
     let limits = &engine.config().limits;
@@ -266,11 +261,7 @@ fn one_pdu(
 }
 
 /// A-RELEASE-RQ and A-ABORT have four bytes (PS3.8 Tables 9-24 and 9-26).
-fn short_body(
-    reader: &mut DeadlineReader<&TcpStream>,
-    length: u32,
-    patience: &mut Patience,
-) -> Result<(), End> {
+fn short_body(reader: &mut DeadlineReader<&Stream>, length: u32, patience: &mut Patience) -> Result<(), End> {
     if length != 4 {
         return Err(End::breach(
             AbortReason::InvalidPduParameter,
@@ -283,7 +274,7 @@ fn short_body(
 
 /// The presentation data values of a P-DATA-TF (PS3.8 9.3.5.1).
 fn data_pdu(
-    reader: &mut DeadlineReader<&TcpStream>,
+    reader: &mut DeadlineReader<&Stream>,
     exchange: &mut Exchange<'_>,
     length: u32,
     patience: &mut Patience,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::net::TcpStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use crate::association::{Agreement, End, Outcome, Summary};
 use crate::engine::Engine;
 use crate::events::InstanceFact;
 use crate::ingest::{Attempt, Reception, Scratch, Stored};
+use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
 use crate::transcode::TranscodeError;
 use crate::uid::Uid;
@@ -53,7 +53,7 @@ struct Request {
 /// The DIMSE side of the association: command sets in, responses out.
 pub(crate) struct Exchange<'e> {
     engine: &'e Engine,
-    stream: &'e TcpStream,
+    stream: &'e Stream,
     agreement: &'e Agreement,
     expect: Expect<'e>,
     scratch: Scratch,
@@ -63,7 +63,7 @@ pub(crate) struct Exchange<'e> {
 impl<'e> Exchange<'e> {
     pub(crate) fn new(
         engine: &'e Engine,
-        stream: &'e TcpStream,
+        stream: &'e Stream,
         agreement: &'e Agreement,
         association: u64,
     ) -> Self {

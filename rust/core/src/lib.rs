@@ -1,7 +1,7 @@
 //! The core of storescp: everything that happens per byte or per instance.
 //!
 //! A DICOM Storage SCP (PS3.4 Annex B) without any knowledge of Python: PDU framing and DIMSE command
-//! sets in [`wire`], the forward scan of data sets in [`dataset`], durable files in [`store`], the durable
+//! sets in [`wire`], connections in [`net`], the forward scan of data sets in [`dataset`], durable files in [`store`], the durable
 //! queue of records in [`outbox`], pixel data of other transfer syntaxes in [`transcode`], and the use case that joins them in [`ingest`] and [`association`].
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -21,9 +21,9 @@ pub mod engine;
 pub mod events;
 mod exchange;
 pub mod file_meta;
-pub mod gate;
 pub mod ingest;
 pub mod layout;
+pub mod net;
 pub mod outbox;
 pub mod record;
 pub mod status;

@@ -154,8 +154,8 @@ impl Engine {
         };
         let (stream, slot) = connection.take()?.into_parts();
         let summary = run(py, || {
-            let summary = receive(&engine, stream, accept_pdu, &agreement);
-            drop(slot);
+            let summary = receive(&engine, &stream, accept_pdu, &agreement);
+            drop((stream, slot));
             Ok::<_, std::convert::Infallible>(summary)
         })?;
         Ok(AssociationSummary {

@@ -2,13 +2,15 @@
 
 use std::net::TcpStream;
 use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use storescp_core::gate;
+use storescp_core::net::gate;
+use storescp_core::net::tls::{ClientAuth, TlsFiles, TlsSetup};
 
 use crate::boundary::{run, CoreError};
 
@@ -20,35 +22,86 @@ pub struct Gate(gate::Gate);
 #[pyclass(frozen, module = "storescp._core")]
 pub struct Connection(Mutex<Option<gate::Connection>>);
 
+/// Certificates, key and authorities of a TLS listener, read and checked.
+#[pyclass(frozen, module = "storescp._core")]
+pub struct Tls(TlsSetup);
+
+#[pymethods]
+impl Tls {
+    /// Reads PEM files. Raises CoreError that names the setting.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        certificate: PathBuf,
+        private_key: PathBuf,
+        client_ca: Option<PathBuf>,
+        client_auth: &str,
+        crl: Option<PathBuf>,
+    ) -> PyResult<Self> {
+        let client_auth = match client_auth {
+            "required" => ClientAuth::Required,
+            "optional" => ClientAuth::Optional,
+            "none" => ClientAuth::None,
+            _ => return Err(CoreError::new_err("client_auth: required, optional or none")),
+        };
+        let files = TlsFiles {
+            certificate,
+            private_key,
+            client_ca,
+            client_auth,
+            crl,
+        };
+        run(py, || TlsSetup::load(&files).map(Self))
+    }
+}
+
 #[pymethods]
 impl Gate {
     #[new]
+    #[allow(clippy::too_many_arguments)] // each is a limit
     fn new(
         py: Python<'_>,
         max_connections: usize,
         max_connections_per_address: usize,
+        handshake_timeout: f64,
         request_timeout: f64,
         max_request_bytes: u32,
+        tls: Option<&Tls>,
     ) -> PyResult<Self> {
+        let seconds =
+            |value| Duration::try_from_secs_f64(value).map_err(|error| CoreError::new_err(error.to_string()));
         let limits = gate::GateLimits {
             connections: max_connections,
             per_address: max_connections_per_address,
-            request_timeout: Duration::try_from_secs_f64(request_timeout)
-                .map_err(|error| CoreError::new_err(error.to_string()))?,
+            handshake_timeout: seconds(handshake_timeout)?,
+            request_timeout: seconds(request_timeout)?,
             request_bytes: max_request_bytes,
         };
-        run(py, || gate::Gate::start(limits).map(Self))
+        let tls = tls.map(|tls| tls.0.clone());
+        run(py, || gate::Gate::start(limits, tls).map(Self))
+    }
+
+    /// What new connections get from now on.
+    fn set_tls(&self, tls: &Tls) {
+        self.0.set_tls(tls.0.clone());
     }
 
     /// Takes over the descriptor of an accepted socket (`socket.detach()`).
-    fn add(&self, py: Python<'_>, descriptor: i32) -> PyResult<()> {
+    fn add(&self, py: Python<'_>, descriptor: i32, encrypted: bool) -> PyResult<()> {
         if descriptor < 0 {
             return Err(CoreError::new_err("not a descriptor"));
         }
         // SAFETY: the caller has detached the descriptor from its socket, so nobody else owns or closes it
         // (`storescp.network.listener` is the only caller).
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        run(py, move || self.0.add(TcpStream::from(descriptor)))
+        let socket = TcpStream::from(descriptor);
+        run(py, move || {
+            if encrypted {
+                self.0.add_encrypted(socket)
+            } else {
+                self.0.add(socket)
+            }
+        })
     }
 
     /// The next connection whose request is complete, or None after `timeout` seconds.
@@ -75,9 +128,18 @@ impl Gate {
             ("connections_per_address", &counters.per_address),
             ("request_timeout", &counters.timeout),
             ("malformed_request", &counters.malformed),
+            ("tls_handshake", &counters.handshake),
         ]
         .map(|(reason, counter)| (reason, counter.load(Ordering::Relaxed)))
         .to_vec()
+    }
+
+    /// Connections turned away since the last call: address, port, reason, detail. The first thousand.
+    fn take_refused(&self) -> Vec<(String, u16, &'static str, String)> {
+        let refused = self.0.take_refused().into_iter();
+        refused
+            .map(|one| (one.peer.ip().to_string(), one.peer.port(), one.reason, one.detail))
+            .collect()
     }
 
     /// Closes all connections that are no associations.
@@ -117,6 +179,16 @@ impl Connection {
     #[getter]
     fn peer(&self) -> PyResult<(String, u16)> {
         self.look(|connection| (connection.peer().ip().to_string(), connection.peer().port()))
+    }
+
+    /// TLS version and the peer's certificate (DER), or None on a clear connection.
+    #[getter]
+    fn tls<'py>(&self, py: Python<'py>) -> PyResult<Option<(String, Option<Bound<'py, PyBytes>>)>> {
+        let peer = self.look(gate::Connection::tls_peer)?;
+        Ok(peer.map(|peer| {
+            let certificate = peer.certificate.map(|bytes| PyBytes::new(py, &bytes));
+            (peer.version, certificate)
+        }))
     }
 
     /// Sends a last PDU and closes.

@@ -22,6 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         storescp_core::IMPLEMENTATION_VERSION_NAME,
     )?;
     module.add_class::<gate::Gate>()?;
+    module.add_class::<gate::Tls>()?;
     module.add_class::<gate::Connection>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::AssociationSummary>()?;

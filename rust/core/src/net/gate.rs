@@ -1,23 +1,29 @@
-//! Connections before they are associations: one thread watches them all until their request is complete.
+//! Connections before they are associations: one thread watches them all until their request is complete, another one those
+//! with TLS, so that handshakes hold up nobody else.
 //!
 //! A connection costs a descriptor and its own bytes, no thread, however slowly it sends. It leaves with a whole
 //! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use super::stream::{Stream, TlsPeer};
+use super::tls::TlsSetup;
 use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, HEADER_BYTES};
 
 const WAKE: Token = Token(0);
-/// A-ASSOCIATE-RQs that wait for their turn.
 const READ_BYTES: usize = 64 * 1024;
+/// Refused connections that are remembered until somebody asks.
+const MOST_REFUSALS: usize = 1000;
 
 /// Bounds on connections that are not associations yet.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +32,9 @@ pub struct GateLimits {
     pub connections: usize,
     /// Connections of one address, associations included.
     pub per_address: usize,
-    /// Until the request is complete.
+    /// Until the TLS handshake is over.
+    pub handshake_timeout: Duration,
+    /// From then on until the request is complete.
     pub request_timeout: Duration,
     /// Bytes of an A-ASSOCIATE-RQ.
     pub request_bytes: u32,
@@ -43,12 +51,25 @@ pub struct GateCounters {
     pub timeout: AtomicU64,
     /// Something else than a request, or too long.
     pub malformed: AtomicU64,
+    /// The TLS handshake failed, or was not over in time.
+    pub handshake: AtomicU64,
+}
+
+/// A connection that was turned away.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Address and port of the peer.
+    pub peer: SocketAddr,
+    /// Why, as a word for metrics.
+    pub reason: &'static str,
+    /// More about it; nothing that the peer wrote.
+    pub detail: String,
 }
 
 /// A connection whose request is complete.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     request: Vec<u8>,
     slot: Slot,
@@ -87,32 +108,40 @@ impl Connection {
         self.peer
     }
 
+    /// Who the peer is by TLS; none on a clear connection.
+    #[must_use]
+    pub fn tls_peer(&self) -> Option<TlsPeer> {
+        self.stream.tls_peer()
+    }
+
     /// The stream and the place it occupies, for the association.
     #[must_use]
-    pub fn into_parts(self) -> (TcpStream, Slot) {
+    pub fn into_parts(self) -> (Stream, Slot) {
         (self.stream, self.slot)
     }
 
     /// Sends a last PDU (A-ASSOCIATE-RJ or A-ABORT) and closes.
     pub fn refuse(self, bytes: &[u8]) {
-        turn_away(self.stream, bytes);
+        turn_away(&self.stream, bytes);
     }
 }
 
 /// Best effort: the peer may be gone, and it is closed either way.
-fn turn_away(mut stream: TcpStream, bytes: &[u8]) {
-    if stream.write_all(bytes).is_ok() && stream.shutdown(Shutdown::Write).is_ok() {
+fn turn_away(stream: &Stream, bytes: &[u8]) {
+    let (mut sink, mut socket) = (stream, &**stream.socket());
+    if sink.write_all(bytes).is_ok() && stream.close_write().is_ok() {
         // Unread bytes would make the kernel reset the connection, which may destroy what was just sent.
-        let _ = stream.set_nonblocking(true);
+        let _ = socket.set_nonblocking(true);
         let mut discard = [0; 4096];
-        while matches!(stream.read(&mut discard), Ok(count) if count > 0) {}
+        while matches!(socket.read(&mut discard), Ok(count) if count > 0) {}
     }
 }
 
 #[derive(Debug)]
 struct Shared {
     limits: GateLimits,
-    arrivals: Mutex<Vec<(TcpStream, SocketAddr, Slot)>>,
+    tls: Mutex<Option<TlsSetup>>,
+    refused: Mutex<VecDeque<Refused>>,
     places: Mutex<Places>,
     ready: Mutex<VecDeque<Connection>>,
     ready_changed: Condvar,
@@ -130,44 +159,82 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// See the module documentation.
+impl Shared {
+    fn refuse(&self, counter: &AtomicU64, peer: SocketAddr, reason: &'static str, detail: String) {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let mut refused = lock(&self.refused);
+        if refused.len() < MOST_REFUSALS {
+            refused.push_back(Refused { peer, reason, detail });
+        }
+    }
+}
+
+/// A thread and the connections that it watches.
 #[derive(Debug)]
-pub struct Gate {
-    shared: Arc<Shared>,
+struct Lane {
+    arrivals: Arc<Arrivals>,
     waker: Arc<Waker>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+type Arrivals = Mutex<Vec<(Stream, SocketAddr, Slot)>>;
+
+impl Lane {
+    fn start(shared: &Arc<Shared>, name: &str) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let arrivals = Arc::<Arrivals>::default();
+        let watcher = Watcher {
+            poll,
+            shared: Arc::clone(shared),
+            arrivals: Arc::clone(&arrivals),
+            waiting: HashMap::new(),
+            next_token: 1,
+        };
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || watcher.run())?;
+        Ok(Self {
+            arrivals,
+            waker,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Gate {
+    shared: Arc<Shared>,
+    clear: Lane,
+    encrypted: Option<Lane>,
+}
+
 impl Gate {
-    /// Starts the thread.
+    /// Starts the threads; that for TLS only where there is a set-up.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn start(limits: GateLimits) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+    pub fn start(limits: GateLimits, tls: Option<TlsSetup>) -> io::Result<Self> {
+        let with_tls = tls.is_some();
         let shared = Arc::new(Shared {
             limits,
-            arrivals: Mutex::default(),
+            tls: Mutex::new(tls),
+            refused: Mutex::default(),
             places: Mutex::default(),
             ready: Mutex::default(),
             ready_changed: Condvar::new(),
             counters: GateCounters::default(),
             stopping: AtomicBool::new(false),
         });
-        let watcher = Watcher {
-            poll,
-            shared: Arc::clone(&shared),
-            waiting: HashMap::new(),
-            next_token: 1,
-        };
-        let thread = std::thread::Builder::new()
-            .name("storescp-gate".to_owned())
-            .spawn(move || watcher.run())?;
+        let clear = Lane::start(&shared, "storescp-gate")?;
+        let encrypted = with_tls
+            .then(|| Lane::start(&shared, "storescp-gate-tls"))
+            .transpose()?;
         Ok(Self {
             shared,
-            waker,
-            thread: Mutex::new(Some(thread)),
+            clear,
+            encrypted,
         })
     }
 
@@ -175,30 +242,61 @@ impl Gate {
     ///
     /// # Errors
     /// What the operating system says; the connection is closed then.
-    pub fn add(&self, stream: TcpStream) -> io::Result<()> {
-        let peer = stream.peer_addr()?;
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let Some(slot) = self.take_place(peer.ip()) else {
-            return Ok(());
-        };
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        lock(&self.shared.arrivals).push((stream, peer, slot));
-        self.waker.wake()
+    pub fn add(&self, socket: TcpStream) -> io::Result<()> {
+        self.admit(socket, &self.clear, |socket| Ok(Stream::clear(socket)))
     }
 
-    fn take_place(&self, address: IpAddr) -> Option<Slot> {
+    /// Takes an accepted connection that begins with a TLS handshake.
+    ///
+    /// # Errors
+    /// As [`Gate::add`]; `Unsupported` where the gate was started without a set-up.
+    pub fn add_encrypted(&self, socket: TcpStream) -> io::Result<()> {
+        let setup = lock(&self.shared.tls).clone();
+        let (Some(setup), Some(lane)) = (setup, &self.encrypted) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        self.admit(socket, lane, |socket| {
+            let connection = setup.accept().map_err(io::Error::other)?;
+            Ok(Stream::encrypted(socket, connection))
+        })
+    }
+
+    /// What new connections get from now on.
+    pub fn set_tls(&self, setup: TlsSetup) {
+        *lock(&self.shared.tls) = Some(setup);
+    }
+
+    fn admit(
+        &self,
+        socket: TcpStream,
+        lane: &Lane,
+        wrap: impl FnOnce(TcpStream) -> io::Result<Stream>,
+    ) -> io::Result<()> {
+        let peer = socket.peer_addr()?;
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let Some(slot) = self.take_place(peer) else {
+            return Ok(());
+        };
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        lock(&lane.arrivals).push((wrap(socket)?, peer, slot));
+        lane.waker.wake()
+    }
+
+    fn take_place(&self, peer: SocketAddr) -> Option<Slot> {
+        let address = peer.ip();
         let mut places = lock(&self.shared.places);
         let of_address = places.by_address.get(&address).copied().unwrap_or(0);
+        let counters = &self.shared.counters;
         let refused = if of_address >= self.shared.limits.per_address {
-            Some(&self.shared.counters.per_address)
+            Some((&counters.per_address, "connections_per_address"))
         } else if places.total >= self.shared.limits.connections {
-            Some(&self.shared.counters.connections)
+            Some((&counters.connections, "connections"))
         } else {
             None
         };
-        if let Some(counter) = refused {
-            counter.fetch_add(1, Ordering::Relaxed);
+        if let Some((counter, reason)) = refused {
+            self.shared.refuse(counter, peer, reason, String::new());
             return None;
         }
         places.total += 1;
@@ -235,13 +333,22 @@ impl Gate {
         &self.shared.counters
     }
 
-    /// Closes all connections that are no associations and ends the thread.
+    /// Connections turned away since the last call, the first thousand.
+    #[must_use]
+    pub fn take_refused(&self) -> Vec<Refused> {
+        lock(&self.shared.refused).drain(..).collect()
+    }
+
+    /// Closes all connections that are no associations and ends the threads.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
-        let _ = self.waker.wake();
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
+        for lane in std::iter::once(&self.clear).chain(&self.encrypted) {
+            let _ = lane.waker.wake();
+            if let Some(thread) = lock(&lane.thread).take() {
+                let _ = thread.join();
+            }
         }
+        lock(&self.shared.ready).clear();
         self.shared.ready_changed.notify_all();
     }
 }
@@ -253,7 +360,7 @@ impl Drop for Gate {
 }
 
 struct Waiting {
-    stream: mio::net::TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     slot: Slot,
     bytes: Vec<u8>,
@@ -265,11 +372,14 @@ enum Progress {
     Complete,
     Closed,
     Malformed(AbortReason),
+    /// Of TLS.
+    Failed(String),
 }
 
 struct Watcher {
     poll: Poll,
     shared: Arc<Shared>,
+    arrivals: Arc<Arrivals>,
     waiting: HashMap<Token, Waiting>,
     next_token: usize,
 }
@@ -299,24 +409,33 @@ impl Watcher {
             }
             self.expire();
         }
-        lock(&self.shared.ready).clear();
     }
 
     fn admit_arrivals(&mut self, buffer: &mut [u8]) {
-        let arrivals = std::mem::take(&mut *lock(&self.shared.arrivals));
+        let arrivals = std::mem::take(&mut *lock(&self.arrivals));
         for (stream, peer, slot) in arrivals {
-            let mut stream = mio::net::TcpStream::from_std(stream);
             let token = Token(self.next_token);
             self.next_token += 1;
             if self
                 .poll
                 .registry()
-                .register(&mut stream, token, Interest::READABLE)
+                .register(
+                    &mut SourceFd(&stream.socket().as_raw_fd()),
+                    token,
+                    // A handshake may have to wait until it can write; the events come on change only.
+                    Interest::READABLE | Interest::WRITABLE,
+                )
                 .is_err()
             {
                 continue;
             }
-            let deadline = Instant::now() + self.shared.limits.request_timeout;
+            let limits = &self.shared.limits;
+            let patience = if stream.is_handshaking() {
+                limits.handshake_timeout
+            } else {
+                limits.request_timeout
+            };
+            let deadline = Instant::now() + patience;
             self.waiting.insert(
                 token,
                 Waiting {
@@ -336,20 +455,28 @@ impl Watcher {
         let Some(waiting) = self.waiting.get_mut(&token) else {
             return;
         };
+        let was_handshaking = waiting.stream.is_handshaking();
         let progress = waiting.read(buffer, self.shared.limits.request_bytes);
+        let is_handshaking = waiting.stream.is_handshaking();
         if matches!(progress, Progress::More) {
+            if was_handshaking && !is_handshaking {
+                waiting.deadline = Instant::now() + self.shared.limits.request_timeout;
+            }
             return;
         }
-        let Some(mut waiting) = self.waiting.remove(&token) else {
+        let Some(waiting) = self.waiting.remove(&token) else {
             return;
         };
         // Fails only for a descriptor that is not registered; the stream is taken over or closed either way.
-        let _ = self.poll.registry().deregister(&mut waiting.stream);
-        let stream = TcpStream::from(std::os::fd::OwnedFd::from(waiting.stream));
+        let _ = self
+            .poll
+            .registry()
+            .deregister(&mut SourceFd(&waiting.stream.socket().as_raw_fd()));
+        let counters = &self.shared.counters;
         match progress {
             Progress::Complete => {
                 let connection = Connection {
-                    stream,
+                    stream: waiting.stream,
                     peer: waiting.peer,
                     request: waiting.bytes,
                     slot: waiting.slot,
@@ -358,8 +485,20 @@ impl Watcher {
                 self.shared.ready_changed.notify_one();
             }
             Progress::Malformed(reason) => {
-                self.shared.counters.malformed.fetch_add(1, Ordering::Relaxed);
-                turn_away(stream, &pdu::abort(reason));
+                let detail = format!("{reason:?}");
+                self.shared
+                    .refuse(&counters.malformed, waiting.peer, "malformed_request", detail);
+                turn_away(&waiting.stream, &pdu::abort(reason));
+            }
+            Progress::Failed(detail) => {
+                self.shared
+                    .refuse(&counters.handshake, waiting.peer, "tls_handshake", detail);
+                turn_away(&waiting.stream, &[]);
+            }
+            Progress::Closed if is_handshaking => {
+                let detail = "the peer closed the connection".to_owned();
+                self.shared
+                    .refuse(&counters.handshake, waiting.peer, "tls_handshake", detail);
             }
             Progress::More | Progress::Closed => {}
         }
@@ -367,17 +506,20 @@ impl Watcher {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        let expired = self
-            .waiting
-            .values()
-            .filter(|waiting| waiting.deadline <= now)
-            .count();
-        // Counted before they are closed: whoever sees the end of the connection finds it counted.
-        self.shared
-            .counters
-            .timeout
-            .fetch_add(expired as u64, Ordering::Relaxed);
-        self.waiting.retain(|_, waiting| waiting.deadline > now);
+        let counters = &self.shared.counters;
+        self.waiting.retain(|_, waiting| {
+            let expired = waiting.deadline <= now;
+            // Counted before they are closed: whoever sees the end of the connection finds it counted.
+            if expired && waiting.stream.is_handshaking() {
+                let detail = "not over in time".to_owned();
+                self.shared
+                    .refuse(&counters.handshake, waiting.peer, "tls_handshake", detail);
+            } else if expired {
+                self.shared
+                    .refuse(&counters.timeout, waiting.peer, "request_timeout", String::new());
+            }
+            !expired
+        });
     }
 }
 
@@ -403,13 +545,17 @@ impl Waiting {
                 return Progress::Complete;
             }
             let room = wanted.min(buffer.len());
-            match self.stream.read(buffer.get_mut(..room).unwrap_or_default()) {
+            let mut source = &self.stream;
+            match source.read(buffer.get_mut(..room).unwrap_or_default()) {
                 Ok(0) => return Progress::Closed,
                 Ok(count) => self
                     .bytes
                     .extend_from_slice(buffer.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::More,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Progress::Failed(error.to_string())
+                }
                 Err(_) => return Progress::Closed,
             }
         }

@@ -7,6 +7,7 @@ fn limits() -> GateLimits {
     GateLimits {
         connections: 10,
         per_address: 10,
+        handshake_timeout: Duration::from_millis(100),
         request_timeout: Duration::from_millis(200),
         request_bytes: 1 << 20,
     }
@@ -21,17 +22,18 @@ fn pair(listener: &TcpListener, gate: &Gate) -> TcpStream {
 #[test]
 fn a_whole_request_passes_and_what_follows_stays_in_the_socket() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gate = Gate::start(limits()).unwrap();
+    let gate = Gate::start(limits(), None).unwrap();
     let mut client = pair(&listener, &gate);
     client.write_all(&[1, 0, 0, 0, 0, 4, 9, 9]).unwrap();
     assert!(gate.next(Duration::from_millis(20)).is_none());
     client.write_all(&[9, 9, 4, 0]).unwrap();
     let connection = gate.next(Duration::from_secs(5)).unwrap();
     assert_eq!(connection.request(), [1, 0, 0, 0, 0, 4, 9, 9, 9, 9]);
-    let (mut stream, slot) = connection.into_parts();
-    stream.set_nonblocking(false).unwrap();
+    let (stream, slot) = connection.into_parts();
+    let mut socket = &**stream.socket();
+    socket.set_nonblocking(false).unwrap();
     let mut next = [0; 2];
-    stream.read_exact(&mut next).unwrap();
+    socket.read_exact(&mut next).unwrap();
     assert_eq!((next, gate.connections()), ([4, 0], 1));
     drop(slot);
     assert_eq!(gate.connections(), 0);
@@ -40,7 +42,7 @@ fn a_whole_request_passes_and_what_follows_stays_in_the_socket() {
 #[test]
 fn silence_ends_at_the_deadline_and_junk_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gate = Gate::start(limits()).unwrap();
+    let gate = Gate::start(limits(), None).unwrap();
     let mut answer = Vec::new();
     for (sent, reason) in [
         (&[4u8, 0, 0, 0, 0, 4][..], 2),
@@ -69,11 +71,14 @@ fn silence_ends_at_the_deadline_and_junk_at_once() {
 #[test]
 fn one_address_cannot_take_all_places() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gate = Gate::start(GateLimits {
-        per_address: 2,
-        request_timeout: Duration::from_secs(30),
-        ..limits()
-    })
+    let gate = Gate::start(
+        GateLimits {
+            per_address: 2,
+            request_timeout: Duration::from_secs(30),
+            ..limits()
+        },
+        None,
+    )
     .unwrap();
     let _held = [pair(&listener, &gate), pair(&listener, &gate)];
     let mut third = pair(&listener, &gate);

@@ -1,0 +1,176 @@
+//! A connection as the association sees it: bytes in, bytes out, clear or TLS.
+
+use std::cell::RefCell;
+use std::io::{self, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConnection;
+
+/// What is taken from the socket at a time, several TLS records.
+const INCOMING_BYTES: usize = 64 * 1024;
+
+/// See the module documentation. Reading and writing go through `&Stream`, on one thread at a time.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Arc<TcpStream>,
+    tls: Option<RefCell<Tls>>,
+}
+
+#[derive(Debug)]
+struct Tls {
+    connection: ServerConnection,
+    incoming: BufReader<Socket>,
+}
+
+/// `Read` for a shared socket.
+#[derive(Debug)]
+struct Socket(Arc<TcpStream>);
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buffer)
+    }
+}
+
+/// What is known of the peer of a TLS connection.
+#[derive(Clone, Debug)]
+pub struct TlsPeer {
+    /// `TLSv1_2` or `TLSv1_3`.
+    pub version: String,
+    /// Its certificate (DER), where it showed one.
+    pub certificate: Option<Vec<u8>>,
+}
+
+impl Stream {
+    /// A clear connection.
+    #[must_use]
+    pub fn clear(socket: TcpStream) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            tls: None,
+        }
+    }
+
+    pub(super) fn encrypted(socket: TcpStream, connection: ServerConnection) -> Self {
+        let socket = Arc::new(socket);
+        let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&socket)));
+        Self {
+            socket,
+            tls: Some(RefCell::new(Tls { connection, incoming })),
+        }
+    }
+
+    /// The socket beneath, to watch it or to shut it down from another thread.
+    #[must_use]
+    pub fn socket(&self) -> &Arc<TcpStream> {
+        &self.socket
+    }
+
+    /// Blocking from now on, with time limits for each read and write.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn block(&self, read_timeout: Duration, write_timeout: Duration) -> io::Result<()> {
+        self.socket.set_nonblocking(false)?;
+        self.socket.set_read_timeout(Some(read_timeout))?;
+        self.socket.set_write_timeout(Some(write_timeout))
+    }
+
+    /// Whether the TLS handshake is not over.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.borrow().connection.is_handshaking())
+    }
+
+    /// Who is on the other side of a TLS connection.
+    #[must_use]
+    pub fn tls_peer(&self) -> Option<TlsPeer> {
+        let tls = self.tls.as_ref()?.borrow();
+        let certificates = tls.connection.peer_certificates().unwrap_or_default();
+        Some(TlsPeer {
+            version: format!("{:?}", tls.connection.protocol_version()?),
+            certificate: certificates.first().map(|first| first.to_vec()),
+        })
+    }
+
+    /// Nothing more will be written.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn close_write(&self) -> io::Result<()> {
+        if let Some(tls) = &self.tls {
+            let tls = &mut *tls.borrow_mut();
+            tls.connection.send_close_notify();
+            tls.flush(&self.socket)?;
+        }
+        self.socket.shutdown(Shutdown::Write)
+    }
+}
+
+impl Tls {
+    fn flush(&mut self, socket: &TcpStream) -> io::Result<()> {
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut &*socket)?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.connection.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Closed without a word, as many peers do: what matters is whether the association was released.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                outcome => return outcome,
+            }
+            self.flush(socket)?;
+            if self.connection.read_tls(&mut self.incoming)? == 0 {
+                return Ok(0);
+            }
+            if let Err(error) = self.connection.process_new_packets() {
+                // Best effort: the alert tells the peer why.
+                let _ = self.flush(socket);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&*self.socket).read(buffer),
+            Some(tls) => {
+                let outcome = tls.borrow_mut().read(&self.socket, buffer)?;
+                // The last flight of a handshake may still be here.
+                tls.borrow_mut().flush(&self.socket)?;
+                Ok(outcome)
+            }
+        }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&*self.socket).write(buffer),
+            Some(tls) => {
+                let tls = &mut *tls.borrow_mut();
+                let count = tls.connection.writer().write(buffer)?;
+                tls.flush(&self.socket)?;
+                Ok(count)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &self.tls {
+            None => Ok(()),
+            Some(tls) => tls.borrow_mut().flush(&self.socket),
+        }
+    }
+}
