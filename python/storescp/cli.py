@@ -296,13 +296,28 @@ def verify_command(context: click.Context, config: Path | None) -> None:
     from storescp.outbox import open_outbox  # noqa: PLC0415
     from storescp.verify import Verified, verify  # noqa: PLC0415
 
-    root = _configuration(context, config).settings.local_storage.dicm_store_path
+    settings = _configuration(context, config).settings
+    root = settings.local_storage.dicm_store_path
+    tenant_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
     totals, found = Verified(), 0
-    for finding in verify(root, open_outbox(root), totals):
+    for finding in verify(root, tenant_roots, open_outbox(root), totals):
         found += 1
         click.echo(f"{finding.kind}  {finding.path}")
     click.echo(f"{totals.files} files, {totals.bytes} bytes compared, {found} findings", err=True)
     context.exit(EXIT_FOUND if found else 0)
+
+
+@main_group.command("passcode")
+@click.argument("username")
+@click.password_option("--passcode", prompt="Passcode", help="Asked for where it is not given.")
+def passcode_command(username: str, passcode: str) -> None:
+    """Print a line for the file of [user_identity]: USERNAME and what is left of its passcode."""
+    from storescp.network.identity import entry  # noqa: PLC0415
+
+    try:
+        click.echo(entry(username, passcode))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="USERNAME") from None
 
 
 @main_group.command("index")

@@ -276,6 +276,7 @@ def _cross_checks(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
         key = ("message_queue", "topic_dicom_receive")
         value = settings.message_queue.topic_main
         raise ConfigError(ConfigProblem(".".join(key), value, "another topic than topic_main", _source_of(key, layers)))
+    _check_tenant_roots(settings, layers)
     if settings.user_identity is not None and settings.tls is None:
         key = ("user_identity", "users")
         expected = "a [tls] section too: passcodes are taken over TLS only"
@@ -290,6 +291,23 @@ def _cross_checks(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
                 raise ConfigError(
                     ConfigProblem(f"kafka.{name}", "null", expected, _source_of(("kafka", "security_protocol"), layers))
                 )
+
+
+def _check_tenant_roots(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
+    """A root within another one would look like a tenant of it."""
+    source = _source_of(("tenants", "settings"), layers)
+    ids = [entry.tenant_id for entry in settings.tenants.settings]
+    if len(set(ids)) != len(ids):
+        raise ConfigError(ConfigProblem("tenants.settings", json.dumps(ids), "each tenant_id once", source))
+    roots = [settings.local_storage.dicm_store_path]
+    for entry in settings.tenants.settings:
+        root = entry.storage_root
+        if root is None:
+            continue
+        if any(root != other and (root in other.parents or other in root.parents) for other in roots):
+            expected = "a folder that is not within another storage root, nor around one"
+            raise ConfigError(ConfigProblem("tenants.settings.storage_root", str(root), expected, source))
+        roots.append(root)
 
 
 def _is_utf8(path: Path) -> bool:

@@ -138,6 +138,9 @@ def engine_config(settings: Settings) -> str:
             },
             "outbox": {"max_rows": settings.outbox.max_rows, "max_bytes": settings.outbox.max_bytes},
             "private_tenant": private,
+            "tenants": {
+                entry.tenant_id: entry.model_dump(mode="json", exclude={"tenant_id"}) for entry in tenants.settings
+            },
             "transcoding": {"target": scp.unsupported_ts_change_to, "pool": pool_config(settings)},
         }
     )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("storescp.service")
 EXIT_OK = 0
-_LICENCE_CHECK_SECONDS = 3600.0
+_HOURLY_SECONDS = 3600.0
 _EVALUATION_DAYS = 90
 _EVENT_WAIT_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
@@ -165,9 +165,9 @@ def _refuse_unavailable(settings: Settings, engine: str) -> None:
         expected = "no [tls] with --engine python, which is for comparison"
         raise ConfigError(ConfigProblem("tls", "(section)", expected, "configuration"))
     limited = [entry.tenant_id for entry in settings.tenants.settings]
-    if limited:
-        problem = ConfigProblem("tenants.settings", str(limited), "no tenant settings in this version", "configuration")
-        raise ConfigError(problem)
+    if limited and engine == "python":
+        expected = "no tenant settings with --engine python, which is for comparison"
+        raise ConfigError(ConfigProblem("tenants.settings", str(limited), expected, "configuration"))
 
 
 def _raise_descriptor_limit() -> None:
@@ -258,7 +258,7 @@ class Service:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
                 print(f"{line} (TLS)" if address.tls else line, flush=True)  # noqa: T201
-            self._wait(server)
+            self._wait(server, engine)
         log.info("service.stopped")
         return EXIT_OK
 
@@ -349,7 +349,7 @@ class Service:
         self._stop_requested.set()
         self._woken.set()
 
-    def _wait(self, server: Server) -> None:
+    def _wait(self, server: Server, engine: Engine) -> None:
         checked = time.monotonic()
         while not self._stop_requested.is_set():
             self._woken.wait(_LOOK_SECONDS)
@@ -357,9 +357,18 @@ class Service:
             if self._reload_requested:
                 self._reload_requested = False
                 self._reload(server)
-            if time.monotonic() - checked >= _LICENCE_CHECK_SECONDS:
+            if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
                 self._licence.check(datetime.now(UTC))
+                self._measure_tenants(engine)
+
+    def _measure_tenants(self, engine: Engine) -> None:
+        """What was deleted beneath a tenant gives its quota back."""
+        if isinstance(engine, _core.Engine) and self._settings.tenants.settings:
+            try:
+                engine.measure_tenants()
+            except CoreError as error:
+                log.warning("tenants.not_measured", reason=str(error))
 
     def _reload(self, server: Server) -> None:
         """Certificates, authorities, revocation lists and users; what is bad leaves the old ones in force."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +29,20 @@ class Verified:
     bytes: int = 0
 
 
-def verify(root: Path, database: sqlite3.Connection, totals: Verified) -> Iterator[Finding]:
+def verify(
+    root: Path, tenant_roots: Mapping[str, Path], database: sqlite3.Connection, totals: Verified
+) -> Iterator[Finding]:
     """Every recorded file by size and digest, then every file without a record.
 
-    A path that was replaced has several rows; the last one describes the file.
+    `tenant_roots` has the storage roots of tenants that have their own. A path that was replaced has several rows; the
+    last one describes the file.
     """
     recorded: set[str] = set()
     query = "SELECT path, size, digest FROM instance WHERE id IN (SELECT max(id) FROM instance GROUP BY path)"
     for path, size, digest in database.execute(query):
         recorded.add(path)
         try:
-            found_size, found_digest = _measure(root / path)
+            found_size, found_digest = _measure(tenant_roots.get(path.partition("/")[0], root) / path)
         except FileNotFoundError:
             yield Finding("missing", path)
             continue
@@ -47,10 +50,12 @@ def verify(root: Path, database: sqlite3.Connection, totals: Verified) -> Iterat
         totals.bytes += found_size
         if (found_size, found_digest) != (size, digest):
             yield Finding("changed", path)
-    for file in _stored_files(root):
-        relative = str(file.relative_to(root))
-        if relative not in recorded:
-            yield Finding("foreign", relative)
+    for each in sorted({root, *tenant_roots.values()}):
+        for file in _stored_files(each):
+            relative = file.relative_to(each)
+            belongs = tenant_roots.get(relative.parts[0], root) == each
+            if not belongs or str(relative) not in recorded:
+                yield Finding("foreign", str(relative) if each == root else str(file))
 
 
 def _measure(file: Path) -> tuple[int, bytes]:

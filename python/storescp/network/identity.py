@@ -52,9 +52,13 @@ class SubjectPattern:
         Raises:
             ValueError: it is none, or has no attribute.
         """
-        attributes = _attributes(x509.Name.from_rfc4514_string(text))
+        expected = "attributes of a certificate's subject like CN=ct1.hospital-a,O=Hospital A"
+        try:
+            attributes = _attributes(x509.Name.from_rfc4514_string(text))
+        except ValueError:
+            raise ValueError(expected) from None
         if not attributes:
-            raise ValueError("at least one attribute")
+            raise ValueError(expected)
         return cls(attributes)
 
     def matches(self, subject: x509.Name | None) -> bool:

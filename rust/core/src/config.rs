@@ -1,6 +1,6 @@
 //! What the core is told once, at start. Read from JSON that the configuration layer makes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use dicom_core::Tag;
@@ -123,6 +123,20 @@ pub struct Transcoding {
     pub pool: PoolConfig,
 }
 
+/// What a tenant has of its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSettings {
+    /// Bytes of stored files.
+    pub quota_bytes: Option<u64>,
+    /// Instances on their way at once.
+    pub max_in_flight: Option<u64>,
+    /// A storage root of its own, absolute.
+    pub storage_root: Option<PathBuf>,
+    /// Keywords required instead of the common ones.
+    pub required_attributes: Option<Vec<String>>,
+}
+
 /// Everything the engine needs to know.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +165,8 @@ pub struct EngineConfig {
     pub outbox: OutboxLimits,
     /// The private element that names the tenant, where it is turned on.
     pub private_tenant: Option<PrivateTenant>,
+    /// By tenant id.
+    pub tenants: HashMap<String, TenantSettings>,
     /// See [`Transcoding`].
     pub transcoding: Transcoding,
 }

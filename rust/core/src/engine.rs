@@ -9,12 +9,12 @@ use std::time::Duration;
 use dicom_core::Tag;
 
 use crate::config::EngineConfig;
-use crate::dataset::index::{IndexPlan, UnknownKeyword};
 use crate::events::EventRing;
 use crate::layout::OUTBOX;
 use crate::outbox::{Outbox, OutboxError, Settled};
 use crate::status::Refusal;
 use crate::store::Store;
+use crate::tenants::{Tenants, TenantsError};
 use crate::transcode::pool::Pool;
 
 /// Why the engine cannot start.
@@ -23,9 +23,9 @@ pub enum StartError {
     /// The configuration is not what the engine expects.
     #[error("engine configuration: {0}")]
     Config(#[from] serde_json::Error),
-    /// A keyword that does not exist.
-    #[error("required_attributes: {0}")]
-    Keyword(#[from] UnknownKeyword),
+    /// The tenants cannot be set up.
+    #[error("{0}")]
+    Tenants(TenantsError),
     /// Another process serves this storage root.
     #[error("another process serves this storage root")]
     InUse,
@@ -61,11 +61,10 @@ pub type Transcoded = (String, String, String);
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
-    plan: IndexPlan,
     capture: Vec<Tag>,
-    // Dropped before the store, whose lock on the root must be the last to go.
+    // Dropped before the stores, whose locks on the roots must be the last to go.
     outbox: Outbox,
-    store: Store,
+    tenants: Tenants,
     transcoders: Pool,
     events: EventRing,
     counters: Counters,
@@ -81,33 +80,40 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn open(config: EngineConfig) -> Result<Self, StartError> {
-        let plan = IndexPlan::new(&config.required_attributes)?;
-        let mut capture = plan.tags().to_vec();
+        let tenants = Tenants::open(&config).map_err(|error| match error {
+            TenantsError::Root(_, error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                StartError::InUse
+            }
+            TenantsError::Root(root, error) if root == config.root => StartError::Storage(error),
+            other => StartError::Tenants(other),
+        })?;
+        let mut capture = tenants.tags().to_vec();
         capture.extend(
             config
                 .private_tenant
                 .iter()
                 .map(crate::config::PrivateTenant::tag),
         );
-        let store = Store::open(&config.root).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => StartError::InUse,
-            _ => StartError::Storage(error),
-        })?;
         let database = config.root.join(OUTBOX).join("outbox.sqlite");
         let (outbox, settled) =
             Outbox::open(&database, config.durability.syncs_data(), |path, size, digest| {
-                store.settle(path, size, digest)
+                tenants.store_of_path(path).settle(path, size, digest)
             })?;
-        store.sync_outbox_folder().map_err(StartError::Storage)?;
+        tenants
+            .store(None)
+            .sync_outbox_folder()
+            .map_err(StartError::Storage)?;
         // After the rows are settled: until then a temporary file may belong to one.
-        let temporary_files = store.clear_incoming().map_err(StartError::Storage)?;
+        let mut temporary_files = 0;
+        for store in tenants.stores() {
+            temporary_files += store.clear_incoming().map_err(StartError::Storage)?;
+        }
         Ok(Self {
             transcoders: Pool::new(config.transcoding.pool.clone()),
             config,
-            plan,
             capture,
             outbox,
-            store,
+            tenants,
             events: EventRing::default(),
             counters: Counters::default(),
             aborting: AtomicBool::new(false),
@@ -138,10 +144,10 @@ impl Engine {
         &self.outbox
     }
 
-    /// The files.
+    /// The tenants and their files.
     #[must_use]
-    pub fn store(&self) -> &Store {
-        &self.store
+    pub fn tenants(&self) -> &Tenants {
+        &self.tenants
     }
 
     /// Facts for the log.
@@ -156,16 +162,12 @@ impl Engine {
         &self.transcoders
     }
 
-    pub(crate) fn index_plan(&self) -> &IndexPlan {
-        &self.plan
-    }
-
     /// Index attributes, and the private tenant element as the last where there is one.
     pub(crate) fn capture_tags(&self) -> &[Tag] {
         &self.capture
     }
 
-    /// Whether an instance can be taken now.
+    /// Whether an instance can be taken now, whatever its tenant.
     ///
     /// # Errors
     /// A700: outbox limit, low space, storage broken.
@@ -175,7 +177,11 @@ impl Engine {
         if backlog.pending + backlog.dead >= limits.max_rows || backlog.bytes >= limits.max_bytes {
             return Err(Refusal::OutboxFull);
         }
-        if self.store.free_bytes()? < self.config.min_free_bytes {
+        self.check_space(self.tenants.store(None))
+    }
+
+    pub(crate) fn check_space(&self, store: &Store) -> Result<(), Refusal> {
+        if store.free_bytes()? < self.config.min_free_bytes {
             return Err(Refusal::LowSpace);
         }
         Ok(())

@@ -15,7 +15,8 @@ use crate::record::{hash_uid, timestamp, Record, TransferStatus, SCHEMA_VERSION,
 use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
 use crate::store::spool::Spool;
-use crate::store::{Digest, Existing};
+use crate::store::{Digest, Existing, Store};
+use crate::tenants::Taken;
 use crate::transcode::plan::{plan, Plan};
 use crate::transcode::pool::{Pool, Task};
 use crate::transcode::TranscodeError;
@@ -85,6 +86,9 @@ pub struct Reception<'e> {
     sop_instance_uid: Uid,
     trace_id: Uuid,
     scan: DatasetScan,
+    /// Where it is stored, as far as the tenant is known.
+    store: &'e Store,
+    in_flight: Option<Taken<'e>>,
     spool: Spool<'e>,
     scratch: Scratch,
     received_transfer_syntax: String,
@@ -105,6 +109,15 @@ impl<'e> Reception<'e> {
         mut scratch: Scratch,
     ) -> Result<Self, Refusal> {
         engine.admit()?;
+        let tenants = engine.tenants();
+        let known = source
+            .tenant
+            .as_ref()
+            .filter(|_| source.tenant_by_rule || engine.config().private_tenant.is_none());
+        let tenant = known.or(command_tenant.as_ref());
+        let in_flight = tenant.map_or(Ok(None), |tenant| tenants.enter(tenant))?;
+        let store = tenants.store(tenant);
+        engine.check_space(store)?;
         let (sop_class_uid, sop_instance_uid) = identity;
         let trace_id = Uuid::now_v7();
         let header = file_meta::encode(
@@ -126,7 +139,7 @@ impl<'e> Reception<'e> {
             config.limits.max_decoded_bytes,
         );
         let spool = Spool::begin(
-            engine.store(),
+            store,
             format!("{trace_id}.part"),
             transfer_syntax,
             &header,
@@ -141,6 +154,8 @@ impl<'e> Reception<'e> {
             sop_instance_uid,
             trace_id,
             scan,
+            store,
+            in_flight,
             spool,
             scratch,
             received_transfer_syntax: transfer_syntax.to_owned(),
@@ -167,14 +182,18 @@ impl<'e> Reception<'e> {
     /// [`Refusal`]; nothing of the instance is left then.
     pub fn finish(mut self) -> Result<Finished, Refusal> {
         self.scan.finish()?;
-        let index = self.engine.index_plan().read(self.scan.captured())?;
+        let tenants = self.engine.tenants();
+        let tenant = self.tenant();
+        let plan = tenants.plan(tenant.as_ref().ok());
+        let index = plan.read(self.scan.captured())?;
         if index.sop_class_uid != self.sop_class_uid {
             return Err(Refusal::IdentityMismatch("SOPClassUID"));
         }
         if index.sop_instance_uid != self.sop_instance_uid {
             return Err(Refusal::IdentityMismatch("SOPInstanceUID"));
         }
-        let tenant = self.tenant()?;
+        let tenant = tenant?;
+        self.settle_tenant(&tenant)?;
         let path = InstancePath::new(
             &tenant,
             index.study_date,
@@ -195,6 +214,21 @@ impl<'e> Reception<'e> {
             attempt,
             scratch: self.scratch,
         })
+    }
+
+    /// A tenant that only the data set names may have its own store and limits.
+    fn settle_tenant(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
+        let tenants = self.engine.tenants();
+        if self.in_flight.is_none() {
+            self.in_flight = tenants.enter(tenant)?;
+        }
+        let store = tenants.store(Some(tenant));
+        if !std::ptr::eq(store, self.store) {
+            self.engine.check_space(store)?;
+            self.spool.move_to(store)?;
+            self.store = store;
+        }
+        Ok(())
     }
 
     /// What viewers cannot read becomes what they can. Where that fails, the original stays, and the record says so.
@@ -246,7 +280,7 @@ impl<'e> Reception<'e> {
         let config = self.engine.config();
         let memory_bytes = config.spool_memory_bytes;
         let mut result = Spool::begin(
-            self.engine.store(),
+            self.store,
             name,
             target,
             &header,
@@ -289,14 +323,14 @@ impl<'e> Reception<'e> {
         index: &InstanceIndex,
         path: &InstancePath,
     ) -> Result<Stored, Refusal> {
-        let store = self.engine.store();
+        let store = self.store;
         let _one_writer = store.lock(path);
         let folder = store.folders().open(path)?;
         match store.existing(folder.as_ref(), path, &mut self.spool)? {
-            Existing::Absent => self.commit_new(tenant, index, path, folder, false),
+            Existing::Absent => self.commit_new(tenant, index, path, folder, None),
             Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
-            Existing::Different => match self.engine.config().duplicates {
-                Duplicates::Replace => self.commit_new(tenant, index, path, folder, true),
+            Existing::Different { size } => match self.engine.config().duplicates {
+                Duplicates::Replace => self.commit_new(tenant, index, path, folder, Some(size)),
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
                 Duplicates::Keep => {
                     self.make_existing_durable(path)?;
@@ -306,15 +340,22 @@ impl<'e> Reception<'e> {
         }
     }
 
-    /// The commit. The order of its steps is the promise; see "What 0000 means" in ARCHITECTURE.md.
+    /// The commit. The order of its steps is the promise; see "What 0000 means" in ARCHITECTURE.md. `replaced` is the size of
+    /// the file whose place it takes.
     fn commit_new(
         &mut self,
         tenant: &TenantId,
         index: &InstanceIndex,
         path: &InstancePath,
         folder: Option<SeriesFolder>,
-        replaces: bool,
+        replaced: Option<u64>,
     ) -> Result<Stored, Refusal> {
+        let replaces = replaced.is_some();
+        let (size, before) = (self.spool.size(), replaced.unwrap_or(0));
+        let room = self
+            .engine
+            .tenants()
+            .reserve(tenant, size.saturating_sub(before))?;
         let outbox = self.engine.outbox();
         let sync_data = self.engine.config().durability.syncs_data();
         let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
@@ -333,6 +374,9 @@ impl<'e> Reception<'e> {
             }
             return Err(error.into());
         }
+        if let Some(room) = room {
+            room.keep(before.saturating_sub(size));
+        }
         outbox.publishable(id)?;
         Ok(Stored::New)
     }
@@ -344,7 +388,7 @@ impl<'e> Reception<'e> {
         folder: Option<SeriesFolder>,
         replaces: bool,
     ) -> std::io::Result<()> {
-        let folders = self.engine.store().folders();
+        let folders = self.store.folders();
         let folder = match folder {
             Some(folder) => folder,
             None => folders.create(path)?,
@@ -384,7 +428,7 @@ impl<'e> Reception<'e> {
     /// The first copy may have been stored at a lower durability than we promise now.
     fn make_existing_durable(&self, path: &InstancePath) -> std::io::Result<()> {
         let durability = self.engine.config().durability;
-        let folders = self.engine.store().folders();
+        let folders = self.store.folders();
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let folder = folders.open(path)?.ok_or_else(missing)?;
         if durability.syncs_data() {
@@ -407,7 +451,7 @@ impl<'e> Reception<'e> {
         size: u64,
         digest: Digest,
     ) -> Result<NewRow, Refusal> {
-        let file_path = self.engine.store().absolute(path);
+        let file_path = self.store.absolute(path);
         let record = Record {
             trace_id: self.trace_id,
             worker_node_id: WORKER_NODE_ID,

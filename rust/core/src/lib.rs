@@ -28,6 +28,7 @@ pub mod outbox;
 pub mod record;
 pub mod status;
 pub mod store;
+pub mod tenants;
 pub mod transcode;
 pub mod transfer_syntax;
 pub mod uid;

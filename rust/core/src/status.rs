@@ -20,6 +20,12 @@ pub enum Refusal {
     /// More unpublished records than `outbox.max_rows` or `outbox.max_bytes`.
     #[error("outbox limit reached")]
     OutboxFull,
+    /// The tenant's `quota_bytes` are used up.
+    #[error("tenant quota reached")]
+    TenantQuota,
+    /// The tenant's `max_in_flight` instances are on their way.
+    #[error("too many instances of this tenant at once")]
+    TenantBusy,
     /// The instance exceeds `limits.max_instance_bytes`.
     #[error("instance exceeds the size limit of {0} bytes")]
     TooLarge(u64),
@@ -66,9 +72,13 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::Storage(_) | Self::LowSpace | Self::Outbox(_) | Self::OutboxFull | Self::TooLarge(_) => {
-                0xA700
-            }
+            Self::Storage(_)
+            | Self::LowSpace
+            | Self::Outbox(_)
+            | Self::OutboxFull
+            | Self::TenantQuota
+            | Self::TenantBusy
+            | Self::TooLarge(_) => 0xA700,
             Self::IdentityMismatch(_)
             | Self::AttributeMissing(_)
             | Self::AttributeInvalid(_)

@@ -252,7 +252,7 @@ impl Engine {
     /// Free bytes in the file system of the storage root.
     fn free_bytes(&self, py: Python<'_>) -> PyResult<u64> {
         let engine = self.inner()?;
-        run(py, || engine.store().free_bytes())
+        run(py, || engine.tenants().store(None).free_bytes())
     }
 
     /// Turns facts about single instances on or off.
@@ -280,6 +280,12 @@ impl Engine {
             })
             .collect();
         Ok((facts, dropped))
+    }
+
+    /// Counts anew what tenants with a quota have stored.
+    fn measure_tenants(&self, py: Python<'_>) -> PyResult<()> {
+        let engine = self.inner()?;
+        run(py, || engine.tenants().measure())
     }
 
     /// Aborts every association.

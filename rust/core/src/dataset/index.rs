@@ -61,23 +61,39 @@ pub struct InstanceIndex {
 }
 
 impl IndexPlan {
+    /// The index tags and those of all these keywords: what several plans have the scan capture.
+    ///
+    /// # Errors
+    /// [`UnknownKeyword`].
+    pub fn tags_of<'k>(lists: impl Iterator<Item = &'k [String]>) -> Result<Vec<Tag>, UnknownKeyword> {
+        let mut tags = INDEX_TAGS.to_vec();
+        for keyword in lists.flatten() {
+            let tag = tag_of(keyword)?;
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        Ok(tags)
+    }
+
     /// A plan that requires these keywords besides the four UIDs.
     ///
     /// # Errors
     /// [`UnknownKeyword`].
     pub fn new(required_attributes: &[String]) -> Result<Self, UnknownKeyword> {
-        let mut tags = INDEX_TAGS.to_vec();
-        let mut required = Vec::new();
-        for keyword in required_attributes {
-            let tag = StandardDataDictionary
-                .by_name(keyword)
-                .map(DataDictionaryEntry::tag)
-                .ok_or_else(|| UnknownKeyword(keyword.clone()))?;
-            if !tags.contains(&tag) {
-                tags.push(tag);
-            }
-            required.push((tag, keyword.clone()));
-        }
+        let tags = Self::tags_of(std::iter::once(required_attributes))?;
+        Self::among(tags, required_attributes)
+    }
+
+    /// As [`IndexPlan::new`], from what was captured of `tags`.
+    ///
+    /// # Errors
+    /// [`UnknownKeyword`].
+    pub fn among(tags: Vec<Tag>, required_attributes: &[String]) -> Result<Self, UnknownKeyword> {
+        let required = required_attributes
+            .iter()
+            .map(|keyword| Ok((tag_of(keyword)?, keyword.clone())))
+            .collect::<Result<_, _>>()?;
         Ok(Self { tags, required })
     }
 
@@ -141,6 +157,13 @@ impl IndexPlan {
         }
         Ok(index)
     }
+}
+
+fn tag_of(keyword: &str) -> Result<Tag, UnknownKeyword> {
+    StandardDataDictionary
+        .by_name(keyword)
+        .map(DataDictionaryEntry::tag)
+        .ok_or_else(|| UnknownKeyword(keyword.to_owned()))
 }
 
 /// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2).

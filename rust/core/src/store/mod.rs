@@ -63,7 +63,10 @@ pub enum Existing {
         digest: Digest,
     },
     /// Other bytes.
-    Different,
+    Different {
+        /// Size of the file.
+        size: u64,
+    },
 }
 
 impl Store {
@@ -190,14 +193,17 @@ impl Store {
         let Some(mut file) = folder.open_file(path.file_name())? else {
             return Ok(Existing::Absent);
         };
+        let different = Existing::Different {
+            size: file.metadata()?.len(),
+        };
         let mut head = vec![0; 4096];
         let count = read_up_to(&mut file, &mut head)?;
         head.truncate(count);
         let Some((offset, transfer_syntax)) = file_meta::locate_dataset(&head) else {
-            return Ok(Existing::Different);
+            return Ok(different);
         };
         if transfer_syntax != spool.transfer_syntax() || !spool.same_dataset(&file, offset as u64)? {
-            return Ok(Existing::Different);
+            return Ok(different);
         }
         let (size, digest) = digest_of(&file)?;
         Ok(Existing::Identical { size, digest })

@@ -1,7 +1,7 @@
 //! An instance on its way: memory up to a threshold, then a temporary file in the target file system.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
@@ -121,6 +121,25 @@ impl<'s> Spool<'s> {
             file_name,
         )?;
         self.published = true;
+        Ok(())
+    }
+
+    /// Goes on in another store, maybe of another file system.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn move_to(&mut self, store: &'s Store) -> io::Result<()> {
+        if std::ptr::eq(self.store, store) {
+            return Ok(());
+        }
+        let from = std::mem::replace(&mut self.store, store);
+        if let Some(mut old) = self.file.take() {
+            let mut new = File::from(self.create()?);
+            old.rewind()?;
+            io::copy(&mut old, &mut new)?;
+            self.file = Some(new);
+            rustix::fs::unlinkat(from.incoming(), self.name.as_str(), AtFlags::empty())?;
+        }
         Ok(())
     }
 
@@ -331,7 +350,7 @@ mod tests {
             let mut other = super::tests::spool(&store, "c.part", &changed, memory_bytes);
             assert_eq!(
                 store.existing(Some(&folder), &path(), &mut other).unwrap(),
-                Existing::Different
+                Existing::Different { size }
             );
         }
     }

@@ -1,0 +1,298 @@
+//! What differs from tenant to tenant: storage root, required attributes, and how much each may take.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use dicom_core::Tag;
+
+use crate::config::EngineConfig;
+use crate::dataset::index::{IndexPlan, UnknownKeyword};
+use crate::layout::TenantId;
+use crate::status::Refusal;
+use crate::store::Store;
+
+/// Depth of the files beneath a tenant's folder: date, study, series.
+const FOLDERS: usize = 3;
+
+/// One tenant, or what those without settings have in common.
+#[derive(Debug)]
+struct Tenant {
+    store: Arc<Store>,
+    plan: IndexPlan,
+    quota: Option<Allowance>,
+    in_flight: Option<Allowance>,
+}
+
+/// An amount that may be used, and what is used of it.
+#[derive(Debug)]
+struct Allowance {
+    most: u64,
+    used: AtomicU64,
+}
+
+impl Allowance {
+    fn of(most: u64) -> Self {
+        Self {
+            most,
+            used: AtomicU64::new(0),
+        }
+    }
+
+    fn take(&self, amount: u64) -> Option<Taken<'_>> {
+        let add = |used: u64| used.checked_add(amount).filter(|&sum| sum <= self.most);
+        self.used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add)
+            .is_ok()
+            // Made only then: one that is dropped gives back.
+            .then(|| Taken {
+                allowance: self,
+                amount,
+            })
+    }
+
+    fn give_back(&self, amount: u64) {
+        let less = |used: u64| Some(used.saturating_sub(amount));
+        // Never an error: there is always a value.
+        let _ = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+}
+
+/// A part of an allowance, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Taken<'t> {
+    allowance: &'t Allowance,
+    amount: u64,
+}
+
+impl Taken<'_> {
+    /// It stays used; so much of what was used before comes back.
+    pub(crate) fn keep(mut self, freed: u64) {
+        self.amount = freed;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.allowance.give_back(self.amount);
+    }
+}
+
+/// All tenants. A tenant without settings gets those of the whole service.
+#[derive(Debug)]
+pub struct Tenants {
+    common: Tenant,
+    own: HashMap<TenantId, Tenant>,
+    /// Each store once.
+    stores: Vec<Arc<Store>>,
+}
+
+/// Why the tenants cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TenantsError {
+    /// A keyword that does not exist.
+    #[error("required_attributes: {0}")]
+    Keyword(#[from] UnknownKeyword),
+    /// A tenant id that is none.
+    #[error("tenants.settings: {0}")]
+    Grammar(#[from] crate::layout::TenantGrammar),
+    /// A storage root cannot be used; `WouldBlock` where another process serves it.
+    #[error("{0}: {1}")]
+    Root(PathBuf, io::Error),
+}
+
+impl Tenants {
+    /// Opens every storage root, and counts the bytes of tenants that have a quota.
+    ///
+    /// # Errors
+    /// [`TenantsError`].
+    pub fn open(config: &EngineConfig) -> Result<Self, TenantsError> {
+        let mut stores: HashMap<PathBuf, Arc<Store>> = HashMap::new();
+        let mut open = |root: &Path| -> Result<Arc<Store>, TenantsError> {
+            let failed = |error| TenantsError::Root(root.to_owned(), error);
+            std::fs::create_dir_all(root).map_err(failed)?;
+            let canonical = root.canonicalize().map_err(failed)?;
+            if let Some(store) = stores.get(&canonical) {
+                return Ok(Arc::clone(store));
+            }
+            let store = Arc::new(Store::open(root).map_err(failed)?);
+            stores.insert(canonical, Arc::clone(&store));
+            Ok(store)
+        };
+        let own_lists = config
+            .tenants
+            .values()
+            .filter_map(|one| one.required_attributes.as_deref());
+        let lists = std::iter::once(config.required_attributes.as_slice()).chain(own_lists);
+        let tags = IndexPlan::tags_of(lists)?;
+        let common = Tenant {
+            store: open(&config.root)?,
+            plan: IndexPlan::among(tags.clone(), &config.required_attributes)?,
+            quota: None,
+            in_flight: None,
+        };
+        let mut own = HashMap::new();
+        for (id, settings) in &config.tenants {
+            let id = TenantId::parse(id)?;
+            let store = match &settings.storage_root {
+                Some(root) => open(root)?,
+                None => Arc::clone(&common.store),
+            };
+            let required = settings
+                .required_attributes
+                .as_ref()
+                .unwrap_or(&config.required_attributes);
+            let tenant = Tenant {
+                plan: IndexPlan::among(tags.clone(), required)?,
+                quota: settings.quota_bytes.map(Allowance::of),
+                in_flight: settings.max_in_flight.map(Allowance::of),
+                store,
+            };
+            own.insert(id, tenant);
+        }
+        let tenants = Self {
+            common,
+            own,
+            stores: stores.into_values().collect(),
+        };
+        tenants.measure()?;
+        Ok(tenants)
+    }
+
+    /// Counts anew what tenants with a quota have stored: files that were deleted by others give their room back.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn measure(&self) -> Result<(), TenantsError> {
+        for (id, tenant) in &self.own {
+            let Some(quota) = &tenant.quota else { continue };
+            let folder = tenant.store.root_path().join(id.as_str());
+            let before = quota.used.load(Ordering::Acquire);
+            let found =
+                bytes_beneath(&folder, FOLDERS).map_err(|error| TenantsError::Root(folder.clone(), error))?;
+            // What was stored meanwhile may be counted twice until the next time; it is never left out.
+            let fresh = |now: u64| Some(found + now.saturating_sub(before));
+            let _ = quota
+                .used
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, fresh);
+        }
+        Ok(())
+    }
+
+    fn of(&self, tenant: &TenantId) -> &Tenant {
+        self.own.get(tenant).unwrap_or(&self.common)
+    }
+
+    /// The store of a tenant; the common one where the tenant is not known yet.
+    #[must_use]
+    pub fn store(&self, tenant: Option<&TenantId>) -> &Store {
+        tenant
+            .map_or(&self.common, |tenant| self.of(tenant))
+            .store
+            .as_ref()
+    }
+
+    /// The store that holds a path relative to its root: its first folder is the tenant.
+    #[must_use]
+    pub fn store_of_path(&self, relative: &str) -> &Store {
+        let tenant = relative
+            .split_once('/')
+            .and_then(|(tenant, _)| TenantId::parse(tenant).ok());
+        self.store(tenant.as_ref())
+    }
+
+    /// Each store once.
+    pub fn stores(&self) -> impl Iterator<Item = &Store> {
+        self.stores.iter().map(AsRef::as_ref)
+    }
+
+    pub(crate) fn plan(&self, tenant: Option<&TenantId>) -> &IndexPlan {
+        &tenant.map_or(&self.common, |tenant| self.of(tenant)).plan
+    }
+
+    /// What the scan must capture for any of them.
+    pub(crate) fn tags(&self) -> &[Tag] {
+        self.common.plan.tags()
+    }
+
+    /// A place for an instance on its way; none is needed where the tenant has no limit.
+    ///
+    /// # Errors
+    /// A700 where all are taken.
+    pub(crate) fn enter(&self, tenant: &TenantId) -> Result<Option<Taken<'_>>, Refusal> {
+        let in_flight = self.of(tenant).in_flight.as_ref();
+        in_flight
+            .map(|places| places.take(1).ok_or(Refusal::TenantBusy))
+            .transpose()
+    }
+
+    /// Room for a file.
+    ///
+    /// # Errors
+    /// A700 where the tenant has none left.
+    pub(crate) fn reserve(&self, tenant: &TenantId, bytes: u64) -> Result<Option<Taken<'_>>, Refusal> {
+        let quota = self.of(tenant).quota.as_ref();
+        quota
+            .map(|quota| quota.take(bytes).ok_or(Refusal::TenantQuota))
+            .transpose()
+    }
+}
+
+/// Sizes of the files at this depth and above; links are not followed.
+fn bytes_beneath(folder: &Path, depth: usize) -> io::Result<u64> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut sum = 0;
+    for entry in entries {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() && depth > 0 {
+            sum += bytes_beneath(&entry.path(), depth - 1)?;
+        } else if kind.is_file() {
+            match entry.metadata() {
+                Ok(facts) => sum += facts.len(),
+                // Deleted meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allowance_is_never_exceeded_and_comes_back() {
+        let quota = Allowance::of(10);
+        let first = quota.take(6).unwrap();
+        assert!(quota.take(5).is_none());
+        let second = quota.take(4).unwrap();
+        drop(first);
+        // One byte less than before.
+        second.keep(1);
+        assert_eq!(quota.used.load(Ordering::Relaxed), 3);
+        assert!(quota.take(u64::MAX).is_none());
+        assert!(quota.take(7).is_some());
+        assert_eq!(quota.used.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn bytes_are_counted_without_following_links() {
+        let root = tempfile::tempdir().unwrap();
+        let series = root.path().join("20260101/1/2");
+        std::fs::create_dir_all(&series).unwrap();
+        std::fs::write(series.join("3.dcm"), [0; 100]).unwrap();
+        std::fs::write(series.join("4.dcm"), [0; 11]).unwrap();
+        std::os::unix::fs::symlink("/", root.path().join("everything")).unwrap();
+        assert_eq!(bytes_beneath(root.path(), FOLDERS).unwrap(), 111);
+        assert_eq!(bytes_beneath(&root.path().join("absent"), FOLDERS).unwrap(), 0);
+    }
+}
