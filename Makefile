@@ -85,10 +85,20 @@ tables: $(STAMPS)/build $(STAMPS)/test-tools ## Write docs/transcoding-files.md 
 crash: $(STAMPS)/build $(STAMPS)/test-tools ## kill -9 under load, ROUNDS times (default 100)
 	STORESCP_CRASH_ROUNDS=$${ROUNDS:-100} $(BIN)/python -m pytest tests/crash -s --timeout 7200
 
+FUZZ_TARGETS := association command dataset charset layout transcode
+fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH (default 60); needs nightly Rust and cargo-fuzz
+	@command -v cargo-fuzz >/dev/null || { echo "make: needs cargo-fuzz (cargo install cargo-fuzz) and nightly Rust"; exit 1; }
+	$(BIN)/python rust/fuzz/corpus.py target/fuzz-corpus
+	cd rust/fuzz && for target in $(FUZZ_TARGETS); do \
+	  mkdir -p ../../target/fuzz-corpus/$$target; \
+	  $(CARGO) +nightly fuzz run --fuzz-dir . --target-dir ../../target/fuzz $$target \
+	    ../../target/fuzz-corpus/$$target regressions/$$target -- \
+	    -max_total_time=$${SECONDS_EACH:-60} -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
+
 wheel: | check-tools ## Build a wheel into dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
 
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench soak tables crash wheel clean
+.PHONY: help check-tools build run test lint format kafka bench soak tables crash fuzz wheel clean

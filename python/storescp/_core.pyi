@@ -81,6 +81,7 @@ class AssociationSummary:
     failures: list[tuple[int, str, int]]
     transcodes: list[tuple[str, str, str, int]]
     transcode_failures: list[tuple[str, int]]
+    transfers: list[tuple[str, str, str, str | None, list[tuple[str, int]]]]
     echoes: int
     received_bytes: int
     oversized_pdus: int

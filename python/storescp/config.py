@@ -37,6 +37,8 @@ _PATH_KEYS = (
     ("tls", "client_ca"),
     ("tls", "crl"),
     ("user_identity", "users"),
+    ("audit", "ca_certificate"),
+    ("audit", "client_certificate"),
 )
 _CERTIFICATE_DEFAULTS = {"client_certificate": "client.pem", "ca_certificate": "ca.pem"}
 Layer = dict[str, Any]

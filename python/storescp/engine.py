@@ -138,6 +138,7 @@ def engine_config(settings: Settings) -> str:
             },
             "outbox": {"max_rows": settings.outbox.max_rows, "max_bytes": settings.outbox.max_bytes},
             "private_tenant": private,
+            "audit": settings.audit is not None,
             "tenants": {
                 entry.tenant_id: entry.model_dump(mode="json", exclude={"tenant_id"}) for entry in tenants.settings
             },

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from storescp import _core
+from storescp.audit.trail import Trail
 from storescp.config import Configuration
 from storescp.engine import Engine, engine_config
 from storescp.errors import ConfigError, ConfigProblem, CoreError, LicenceError
@@ -164,6 +165,9 @@ def _refuse_unavailable(settings: Settings, engine: str) -> None:
     if settings.tls is not None and engine == "python":
         expected = "no [tls] with --engine python, which is for comparison"
         raise ConfigError(ConfigProblem("tls", "(section)", expected, "configuration"))
+    if settings.audit is not None and engine == "python":
+        expected = "no [audit] with --engine python, which is for comparison"
+        raise ConfigError(ConfigProblem("audit", "(section)", expected, "configuration"))
     limited = [entry.tenant_id for entry in settings.tenants.settings]
     if limited and engine == "python":
         expected = "no tenant settings with --engine python, which is for comparison"
@@ -238,6 +242,7 @@ class Service:
         self._licence = _LicenceWatch(licence)
         self._licence.check(datetime.now(UTC))
         self._kafka = _kafka_sink(settings)
+        trail = Trail(settings)
         users = _load_users(settings)
         tls = None if settings.tls is None else load_tls(settings.tls)
         with contextlib.ExitStack() as running:
@@ -245,30 +250,32 @@ class Service:
             running.callback(engine.close)
             self._admission = Admission(settings, lambda: self._unavailable(engine))
             self._admission.users = users
-            server = self._make_server(engine, tls)
+            server = self._make_server(engine, tls, trail)
             self._install_signals()
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
             publisher.start()
             running.callback(self._stop_publishing, publisher)
             self._start_events(engine, running)
+            trail.started()
+            running.callback(trail.stopped, settings.service.publish_timeout)
             server.start()
             running.callback(self._drain, server, engine)
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
                 print(f"{line} (TLS)" if address.tls else line, flush=True)  # noqa: T201
-            self._wait(server, engine)
+            self._wait(server, engine, trail)
         log.info("service.stopped")
         return EXIT_OK
 
-    def _make_server(self, engine: Engine, tls: _core.Tls | None) -> Server:
+    def _make_server(self, engine: Engine, tls: _core.Tls | None, trail: Trail) -> Server:
         settings, admission = self._settings, self._admission
         scp = settings.dicom_store_scp
         offer = Offer.from_settings(scp)
         if isinstance(engine, _core.Engine):
             negotiator = Negotiator(offer, scp.max_pdu_length, answers_users=admission.users is not None)
-            return Listener(settings, self._configuration.host, engine, admission, negotiator, tls)
+            return Listener(settings, self._configuration.host, engine, admission, negotiator, tls, trail)
         from storescp.network.pure_listener import PureListener  # noqa: PLC0415 - only where it is asked for
         from storescp.pure.engine import PureEngine  # noqa: PLC0415
 
@@ -349,14 +356,14 @@ class Service:
         self._stop_requested.set()
         self._woken.set()
 
-    def _wait(self, server: Server, engine: Engine) -> None:
+    def _wait(self, server: Server, engine: Engine, trail: Trail) -> None:
         checked = time.monotonic()
         while not self._stop_requested.is_set():
             self._woken.wait(_LOOK_SECONDS)
             self._woken.clear()
             if self._reload_requested:
                 self._reload_requested = False
-                self._reload(server)
+                trail.reloaded(succeeded=self._reload(server))
             if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
                 self._licence.check(datetime.now(UTC))
@@ -370,19 +377,20 @@ class Service:
             except CoreError as error:
                 log.warning("tenants.not_measured", reason=str(error))
 
-    def _reload(self, server: Server) -> None:
-        """Certificates, authorities, revocation lists and users; what is bad leaves the old ones in force."""
+    def _reload(self, server: Server) -> bool:
+        """Certificates, authorities, revocation lists and users; whether. What is bad leaves the old ones in force."""
         settings = self._settings
         try:
             users = _load_users(settings)
             tls = None if settings.tls is None else load_tls(settings.tls)
         except ConfigError as error:
             log.error("reload.failed", text="what was loaded before stays in force", reason=str(error))  # noqa: TRY400
-            return
+            return False
         self._admission.users = users
         if tls is not None and isinstance(server, Listener):
             server.set_tls(tls)
         log.info("reload.done", tls=tls is not None, users=users is not None)
+        return True
 
     def _start_events(self, engine: Engine, running: contextlib.ExitStack) -> None:
         """At debug level one line for each instance."""

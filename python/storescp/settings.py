@@ -275,6 +275,18 @@ class UserIdentity(Section):
     users: Path = Field(description="lines of `storescpd passcode`")
 
 
+class Audit(Section):
+    """`[audit]`: DICOM audit messages (PS3.15 A.5) in syslog (RFC 5424)."""
+
+    destination: Annotated[str, Field(pattern=r"^(tls|tcp)://[^\s/:]+:[0-9]{1,5}$|^file:.+$")] = Field(
+        description="tls://HOST:PORT, tcp://HOST:PORT or file:PATH"
+    )
+    source_id: Annotated[str, Field(min_length=1, max_length=64)] = Field("storescp", description="AuditSourceID")
+    ca_certificate: Path | None = Field(None, description="of a TLS destination; without it the system's")
+    client_certificate: Path | None = Field(None, description="certificate and key that a TLS destination asks for")
+    max_queued: PositiveCount = Field(10000, description="messages kept while the destination is unreachable")
+
+
 class Http(Section):
     """`[http]`."""
 
@@ -344,6 +356,7 @@ class Settings(Section):
     tenants: Tenants = Tenants()
     tls: Tls | None = None
     user_identity: UserIdentity | None = None
+    audit: Audit | None = None
     http: Http | None = None
     transcoding: Transcoding = Field(default_factory=lambda: Transcoding.model_validate({}))
     outbox: Outbox = Field(default_factory=lambda: Outbox.model_validate({}))

@@ -88,7 +88,7 @@ class ServiceProcess:
             found = self.events(name)
             if found:
                 return found[-1]
-            self._pause()
+            self.wait_a_moment()
         raise AssertionError(f"no {name} in:\n{self.log()}")
 
     def files(self) -> list[Path]:
@@ -112,9 +112,9 @@ class ServiceProcess:
             lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             if count is None or len(lines) >= count or time.monotonic() > deadline:
                 return [json.loads(line) for line in lines]
-            self._pause()
+            self.wait_a_moment()
 
-    def _pause(self) -> None:
+    def wait_a_moment(self) -> None:
         """Between two looks at a file of the process; no pause once it has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(0.01)

@@ -17,6 +17,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.transport import AssociationServer
 
 from storescp import _core
+from storescp.audit.trail import Trail
 from storescp.errors import BindError, CoreBug, CoreError
 from storescp.network.admission import Admission, congestion
 from storescp.network.identity import Peer
@@ -117,11 +118,13 @@ class Listener:
         admission: Admission,
         negotiator: Negotiator,
         tls: _core.Tls | None,
+        trail: Trail,
     ) -> None:
         limits, scp = settings.limits, settings.dicom_store_scp
         self._engine = engine
         self._admission = admission
         self._negotiator = negotiator
+        self._trail = trail
         self._non_blocking = scp.non_blocking
         self._gate = _core.Gate(
             max_connections=limits.max_connections,
@@ -216,9 +219,10 @@ class Listener:
     def _report_refused(self) -> None:
         for address, port, reason, detail in self._gate.take_refused():
             log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
+            self._trail.connection_refused(address, reason, detail)
 
     def _admit(self, connection: _core.Connection, serve: Callable[[_core.Connection], Any]) -> None:
-        address, _ = connection.peer
+        address, port = connection.peer
         if self._stopping.is_set():
             rejection: Rejection | None = congestion("draining")
         else:
@@ -226,7 +230,12 @@ class Listener:
         if rejection is None:
             serve(connection)
         else:
-            refuse(connection, rejection)
+            self._refuse(connection, Peer(address, port), rejection)
+
+    def _refuse(self, connection: _core.Connection, peer: Peer, rejection: Rejection) -> None:
+        log_rejection(rejection, peer.address, peer.port)
+        self._trail.association_rejected(peer, rejection.cause)
+        connection.refuse(rejection.pdu())
 
     def _serve_guarded(self, connection: _core.Connection) -> None:
         address, _ = connection.peer
@@ -247,7 +256,7 @@ class Listener:
             connection.refuse(MalformedRequest.pdu)
             return
         if isinstance(answer, Rejection):
-            refuse(connection, answer)
+            self._refuse(connection, peer, answer)
             return
         calling, called = answer.calling_ae_title, answer.called_ae_title
         rejection = (
@@ -256,8 +265,9 @@ class Listener:
             or self._admission.enter_calling(calling)
         )
         if rejection is not None:
-            refuse(connection, rejection)
+            self._refuse(connection, peer, rejection)
             return
+        self._trail.association_accepted(peer, calling)
         try:
             tenancy = self._admission.tenancy(called, calling, peer)
             summary = self._engine.receive(
@@ -273,13 +283,8 @@ class Listener:
             )
         finally:
             self._admission.leave_calling(calling)
+        self._trail.association_over(summary, peer, calling, called)
         log_summary(summary, peer, calling, called, tenancy.tenant, answer.rejected_contexts)
-
-
-def refuse(connection: _core.Connection, rejection: Rejection) -> None:
-    """Logs and sends an A-ASSOCIATE-RJ."""
-    log_rejection(rejection, *connection.peer)
-    connection.refuse(rejection.pdu())
 
 
 def log_rejection(rejection: Rejection, address: str, port: int) -> None:

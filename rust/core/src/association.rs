@@ -71,6 +71,17 @@ impl Outcome {
     }
 }
 
+/// What an association brought of a study.
+#[derive(Clone, Debug, Default)]
+pub struct Transfer {
+    /// Patient ID of its first instance.
+    pub patient_id: String,
+    /// Accession Number of its first instance.
+    pub accession_number: Option<String>,
+    /// Instances by SOP class.
+    pub classes: BTreeMap<String, u64>,
+}
+
 /// What is told about an association when it is over.
 #[derive(Clone, Debug)]
 pub struct Summary {
@@ -92,6 +103,8 @@ pub struct Summary {
     pub transcodes: BTreeMap<Transcoded, u64>,
     /// Why transcoding failed, the first few reasons.
     pub transcode_failures: BTreeMap<String, u64>,
+    /// What was stored of each tenant's study, where the configuration asks for it; the first studies.
+    pub transfers: BTreeMap<(String, String), Transfer>,
     /// C-ECHOs.
     pub echoes: u64,
     /// Bytes received.

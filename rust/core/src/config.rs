@@ -165,6 +165,8 @@ pub struct EngineConfig {
     pub outbox: OutboxLimits,
     /// The private element that names the tenant, where it is turned on.
     pub private_tenant: Option<PrivateTenant>,
+    /// Whether associations tell which studies they brought.
+    pub audit: bool,
     /// By tenant id.
     pub tenants: HashMap<String, TenantSettings>,
     /// See [`Transcoding`].

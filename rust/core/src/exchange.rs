@@ -5,10 +5,12 @@ use std::io::Write as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
-use crate::association::{Agreement, End, Outcome, Summary};
+use crate::association::{Agreement, End, Outcome, Summary, Transfer};
+use crate::dataset::index::InstanceIndex;
 use crate::engine::Engine;
 use crate::events::InstanceFact;
 use crate::ingest::{Attempt, Reception, Scratch, Stored};
+use crate::layout::TenantId;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
 use crate::transcode::TranscodeError;
@@ -19,6 +21,8 @@ use crate::wire::reader::ReadEnd;
 
 /// What is read of a refused instance beyond the size limit at the least, before the association is aborted.
 const DISCARDED_BYTES: u64 = 64 << 20;
+/// Studies kept for the summary.
+const MOST_STUDIES: usize = 10_000;
 /// Different failures kept for the summary.
 const FAILURE_KINDS: usize = 16;
 
@@ -77,6 +81,7 @@ impl<'e> Exchange<'e> {
             failures: BTreeMap::new(),
             transcodes: BTreeMap::new(),
             transcode_failures: BTreeMap::new(),
+            transfers: BTreeMap::new(),
             echoes: 0,
             received_bytes: 0,
             oversized_pdus: 0,
@@ -299,6 +304,9 @@ impl<'e> Exchange<'e> {
         let refusal = match stored {
             Ok(finished) => {
                 self.scratch = finished.scratch;
+                if self.engine.config().audit {
+                    self.note_transfer(&finished.tenant, finished.index);
+                }
                 if let Some(attempt) = finished.attempt {
                     self.note_transcoding(attempt);
                 }
@@ -326,6 +334,23 @@ impl<'e> Exchange<'e> {
             self.note(request, Some(refusal), Instant::now());
         }
         self.respond(request, refusal.status(), Some(&refusal.comment()))
+    }
+
+    fn note_transfer(&mut self, tenant: &TenantId, index: InstanceIndex) {
+        let key = (tenant.as_str().to_owned(), index.study_instance_uid.to_string());
+        let transfers = &mut self.summary.transfers;
+        if transfers.len() >= MOST_STUDIES && !transfers.contains_key(&key) {
+            return;
+        }
+        let transfer = transfers.entry(key).or_insert_with(|| Transfer {
+            patient_id: index.patient_id,
+            accession_number: index.accession_number,
+            ..Transfer::default()
+        });
+        *transfer
+            .classes
+            .entry(index.sop_class_uid.to_string())
+            .or_default() += 1;
     }
 
     fn note_transcoding(&mut self, attempt: Attempt) {

@@ -66,6 +66,10 @@ pub struct Finished {
     pub stored: Stored,
     /// Transcoding, where it was tried.
     pub attempt: Option<Attempt>,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What it is.
+    pub index: InstanceIndex,
     /// Memory for the next instance.
     pub scratch: Scratch,
 }
@@ -212,6 +216,8 @@ impl<'e> Reception<'e> {
         Ok(Finished {
             stored,
             attempt,
+            tenant,
+            index,
             scratch: self.scratch,
         })
     }

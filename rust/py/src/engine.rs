@@ -33,11 +33,15 @@ pub struct AssociationSummary {
     failures: Vec<(u16, String, u64)>,
     transcodes: Vec<(String, String, String, u64)>,
     transcode_failures: Vec<(String, u64)>,
+    transfers: Vec<TransferredStudy>,
     echoes: u64,
     received_bytes: u64,
     oversized_pdus: u64,
     seconds: f64,
 }
+
+/// Tenant, study, patient, accession number, instances by SOP class.
+type TransferredStudy = (String, String, String, Option<String>, Vec<(String, u64)>);
 
 /// One C-STORE, for the debug log.
 #[pyclass(frozen, get_all, module = "storescp._core")]
@@ -172,6 +176,20 @@ impl Engine {
                 .collect(),
             transcodes: flat(summary.transcodes),
             transcode_failures: summary.transcode_failures.into_iter().collect(),
+            transfers: summary
+                .transfers
+                .into_iter()
+                .map(|((tenant, study), transfer)| {
+                    let classes = transfer.classes.into_iter().collect();
+                    (
+                        tenant,
+                        study,
+                        transfer.patient_id,
+                        transfer.accession_number,
+                        classes,
+                    )
+                })
+                .collect(),
             echoes: summary.echoes,
             received_bytes: summary.received_bytes,
             oversized_pdus: summary.oversized_pdus,

@@ -1,0 +1,188 @@
+"""Where audit messages go: syslog over TLS (RFC 5425) or TCP (RFC 6587), or a file."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from collections import deque
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import structlog
+
+from storescp.settings import Audit
+
+log = structlog.get_logger("storescp.audit")
+# RFC 5424 6.2.1: facility 10 (security and authorisation), severity 5 (notice).
+_PRIORITY = 10 * 8 + 5
+_MESSAGE_ID = "DICOM+RFC3881"  # PS3.15 A.6.1
+_CONNECT_SECONDS = 5.0
+_RETRY_SECONDS = 2.0
+
+
+class Destination(Protocol):
+    """Takes whole syslog messages."""
+
+    def send(self, text: bytes) -> None:
+        """Raises OSError when it did not arrive."""
+
+    def close(self) -> None:
+        """No more."""
+
+
+class FileDestination:
+    """One message a line, flushed to the operating system."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def send(self, text: bytes) -> None:
+        """Appends it."""
+        os.write(self._file, text.replace(b"\n", b" ") + b"\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+
+class SyslogDestination:
+    """Octet counting over a connection that is made anew when it breaks."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self._address = (host, port)
+        self._context = context
+        self._socket: socket.socket | None = None
+
+    def send(self, text: bytes) -> None:
+        """Sends it, over a new connection where there is none."""
+        try:
+            if self._socket is None or self._is_closed(self._socket):
+                self._connect()
+            assert self._socket is not None  # noqa: S101 - just connected
+            self._socket.sendall(b"%d " % len(text) + text)
+        except OSError:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        self.close()
+        connection = socket.create_connection(self._address, _CONNECT_SECONDS)
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_hostname=self._address[0])
+        self._socket = connection
+
+    @staticmethod
+    def _is_closed(connection: socket.socket) -> bool:
+        """A receiver says nothing, so what can be read is the end; what is sent after it is lost without an error."""
+        connection.setblocking(False)
+        try:
+            return not connection.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        except OSError:
+            return True
+        finally:
+            connection.settimeout(_CONNECT_SECONDS)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def open_destination(section: Audit) -> Destination:
+    """Where a configuration sends them. The connection is made with the first message.
+
+    Raises:
+        OSError: a file cannot be used.
+        ssl.SSLError: a certificate cannot be used.
+    """
+    scheme, _, rest = section.destination.partition(":")
+    if scheme == "file":
+        return FileDestination(Path(rest.removeprefix("//")))
+    parts = urlsplit(section.destination)
+    context = None
+    if scheme == "tls":
+        context = ssl.create_default_context(cafile=section.ca_certificate)
+        if section.client_certificate is not None:
+            context.load_cert_chain(section.client_certificate)
+    return SyslogDestination(str(parts.hostname), int(parts.port or 0), context)
+
+
+class Transport:
+    """A thread that delivers in order; messages wait while the destination is unreachable, up to a number."""
+
+    def __init__(self, destination: Destination, most: int) -> None:
+        self._destination = destination
+        self._most = most
+        self._host = socket.gethostname() or "-"
+        self._waiting: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._lost = 0
+        self._thread = threading.Thread(target=self._deliver, name="storescp-audit")
+
+    def start(self) -> None:
+        """Begins to deliver."""
+        self._thread.start()
+
+    def put(self, at: datetime, text: str) -> None:
+        """Queues a message; the newest are lost where too many wait, which is counted and logged."""
+        time, process = at.isoformat(timespec="milliseconds"), os.getpid()
+        header = f"<{_PRIORITY}>1 {time} {self._host} storescp {process} {_MESSAGE_ID} - "
+        # RFC 5424 6.4: the byte order mark says that it is UTF-8.
+        framed = header.encode() + b"\xef\xbb\xbf" + text.encode()
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                self._lost += 1
+                if self._lost & (self._lost - 1) == 0:
+                    log.error(
+                        "audit.lost", count=self._lost, text="the destination is unreachable, and the queue is full"
+                    )
+                return
+            self._waiting.append(framed)
+            self._changed.notify()
+
+    def stop(self, timeout: float) -> None:
+        """Delivers what waits, for so many seconds at most."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        with self._changed:
+            if self._waiting:
+                log.error("audit.lost", count=len(self._waiting) + self._lost, text="not delivered before the end")
+                self._waiting.clear()
+        self._thread.join(_CONNECT_SECONDS)
+        self._destination.close()
+
+    def _deliver(self) -> None:
+        failed = False
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if not self._waiting:
+                    return
+                message = self._waiting[0]
+            try:
+                self._destination.send(message)
+            except OSError as error:
+                if not failed:
+                    log.error("audit.unreachable", reason=str(error))  # noqa: TRY400 - an operator's matter
+                failed = True
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, _RETRY_SECONDS)
+                    if self._stopping and not self._waiting:
+                        return
+                continue
+            if failed:
+                log.info("audit.reachable")
+            failed = False
+            with self._changed:
+                if self._waiting:
+                    self._waiting.popleft()

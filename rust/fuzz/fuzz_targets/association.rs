@@ -1,0 +1,93 @@
+//! PDU framing and everything behind it: a peer sends these bytes after its association was accepted.
+#![no_main]
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use storescp_core::association::{receive, Agreement, Context, Outcome};
+use storescp_core::engine::Engine;
+use storescp_core::ingest::Source;
+use storescp_core::layout::TenantId;
+use storescp_core::net::stream::Stream;
+
+struct Fixture {
+    engine: Engine,
+    listener: TcpListener,
+    agreement: Agreement,
+    root: tempfile::TempDir,
+}
+
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
+    let root = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "root": root.path().join("data"), "durability": "none", "duplicates": "replace", "min_free_bytes": 0,
+        "viewer_transfer_syntaxes": ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"], "required_attributes": [],
+        "max_pdu_length": 16384, "strict": false, "spool_memory_bytes": 4096,
+        "limits": {
+            "max_instance_bytes": 1 << 20, "max_decoded_bytes": 1 << 24, "nesting": 64, "max_elements": 1 << 16,
+            "max_connections": 10, "max_connections_per_address": 10, "request_timeout": 5.0, "idle_timeout": 5.0,
+            "min_rate": 1024, "max_pdu_tolerated": 1 << 20
+        },
+        "outbox": {"max_rows": 1u64 << 40, "max_bytes": 1u64 << 40},
+        "private_tenant": {"group": 0x1211, "element": 0x1217, "known": ["b"]},
+        "audit": true, "tenants": {},
+        "transcoding": {
+            "target": "1.2.840.10008.1.2.1",
+            "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0}
+        }
+    });
+    let context = |abstract_syntax: &str, transfer_syntax: &str| Context {
+        abstract_syntax: abstract_syntax.to_owned(),
+        transfer_syntax: transfer_syntax.to_owned(),
+    };
+    let ct = "1.2.840.10008.5.1.4.1.1.2";
+    let contexts = HashMap::from([
+        (1, context(ct, "1.2.840.10008.1.2.1")),
+        (3, context(ct, "1.2.840.10008.1.2")),
+        (5, context(ct, "1.2.840.10008.1.2.1.99")),
+        (7, context("1.2.840.10008.1.1", "1.2.840.10008.1.2")),
+    ]);
+    Fixture {
+        engine: Engine::open(serde_json::from_value(config).unwrap()).unwrap(),
+        listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+        agreement: Agreement {
+            contexts,
+            peer_max_pdu_length: 16384,
+            source: Source {
+                calling_ae_title: "FUZZ".to_owned(),
+                called_ae_title: "STORE-SCP".to_owned(),
+                address: "127.0.0.1".to_owned(),
+                tenant: Some(TenantId::parse("a").unwrap()),
+                tenant_by_rule: false,
+            },
+        },
+        root,
+    }
+});
+
+fuzz_target!(|sent: &[u8]| {
+    // More than the buffers of the loopback would need a second thread.
+    if sent.len() > 100_000 {
+        return;
+    }
+    let fixture = &*FIXTURE;
+    let mut client = TcpStream::connect(fixture.listener.local_addr().unwrap()).unwrap();
+    let (server, _) = fixture.listener.accept().unwrap();
+    client.write_all(sent).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let summary = receive(&fixture.engine, &Stream::clear(server), b"", &fixture.agreement);
+    assert!(summary.outcome != Outcome::Timeout && summary.outcome != Outcome::Stopped);
+    assert!(!summary.statuses.contains_key(&0x0110), "a caught panic");
+    let root = fixture.root.path();
+    let names: Vec<_> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["data"], "outside the root");
+    for entry in std::fs::read_dir(root.join("data")).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!([".incoming", ".outbox", "a", "b"].iter().any(|&good| name == good), "{name:?}");
+    }
+    let left = std::fs::read_dir(root.join("data/.incoming")).unwrap().count();
+    assert_eq!(left, 0, "temporary files");
+});
