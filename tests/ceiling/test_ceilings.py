@@ -100,6 +100,8 @@ def test_hostile_structures_are_refused_quickly_and_cost_no_memory(scp: ServiceP
     head = base.dataset[: base.dataset.index(struct.pack("<HH", 0x7FE0, 0x0010))]
     idle = scp.rss_kib()
     cases = {
+        "nested 1,000 deep": head + nested(1_000),
+        "nested 5,000 deep": head + nested(5_000),
         "nested 100,000 deep": head + nested(100_000),
         "length FFFFFFFE": head + explicit(0x7FE00010, b"OW", bytes(100), 0xFFFFFFFE),
         "length 80000000": head + explicit(0x7FE00010, b"OW", bytes(100), 0x80000000),
@@ -115,3 +117,35 @@ def test_hostile_structures_are_refused_quickly_and_cost_no_memory(scp: ServiceP
         association.release()
     assert scp.rss_kib("VmHWM") - idle < 16 * 1024
     assert scp.files() == []
+
+
+def many_items(kind: str) -> bytes:
+    """About 8 MB of elements, items or fragments without a value."""
+    item, end = struct.pack("<HHL", 0xFFFE, 0xE000, 0), struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    if kind == "elements":
+        tags = ((0x0011 + 2 * (number // 60_000), 0x1000 + number % 60_000) for number in range(600_000))
+        return b"".join(struct.pack("<HH2sHL", group, element, b"UN", 0, 0) for group, element in tags)
+    if kind == "items":
+        return struct.pack("<HH2sHL", 0x0040, 0xA730, b"SQ", 0, 0xFFFFFFFF) + item * 1_000_000 + end
+    return struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + item * 1_000_000 + end
+
+
+@pytest.mark.parametrize("kind", ["elements", "items", "fragments"])
+def test_a_million_empty_things_take_less_than_a_second_for_8_mb(scp: ServiceProcess, kind: str) -> None:
+    base = ct_slice(1, rows=4)
+    # Private elements have groups from 0011 on; the sequence belongs before Pixel Data, the fragments are it.
+    at = base.dataset.index(
+        struct.pack("<HH", 0x0020, 0x000D) if kind == "elements" else struct.pack("<HH", 0x7FE0, 0x0010)
+    )
+    rest = b"" if kind == "fragments" else base.dataset[at:]
+    dataset = base.dataset[:at] + many_items(kind) + rest
+    with RawAssociation(scp.port, [(1, CT, [EXPLICIT])], timeout=30) as association:
+        association.send(scu.fragments(1, True, scu.store_rq(CT, base.sop_instance, 1), 16384))
+        pdus = scu.fragments(1, False, dataset, 16384)
+        started = time.perf_counter()
+        association.send(pdus)
+        response = association.read_response()
+        seconds = time.perf_counter() - started
+        association.release()
+    assert response.status == 0, response.comment
+    assert seconds < len(dataset) / 8e6

@@ -356,7 +356,7 @@ impl<'e> Reception<'e> {
         folder: Option<SeriesFolder>,
         replaced: Option<u64>,
     ) -> Result<Stored, Refusal> {
-        let replaces = replaced.is_some();
+        let in_its_place = replaced.is_some();
         let (size, before) = (self.spool.size(), replaced.unwrap_or(0));
         let room = self
             .engine
@@ -369,9 +369,13 @@ impl<'e> Reception<'e> {
         let ticket = outbox.insert(row)?;
         let written = self.spool.write_out(sync_data);
         let id = ticket.wait()?;
-        let named = written.and_then(|()| self.name(path, folder, replaces));
+        let named = written.and_then(|()| self.name(path, folder, in_its_place));
+        let stays = named.is_ok() || (self.spool.is_published() && in_its_place);
+        if let Some(room) = room.filter(|_| stays) {
+            room.keep(before.saturating_sub(size));
+        }
         if let Err(error) = named {
-            if self.spool.is_published() && replaces {
+            if stays {
                 // What was acknowledged before is gone, so what took its place must stay, with its record.
                 outbox.publishable(id)?;
             } else {
@@ -379,9 +383,6 @@ impl<'e> Reception<'e> {
                 outbox.remove(id)?;
             }
             return Err(error.into());
-        }
-        if let Some(room) = room {
-            room.keep(before.saturating_sub(size));
         }
         outbox.publishable(id)?;
         Ok(Stored::New)

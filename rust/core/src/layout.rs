@@ -136,4 +136,21 @@ mod tests {
             "t/00000000/1/2/3.dcm"
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_passes_the_grammar_stays_beneath_the_root(
+            tenant in "[./A-Za-z0-9_-]{0,70}|\\PC{0,5}",
+            uids in proptest::collection::vec("[0-9./]{0,70}|\\PC{0,5}", 3),
+        ) {
+            let parsed: Vec<Uid> = uids.iter().filter_map(|uid| Uid::parse(uid.as_bytes()).ok()).collect();
+            if let (Ok(tenant), [study, series, instance]) = (TenantId::parse(&tenant), parsed.as_slice()) {
+                let relative = InstancePath::new(&tenant, None, study, series, instance).relative();
+                let components: Vec<_> = std::path::Path::new(&relative).components().collect();
+                assert_eq!(components.len(), 5);
+                assert!(components.iter().all(|one| matches!(one, std::path::Component::Normal(_))));
+                assert!(!relative.starts_with('.') && relative.len() <= 300);
+            }
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub struct Tls(TlsSetup);
 
 #[pymethods]
 impl Tls {
-    /// Reads PEM files. Raises CoreError that names the setting.
+    /// Reads PEM files. Raises `CoreError` that names the setting.
     #[new]
     fn new(
         py: Python<'_>,

@@ -6,7 +6,9 @@ use dicom_dictionary_std::{tags, StandardDataDictionary};
 
 use super::output::Output;
 use super::TranscodeError;
-use crate::dataset::header::{has_short_length, ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION, UNDEFINED};
+use crate::dataset::header::{
+    dictionary_says_sequence, has_short_length, ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION, UNDEFINED,
+};
 use crate::dataset::scan::ScanError;
 use crate::dataset::walk::{Token, Walk};
 use crate::transfer_syntax::Encoding;
@@ -37,6 +39,14 @@ impl<'o> Writer<'o> {
     pub(super) fn element(&mut self, tag: Tag, vr: VR, value: &[u8]) -> Result<(), TranscodeError> {
         let length =
             u32::try_from(value.len()).map_err(|_| TranscodeError::TooLarge("an element can hold"))?;
+        if !self.explicit_vr
+            && vr != VR::SQ
+            && dictionary_says_sequence(tag)
+            && !(vr == VR::UN && is_sequence(value))
+        {
+            // Without its VR it would be read as what it is not.
+            return Err(TranscodeError::Attribute("a VR that Implicit VR cannot express"));
+        }
         self.header(tag, vr, length)?;
         self.out.write(value)?;
         Ok(())
@@ -123,6 +133,26 @@ impl<'o> Writer<'o> {
             Some(VirtualVr::Lt) if tag == tags::LUT_DESCRIPTOR => VR::US,
             Some(VirtualVr::Ox | VirtualVr::Px | VirtualVr::Lt) => VR::OW,
             _ => VR::UN,
+        }
+    }
+}
+
+/// Whether the value of a UN is a sequence (PS3.5 6.2.2 note 2: Implicit VR Little Endian).
+fn is_sequence(value: &[u8]) -> bool {
+    let Ok(length) = u32::try_from(value.len()) else {
+        return false;
+    };
+    // As the only element of a data set.
+    let tag = tags::REFERENCED_STUDY_SEQUENCE;
+    let mut whole = [tag.0.to_le_bytes(), tag.1.to_le_bytes()].concat();
+    whole.extend_from_slice(&length.to_le_bytes());
+    whole.extend_from_slice(value);
+    let mut walk = Walk::new(&whole, Encoding::IMPLICIT_LITTLE);
+    loop {
+        match walk.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
         }
     }
 }

@@ -161,4 +161,24 @@ mod tests {
             assert!(can_encode(target), "{target}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_plan_is_for_what_viewers_cannot_read_and_never_for_what_cannot_be_made(
+            source in "1\\.2\\.840\\.10008\\.1\\.2(\\.[1-8])?(\\.[0-9]{1,3})?|\\PC{0,10}",
+            target in "1\\.2\\.840\\.10008\\.1\\.2(\\.[1-5])?(\\.[0-9]{1,3})?",
+            has_pixel_data: bool,
+            readable: bool,
+        ) {
+            let viewers: std::collections::HashSet<String> = readable.then(|| source.clone()).into_iter().collect();
+            match plan(&source, has_pixel_data, &viewers, &target) {
+                Plan::Transcode(to) => {
+                    assert!(has_pixel_data && !readable && to == target);
+                    assert!(can_decode(&source) && can_encode(to));
+                }
+                Plan::Impossible => assert!(has_pixel_data && !readable),
+                Plan::AsReceived(_) => {}
+            }
+        }
+    }
 }

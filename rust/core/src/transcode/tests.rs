@@ -701,3 +701,26 @@ fn every_target_of_the_tests_can_be_encoded_and_there_are_no_others() {
     assert_eq!(encodable.len(), TARGETS.len());
     assert!(TARGETS.iter().all(|target| encodable.contains(target)));
 }
+
+/// Found by fuzzing: a time where the data dictionary has a sequence.
+#[test]
+fn a_vr_that_implicit_vr_cannot_express_is_an_error() {
+    let tag = b"\x08\x00\x10\x11";
+    for (vr, value, code) in [
+        (b"TM", &b"140815"[..], "attribute"),
+        (b"UN", &b"140815"[..], "attribute"),
+        (b"UN", &b"\xFE\xFF\x00\xE0\0\0\0\0"[..], "none"),
+        (b"SQ", &b"\xFE\xFF\x00\xE0\0\0\0\0"[..], "none"),
+    ] {
+        let mut dataset = [tag.as_slice(), vr].concat();
+        if vr == b"TM" {
+            dataset.extend_from_slice(&u16::try_from(value.len()).unwrap().to_le_bytes());
+        } else {
+            dataset.extend_from_slice(&[0, 0]);
+            dataset.extend_from_slice(&u32::try_from(value.len()).unwrap().to_le_bytes());
+        }
+        dataset.extend_from_slice(value);
+        let outcome = change(&dataset, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", 1);
+        assert_eq!(code_of(outcome), code, "{vr:?}");
+    }
+}
