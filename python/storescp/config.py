@@ -233,6 +233,10 @@ def _resolve_paths(layer: Layer, base: Path) -> None:
         scheme, separator, path = index["database"].partition(":///")
         if separator and scheme.startswith("sqlite") and path and path != ":memory:":
             index["database"] = f"{scheme}:///{base / Path(path).expanduser()}"
+    audit = layer.get("audit")
+    if isinstance(audit, dict) and str(audit.get("destination", "")).startswith("file:"):
+        path = str(audit["destination"]).removeprefix("file:").removeprefix("//")
+        audit["destination"] = f"file:{base / Path(path).expanduser()}"
     tenants = layer.get("tenants")
     for entry in tenants.get("settings", ()) if isinstance(tenants, dict) else ():
         if isinstance(entry, dict) and isinstance(entry.get("storage_root"), str):

@@ -226,6 +226,7 @@ class Service:
         self._stop_requested = threading.Event()
         self._reload_requested = False
         self._woken = threading.Event()
+        self._measuring: threading.Thread | None = None
         self._signals = 0
         self._events_over = threading.Event()
 
@@ -370,12 +371,19 @@ class Service:
                 self._measure_tenants(engine)
 
     def _measure_tenants(self, engine: Engine) -> None:
-        """What was deleted beneath a tenant gives its quota back."""
-        if isinstance(engine, _core.Engine) and self._settings.tenants.settings:
+        """What was deleted beneath a tenant gives its quota back. Beside the rest: it looks at every file."""
+        if not isinstance(engine, _core.Engine) or not self._settings.tenants.settings:
+            return
+
+        def measure() -> None:
             try:
                 engine.measure_tenants()
             except CoreError as error:
                 log.warning("tenants.not_measured", reason=str(error))
+
+        if self._measuring is None or not self._measuring.is_alive():
+            self._measuring = threading.Thread(target=measure, name="storescp-measure", daemon=True)
+            self._measuring.start()
 
     def _reload(self, server: Server) -> bool:
         """Certificates, authorities, revocation lists and users; whether. What is bad leaves the old ones in force."""

@@ -267,6 +267,19 @@ def test_s12_silence_has_a_deadline_at_every_stage(start_service: StartService) 
     assert time.monotonic() - began < 6
 
 
+def test_a_flood_of_refused_connections_is_no_flood_of_log_lines(start_service: StartService) -> None:
+    scp = start_service(env={"STORESCP_LIMITS__MAX_CONNECTIONS_PER_ADDRESS": "1"})
+    with RawAssociation(scp.port, ECHO) as association:
+        for _ in range(500):
+            socket.create_connection(("127.0.0.1", scp.port), 5).close()
+        scp.wait_for_event("connection.refused_more")
+        assert association.echo(1).status == 0
+    scp.stop()
+    named, summed = scp.events("connection.refused"), scp.events("connection.refused_more")
+    assert len(named) + sum(event["count"] for event in summed) == 500
+    assert len(named) < 250
+
+
 def test_s13_floods_of_connections_leave_no_trace(scp: ServiceProcess) -> None:
     for _ in range(200):
         RawAssociation(scp.port, ECHO).abort()

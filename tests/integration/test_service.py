@@ -115,11 +115,30 @@ def test_exit_codes_of_wrong_starts(tmp_path: Path) -> None:
         assert f"127.0.0.1:{port}" in result.stderr
 
 
-def test_what_this_version_does_not_have_is_refused_and_not_ignored(config: Path, tmp_path: Path) -> None:
-    config.write_text(config.read_text() + "[tls]\ncertificate = 'a'\nprivate_key = 'b'\n")
-    result = storescp("-c", str(config), "-p", "0", "-o", str(tmp_path / "data"))
+@pytest.mark.parametrize(
+    "section",
+    [
+        "[tls]\ncertificate = 'a'\nprivate_key = 'b'\n",
+        "[audit]\ndestination = 'file:a'\n",
+        "[[tenants.settings]]\ntenant_id = 'a'\n",
+    ],
+)
+def test_what_the_python_engine_does_not_have_is_refused_and_not_ignored(
+    config: Path, tmp_path: Path, section: str
+) -> None:
+    config.write_text(config.read_text() + section)
+    result = storescp("-c", str(config), "-p", "0", "-o", str(tmp_path / "data"), "--engine", "python")
     assert result.returncode == 78
-    assert "tls" in result.stderr
+    assert "--engine python" in result.stderr
+
+
+def test_a_passcode_becomes_a_line_that_knows_it() -> None:
+    result = storescp("passcode", "ct1", "--passcode", "geheim")
+    assert result.returncode == 0
+    username, salt, key = result.stdout.strip().split(":")
+    assert (username, len(salt), len(key)) == ("ct1", 32, 64)
+    assert "geheim" not in result.stdout
+    assert storescp("passcode", "#ct1", "--passcode", "x").returncode == 2
 
 
 def test_one_root_serves_one_process(scp: ServiceProcess) -> None:

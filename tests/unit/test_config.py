@@ -233,3 +233,34 @@ def test_brokers_have_kafka_s_port_unless_they_name_one(tmp_path: Path) -> None:
     kafka = load({}, write(tmp_path, "[kafka]\nbrokers = 'one, two:19092, [::1]'")).settings.kafka
     assert kafka is not None
     assert kafka.brokers == "one:9092,two:19092,[::1]:9092"
+
+
+def test_the_environment_knows_every_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that it did not know would be ignored in silence."""
+    monkeypatch.setenv("STORESCP_NO_SUCH_SECTION__KEY", "1")
+    assert any("NO_SUCH_SECTION" in warning for warning in load({}, None).warnings)
+    for section in Settings.model_fields:
+        monkeypatch.setenv(f"STORESCP_{section.upper()}__NO_SUCH_KEY", "1")
+        with pytest.raises(ConfigError) as error:
+            load({}, None)
+        assert f"{section}.no_such_key" in str(error.value)
+        monkeypatch.delenv(f"STORESCP_{section.upper()}__NO_SUCH_KEY")
+
+
+def test_paths_of_tls_users_and_audit_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    text = (
+        "[tls]\ncertificate = 's.pem'\nprivate_key = 's.key'\ncrl = 'crl.pem'\n[user_identity]\nusers = 'users'\n"
+        "[audit]\ndestination = 'file:audit.log'\nca_certificate = 'ca.pem'\n"
+        "[dicom_license_server]\nclient_id = 'x'\nlicense_key = 'y'\n"
+    )
+    settings = load({}, write(tmp_path / "etc", text)).settings
+    assert settings.tls is not None
+    assert settings.user_identity is not None
+    assert settings.audit is not None
+    assert settings.tls.crl == tmp_path / "etc" / "crl.pem"
+    assert settings.user_identity.users == tmp_path / "etc" / "users"
+    assert settings.audit.destination == f"file:{tmp_path / 'etc' / 'audit.log'}"
+    assert "[tls]" in problem("[user_identity]\nusers = 'u'\n", tmp_path)
+    assert "subject" in problem("[[tenants.rules]]\ntenant_id = 'a'\ntls_subject = 'nonsense'\n", tmp_path)
+    assert "destination" in problem("[audit]\ndestination = 'udp://host:514'\n", tmp_path)

@@ -22,6 +22,7 @@ _PRIORITY = 10 * 8 + 5
 _MESSAGE_ID = "DICOM+RFC3881"  # PS3.15 A.6.1
 _CONNECT_SECONDS = 5.0
 _RETRY_SECONDS = 2.0
+_LAST_RETRY_SECONDS = 0.2
 
 
 class Destination(Protocol):
@@ -42,7 +43,9 @@ class FileDestination:
 
     def send(self, text: bytes) -> None:
         """Appends it."""
-        os.write(self._file, text.replace(b"\n", b" ") + b"\n")
+        line = text.replace(b"\n", b" ") + b"\n"
+        while line:
+            line = line[os.write(self._file, line) :]
 
     def close(self) -> None:
         """Closes the file."""
@@ -176,7 +179,10 @@ class Transport:
                     log.error("audit.unreachable", reason=str(error))  # noqa: TRY400 - an operator's matter
                 failed = True
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopping, _RETRY_SECONDS)
+                    if self._stopping:
+                        self._changed.wait(_LAST_RETRY_SECONDS)
+                    else:
+                        self._changed.wait_for(lambda: self._stopping, _RETRY_SECONDS)
                     if self._stopping and not self._waiting:
                         return
                 continue

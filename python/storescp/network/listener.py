@@ -18,7 +18,7 @@ from pynetdicom.transport import AssociationServer
 
 from storescp import _core
 from storescp.audit.trail import Trail
-from storescp.errors import BindError, CoreBug, CoreError
+from storescp.errors import BindError, CoreError
 from storescp.network.admission import Admission, congestion
 from storescp.network.identity import Peer
 from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection
@@ -28,6 +28,7 @@ log = structlog.get_logger("storescp.network")
 BACKLOG = 512
 _POLL_SECONDS = 0.5
 _NO_DESCRIPTOR_SECONDS = 0.1
+_REFUSED_LINES = 20
 
 
 class GatedServer(AssociationServer):
@@ -217,9 +218,14 @@ class Listener:
                 self._admit(connection, self._serve_guarded)
 
     def _report_refused(self) -> None:
-        for address, port, reason, detail in self._gate.take_refused():
-            log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
+        refused = self._gate.take_refused()
+        for address, _, reason, detail in refused:
             self._trail.connection_refused(address, reason, detail)
+        for address, port, reason, detail in refused[:_REFUSED_LINES]:
+            log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
+        if len(refused) > _REFUSED_LINES:
+            # A flood of connections must not become one of log lines.
+            log.warning("connection.refused_more", count=len(refused) - _REFUSED_LINES)
 
     def _admit(self, connection: _core.Connection, serve: Callable[[_core.Connection], Any]) -> None:
         address, port = connection.peer
@@ -241,13 +247,21 @@ class Listener:
         address, _ = connection.peer
         try:
             self._serve(connection)
-        except (CoreError, CoreBug, RuntimeError):
+        except Exception:
+            # Whatever it is costs this association only, and must not vanish in the pool.
             log.exception("association.failed")
         finally:
             self._admission.leave(address)
 
     def _serve(self, connection: _core.Connection) -> None:
-        peer = Peer.of(connection.peer, connection.tls)
+        try:
+            peer = Peer.of(connection.peer, connection.tls)
+        except ValueError as error:
+            address, port = connection.peer
+            log.warning("association.unreadable_certificate", peer=address, port=port, reason=str(error))
+            self._trail.connection_refused(address, "unreadable_certificate", "")
+            connection.refuse(MalformedRequest.pdu)
+            return
         try:
             answer = self._negotiator.negotiate(connection.request)
         except MalformedRequest as error:
