@@ -7,11 +7,14 @@ use dicom_dictionary_std::{tags, StandardDataDictionary};
 use super::output::Output;
 use super::TranscodeError;
 use crate::dataset::header::{
-    dictionary_says_sequence, has_short_length, ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION, UNDEFINED,
+    dictionary_says_sequence, has_short_length, ITEM, ITEM_DELIMITATION, PIXEL_DATA, SEQUENCE_DELIMITATION,
+    UNDEFINED,
 };
 use crate::dataset::scan::ScanError;
 use crate::dataset::walk::{Token, Walk};
 use crate::transfer_syntax::Encoding;
+
+const INEXPRESSIBLE: TranscodeError = TranscodeError::Attribute("a VR that Implicit VR cannot express");
 
 /// Writes elements in a target encoding.
 pub(super) struct Writer<'o> {
@@ -45,7 +48,7 @@ impl<'o> Writer<'o> {
             && !(vr == VR::UN && is_sequence(value))
         {
             // Without its VR it would be read as what it is not.
-            return Err(TranscodeError::Attribute("a VR that Implicit VR cannot express"));
+            return Err(INEXPRESSIBLE);
         }
         self.header(tag, vr, length)?;
         self.out.write(value)?;
@@ -104,6 +107,10 @@ impl<'o> Writer<'o> {
                 Token::Item => self.item(ITEM, UNDEFINED)?,
                 Token::ItemEnd => self.item(ITEM_DELIMITATION, 0)?,
                 Token::SequenceEnd | Token::FragmentsEnd => self.item(SEQUENCE_DELIMITATION, 0)?,
+                // Only Pixel Data is known to have fragments where the VR does not say so.
+                Token::Fragments { tag, .. } if !self.explicit_vr && tag != PIXEL_DATA => {
+                    return Err(INEXPRESSIBLE)
+                }
                 Token::Fragments { tag, vr } => self.header(tag, vr.unwrap_or(VR::OB), UNDEFINED)?,
                 Token::Fragment(range) => {
                     let bytes = dataset.get(range).unwrap_or_default();

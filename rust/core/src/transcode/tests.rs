@@ -702,6 +702,15 @@ fn every_target_of_the_tests_can_be_encoded_and_there_are_no_others() {
     assert!(TARGETS.iter().all(|target| encodable.contains(target)));
 }
 
+/// Found by fuzzing: fragments of what is not Pixel Data.
+#[test]
+fn fragments_that_implicit_vr_cannot_express_are_an_error() {
+    let dataset = b"\xE1\x7F\x10\x00OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\x00\xE0\0\0\0\0\xFE\xFF\xDD\xE0\0\0\0\0";
+    let to = |target| code_of(change(dataset, RLE, target, 1));
+    assert_eq!(to("1.2.840.10008.1.2"), "attribute");
+    assert_eq!(to("1.2.840.10008.1.2.1"), "none");
+}
+
 /// Found by fuzzing: a time where the data dictionary has a sequence.
 #[test]
 fn a_vr_that_implicit_vr_cannot_express_is_an_error() {
