@@ -88,7 +88,7 @@ impl<'s> Spool<'s> {
     pub fn write_out(&mut self, sync: bool) -> io::Result<()> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => File::from(self.create()?),
+            None => File::from(create(self.store, &self.name)?),
         };
         let file = self.file.insert(file);
         file.write_all(&self.buffer)?;
@@ -97,16 +97,6 @@ impl<'s> Spool<'s> {
             file.sync_data()?;
         }
         Ok(())
-    }
-
-    fn create(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(
-            self.store.incoming(),
-            self.name.as_str(),
-            flags,
-            Mode::from_raw_mode(0o644),
-        )?)
     }
 
     /// Gives the complete file its name, replacing what is there atomically.
@@ -132,14 +122,17 @@ impl<'s> Spool<'s> {
         if std::ptr::eq(self.store, store) {
             return Ok(());
         }
+        let Some(old) = &mut self.file else {
+            self.store = store;
+            return Ok(());
+        };
+        let mut new = File::from(create(store, &self.name)?);
+        let copied = old.rewind().and_then(|()| io::copy(old, &mut new));
+        // From here on the new file is the one that goes when this is dropped.
+        self.file = Some(new);
         let from = std::mem::replace(&mut self.store, store);
-        if let Some(mut old) = self.file.take() {
-            let mut new = File::from(self.create()?);
-            old.rewind()?;
-            io::copy(&mut old, &mut new)?;
-            self.file = Some(new);
-            rustix::fs::unlinkat(from.incoming(), self.name.as_str(), AtFlags::empty())?;
-        }
+        rustix::fs::unlinkat(from.incoming(), self.name.as_str(), AtFlags::empty())?;
+        copied?;
         Ok(())
     }
 
@@ -234,6 +227,16 @@ impl<'s> Spool<'s> {
     pub fn into_scratch(mut self) -> Vec<u8> {
         std::mem::take(&mut self.buffer)
     }
+}
+
+fn create(store: &Store, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(
+        store.incoming(),
+        name,
+        flags,
+        Mode::from_raw_mode(0o644),
+    )?)
 }
 
 /// What another process made of a data set comes behind the header.
@@ -399,6 +402,38 @@ mod tests {
             drop((received, result, copied));
             assert_eq!(incoming(root.path()), 0);
         }
+    }
+
+    #[test]
+    fn a_spool_that_moves_or_cannot_leaves_nothing_where_it_was() {
+        for memory_bytes in [1, 1 << 20] {
+            let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let stores = [
+                Store::open(roots[0].path()).unwrap(),
+                Store::open(roots[1].path()).unwrap(),
+            ];
+            let dataset: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0]).collect();
+            let mut moved = spool(&stores[0], "a.part", &dataset, memory_bytes);
+            moved.move_to(&stores[1]).unwrap();
+            moved.append(b"more").unwrap();
+            moved.write_out(false).unwrap();
+            let there = std::fs::read(roots[1].path().join(".incoming/a.part")).unwrap();
+            assert_eq!(there, [header(), dataset, b"more".to_vec()].concat());
+            assert_eq!(incoming(roots[0].path()), 0);
+            drop(moved);
+            assert_eq!(incoming(roots[1].path()), 0);
+        }
+        let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let stores = [
+            Store::open(roots[0].path()).unwrap(),
+            Store::open(roots[1].path()).unwrap(),
+        ];
+        std::fs::write(roots[1].path().join(".incoming/b.part"), b"another's").unwrap();
+        let mut stuck = spool(&stores[0], "b.part", &[0; 5000], 1);
+        assert!(stuck.move_to(&stores[1]).is_err());
+        drop(stuck);
+        assert_eq!(incoming(roots[0].path()), 0);
+        assert_eq!(incoming(roots[1].path()), 1);
     }
 
     #[test]
