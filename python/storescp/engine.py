@@ -41,8 +41,8 @@ class RecordQueue(Protocol):
     Topic 0 is `topic_main`, topic 1 is `topic_dicom_receive`.
     """
 
-    def outbox_wait(self, after: int, timeout: float) -> bool:
-        """Waits up to `timeout` seconds for a publishable row later than `after`; whether there is one."""
+    def outbox_wait(self, after: int, timeout: float) -> int:
+        """Waits up to `timeout` seconds for a publishable row later than `after`; order of the last there was."""
 
     def outbox_claim(self, topic_number: int, after: int, most: int) -> Sequence[QueuedRecord]:
         """The first publishable rows later than `after`, in the order of acknowledgement to the sender."""
@@ -61,6 +61,9 @@ class RecordQueue(Protocol):
 
     def outbox_adopt_retries(self) -> int:
         """Makes rows pending again that operators want to be tried again; how many."""
+
+    def republish_wished(self, most: int) -> list[tuple[str, str | None]]:
+        """Takes up at most `most` wishes for the record of a file: path, and why it could not be, or None."""
 
     def outbox_prune(self, before: int, most: int) -> int:
         """Takes the payload of at most `most` rows delivered before a time (microseconds since 1970); how many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 import time
 from collections import Counter, defaultdict
@@ -13,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from storescp import _core
-from storescp import outbox as operator
+from storescp import _core, outbox
 from storescp.engine import Engine, QueuedRecord, engine_config
 from storescp.errors import StorescpError
 from storescp.publish import publisher as publisher_module
@@ -24,6 +24,7 @@ from storescp.publish.sink import Outcome, SinkError
 from storescp.pure.engine import PureEngine
 from storescp.settings import Settings
 from support.instances import ct_slice
+from support.operator import Operator
 
 TOPICS = ("main", "log")
 
@@ -136,12 +137,35 @@ def wait_until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.01)
 
 
-def database(tmp_path: Path) -> operator.sqlite3.Connection:
-    return operator.open_outbox(tmp_path / "data", write=True)
+PublishFrom = Callable[..., Publisher]
+
+
+@pytest.fixture
+def publish_from(open_engine: OpenEngine) -> Iterator[PublishFrom]:
+    """Starts publishers; those that still run at the end, because a test failed, are stopped before their engine."""
+    started: list[Publisher] = []
+
+    def start(*args: object, **options: object) -> Publisher:
+        publisher = Publisher(*args, **options)  # type: ignore[arg-type]
+        publisher.start()
+        started.append(publisher)
+        return publisher
+
+    yield start
+    for publisher in started:
+        if publisher.is_running():
+            publisher.stop(0)
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Iterator[Operator]:
+    operator = Operator(tmp_path / "data")
+    yield operator
+    operator.close()
 
 
 def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
-    open_engine: OpenEngine, tmp_path: Path
+    open_engine: OpenEngine, publish_from: PublishFrom, operator: Operator
 ) -> None:
     engine = open_engine()
     for number in range(5):
@@ -153,10 +177,9 @@ def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
         return SinkError("no broker") if topic == "log" and broken.is_set() else None
 
     sink = FakeSink(behave)
-    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
-    publisher.start()
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
     wait_until(lambda: len(sink.delivered["main"]) == 5 and publisher.published["log", "failed"] >= 2)
-    status = operator.topic_status(database(tmp_path), 1, "log")
+    status = operator.topic_status(1, "log")
     assert (status.pending, status.last_error) == (5, "no broker")
     assert status.failures >= 1
     broken.clear()
@@ -167,16 +190,17 @@ def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
     assert len({row.trace_id for row in sink.delivered["main"]}) == 5
     # What topics acknowledged rides on the next transaction.
     engine.outbox_flush()
-    assert operator.topic_status(database(tmp_path), 1, "log").failures == 0
+    assert operator.topic_status(1, "log").failures == 0
     assert publisher.published["main", "delivered"] == publisher.published["log", "delivered"] == 5
 
 
-def test_stopping_with_a_dead_sink_keeps_the_records_for_the_next_start(open_engine: OpenEngine) -> None:
+def test_stopping_with_a_dead_sink_keeps_the_records_for_the_next_start(
+    open_engine: OpenEngine, publish_from: PublishFrom
+) -> None:
     engine = open_engine()
     ingest(engine, 1)
     sink = FakeSink(lambda topic, row: SinkError("no broker") if topic == "log" else None)
-    publisher = Publisher(engine, sink, TOPICS)
-    publisher.start()
+    publisher = publish_from(engine, sink, TOPICS)
     assert not publisher.stop(0.5)
     engine.close()
     again = open_engine()
@@ -186,17 +210,16 @@ def test_stopping_with_a_dead_sink_keeps_the_records_for_the_next_start(open_eng
 
 
 def test_a_sink_that_hangs_is_told_of_and_does_not_hang_the_end(
-    open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_engine: OpenEngine, publish_from: PublishFrom, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher_module, "_STALL_SECONDS", 0.05)
     engine = open_engine()
     ingest(engine, 1)
     sink = FakeSink(lambda topic, row: None)
     sink.hangs = True
-    publisher = Publisher(engine, sink, TOPICS)
-    publisher.start()
+    publisher = publish_from(engine, sink, TOPICS)
     wait_until(lambda: publisher.published["main", "failed"] >= 2)
-    error = operator.topic_status(database(tmp_path), 0, "main").last_error
+    error = operator.topic_status(0, "main").last_error
     assert error is not None
     assert error.startswith("no acknowledgement for 0 s: a complaint")
     began = time.monotonic()
@@ -204,18 +227,35 @@ def test_a_sink_that_hangs_is_told_of_and_does_not_hang_the_end(
     assert time.monotonic() - began < 5
 
 
-def test_a_bug_of_the_sink_does_not_end_the_publisher(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_the_sink_does_not_end_the_publisher(
+    open_engine: OpenEngine, publish_from: PublishFrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(publisher_module, "_LONGEST_PAUSE_SECONDS", 0.05)
     engine = open_engine()
     ingest(engine, 1)
     failures = [ZeroDivisionError("ours"), None, None]
     sink = FakeSink(lambda topic, row: failures.pop(0))
-    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
-    publisher.start()
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
     assert publisher.stop(10)
 
 
-def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(open_engine: OpenEngine) -> None:
+def test_a_failure_after_a_quiet_time_is_tried_again_as_soon_as_any_other(
+    open_engine: OpenEngine, publish_from: PublishFrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "_PAUSE_TO_READING_RATIO", 100.0)
+    engine = open_engine()
+    answers = iter(["stuck"])
+    sink = FakeSink(lambda topic, row: next(answers, None) if topic == "log" else None)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
+    threading.Event().wait(0.5)
+    ingest(engine, 1)
+    wait_until(lambda: len(sink.delivered["log"]) == 1)
+    assert publisher.stop(5)
+
+
+def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(
+    open_engine: OpenEngine, publish_from: PublishFrom
+) -> None:
     engine = open_engine()
     for number in range(30):
         ingest(engine, number, study=f"1.2.{number % 3}")
@@ -226,8 +266,7 @@ def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(open_eng
         return "stuck" if row.key == "t/1.2.1" and attempts[topic] < 4 else None
 
     sink = FakeSink(behave)
-    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
-    publisher.start()
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
     wait_until(lambda: len(sink.delivered["main"]) == len(sink.delivered["log"]) == 20)
     assert {row.key for row in sink.delivered["main"]} == {"t/1.2.0", "t/1.2.2"}
     wait_until(lambda: len(sink.delivered["main"]) == len(sink.delivered["log"]) == 30)
@@ -241,7 +280,7 @@ def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(open_eng
 
 
 def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
-    open_engine: OpenEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_engine: OpenEngine, publish_from: PublishFrom, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher_module, "_ADOPT_SECONDS", 0.02)
     engine = open_engine()
@@ -250,22 +289,20 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     refuses = threading.Event()
     refuses.set()
     sink = FakeSink(lambda topic, row: "too large" if topic == "main" and refuses.is_set() else None)
-    publisher = Publisher(engine, sink, TOPICS, gather_seconds=0)
-    publisher.start()
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
     wait_until(lambda: engine.outbox_backlog()[:2] == (0, 3))
-    view = database(tmp_path)
-    dead = list(operator.entries(view, TOPICS, dead=True, limit=10))
+    dead = operator.entries(TOPICS, dead=True, limit=10)
     assert [(one.state, one.topics, one.attempts, one.error) for one in dead] == [
         ("dead", ("main",), 1, "too large")
     ] * 3
-    assert list(operator.entries(view, TOPICS, dead=False, limit=10)) == []
+    assert operator.entries(TOPICS, dead=False, limit=10) == []
     assert engine.outbox_lag(0) == (0, None, 3)
     refuses.clear()
     with pytest.raises(StorescpError, match="not set aside"):
-        operator.request_retry(view, ["unknown"])
-    assert operator.request_retry(view, [dead[1].trace_id]) == 1
+        operator.request_retry(["unknown"])
+    assert operator.request_retry([dead[1].trace_id]) == 1
     wait_until(lambda: [row.trace_id for row in sink.delivered["main"]] == [dead[1].trace_id])
-    assert operator.request_retry(view, None) == 2
+    assert operator.request_retry(None) == 2
     wait_until(lambda: len(sink.delivered["main"]) == 3)
     assert publisher.stop(5)
     assert engine.outbox_backlog() == (0, 0, 0)
@@ -273,16 +310,16 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     assert publisher.published["main", "rejected"] == 3
 
 
-def test_delivered_rows_lose_their_payload_in_time_and_are_still_known(open_engine: OpenEngine, tmp_path: Path) -> None:
+def test_delivered_rows_lose_their_payload_in_time_and_are_still_known(
+    open_engine: OpenEngine, publish_from: PublishFrom, operator: Operator, tmp_path: Path
+) -> None:
     engine = open_engine()
     ingest(engine, 1)
-    publisher = Publisher(engine, FakeSink(lambda topic, row: None), TOPICS, keep_delivered=0.0, gather_seconds=0)
-    publisher.start()
+    publisher = publish_from(engine, FakeSink(lambda topic, row: None), TOPICS, keep_delivered=0.0, gather_seconds=0)
     assert publisher.stop(5)
     engine.outbox_flush()
     assert engine.outbox_prune(int((time.time() + 60) * 1e6), 1000) == 1
-    view = database(tmp_path)
-    [(payload, trace_id, path, size)] = view.execute("SELECT payload, trace_id, path, size FROM instance").fetchall()
+    [(payload, trace_id, path, size)] = operator.select("SELECT payload, trace_id, path, size FROM instance")
     assert payload == ""
     assert trace_id
     assert (tmp_path / "data" / path).stat().st_size == size
@@ -292,17 +329,17 @@ def test_delivered_rows_lose_their_payload_in_time_and_are_still_known(open_engi
 
 def test_an_outbox_of_another_version_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(StorescpError, match="nothing was stored there yet"):
-        operator.open_outbox(tmp_path)
+        outbox.open_outbox(tmp_path)
     folder = tmp_path / ".outbox"
     folder.mkdir()
-    connection = operator.sqlite3.connect(folder / "outbox.sqlite")
+    connection = sqlite3.connect(folder / "outbox.sqlite")
     connection.executescript(_core.outbox_migrations()[0])
     with pytest.raises(StorescpError, match="start the service once"):
-        operator.open_outbox(tmp_path)
+        outbox.open_outbox(tmp_path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(StorescpError, match="update storescp"):
-        operator.open_outbox(tmp_path)
+        outbox.open_outbox(tmp_path)
     for open_it in (lambda: _core.Engine(engine_config(settings(tmp_path))), lambda: PureEngine(settings(tmp_path))):
         with pytest.raises(StorescpError, match="newer program"):
             open_it()

@@ -26,14 +26,15 @@ _WAIT_SECONDS = 0.2
 _LAST_ROWS_SECONDS = 0.01
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
-# Going through a long queue again for the rows that could not be delivered must not become the main occupation.
-_PAUSE_TO_PASS_RATIO = 4.0
+# Reading a long queue again for the rows that could not be delivered must not become the main occupation.
+_PAUSE_TO_READING_RATIO = 4.0
 _STALL_SECONDS = 5.0
 _LONGEST_STALL_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _ADOPT_SECONDS = 1.0
 _PRUNE_SECONDS = 60.0
 _PRUNE_ROWS = 1000
+_REPUBLISH_FILES = 100
 
 
 class Publisher:
@@ -75,6 +76,10 @@ class Publisher:
                 self._loop.call_soon_threadsafe(self._main_task.cancel)
         self._thread.join()
         return self._queue.outbox_backlog()[0] == 0
+
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):  # the deadline of `stop`
@@ -119,6 +124,7 @@ class Publisher:
                 adopted = await asyncio.to_thread(self._queue.outbox_adopt_retries)
                 if adopted:
                     log.info("outbox.retried", rows=adopted)
+                await self._republish()
                 if time.monotonic() - pruned >= _PRUNE_SECONDS:
                     pruned = time.monotonic()
                     before = int((time.time() - self._keep_delivered) * 1e6)
@@ -129,6 +135,12 @@ class Publisher:
             except Exception:
                 log.exception("publish.bug", topic=None)
             await asyncio.sleep(_ADOPT_SECONDS)
+
+    async def _republish(self) -> None:
+        """Files whose records operators want to be published, again or for the first time."""
+        while outcomes := await asyncio.to_thread(self._queue.republish_wished, _REPUBLISH_FILES):
+            refused = Counter(problem for _, problem in outcomes if problem)
+            log.info("outbox.republished", files=len(outcomes) - refused.total(), refused=dict(refused) or None)
 
 
 class _Lane:
@@ -145,9 +157,11 @@ class _Lane:
         self._topic = topic
         self._publisher = publisher
         self._after = 0
+        self._newest = 0
         self._waiting_keys: set[str] = set()
-        self._pass_began = time.monotonic()
-        self._restart_at: float | None = None
+        # When this pass first failed, and how long was spent since on reading rows.
+        self._failed_at: float | None = None
+        self._reading_seconds = 0.0
         self._pause = _FIRST_PAUSE_SECONDS
         self._failing = False
 
@@ -158,7 +172,7 @@ class _Lane:
                 await self._step()
             except (SinkError, CoreError) as error:
                 await self._fail(str(error))
-                await asyncio.sleep(self._lengthen_pause())
+                await asyncio.sleep(self._pause)
                 self._start_over()
             except Exception:
                 # The thread must outlive its bugs: the rows are still there.
@@ -167,11 +181,13 @@ class _Lane:
                 self._start_over()
 
     async def _step(self) -> None:
-        if self._restart_at is not None and time.monotonic() >= self._restart_at:
+        if self._is_pause_over():
             # What was delivered since must not be claimed again.
             await asyncio.to_thread(self._queue.outbox_flush)
             self._start_over()
+        began = time.monotonic()
         rows = await asyncio.to_thread(self._queue.outbox_claim, self._number, self._after, BATCH)
+        self._reading_seconds += time.monotonic() - began
         if not rows:
             await self._wait()
             return
@@ -183,7 +199,11 @@ class _Lane:
     async def _wait(self) -> None:
         if self._publisher.is_stopping():
             await asyncio.sleep(_LAST_ROWS_SECONDS)
-        elif await asyncio.to_thread(self._queue.outbox_wait, self._after, _WAIT_SECONDS):
+            return
+        # Not `_after`: the last row that this topic still wants is older than those that it has.
+        newest = await asyncio.to_thread(self._queue.outbox_wait, self._newest, _WAIT_SECONDS)
+        if newest > self._newest:
+            self._newest = newest
             await asyncio.sleep(self._publisher.gather_seconds)
 
     async def _publish(self, rows: Sequence[QueuedRecord]) -> Outcome:
@@ -216,9 +236,8 @@ class _Lane:
             settled = {*outcome.delivered, *(row_id for row_id, _ in outcome.rejected)}
             self._waiting_keys |= {row.key for row in rows if row.id not in settled}
             await self._fail(outcome.failure)
-            if self._restart_at is None:
-                spent = time.monotonic() - self._pass_began
-                self._restart_at = time.monotonic() + max(self._lengthen_pause(), spent * _PAUSE_TO_PASS_RATIO)
+            if self._failed_at is None:
+                self._failed_at, self._reading_seconds = time.monotonic(), 0.0
         elif not self._waiting_keys:
             self._recover()
 
@@ -237,13 +256,15 @@ class _Lane:
             self._failing = False
             log.info("publish.recovered", topic=self._topic)
 
-    def _lengthen_pause(self) -> float:
-        pause = self._pause
-        self._pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-        return pause
+    def _is_pause_over(self) -> bool:
+        """Whether it is time to begin again for the rows that could not be delivered."""
+        if self._failed_at is None:
+            return False
+        pause = max(self._pause, self._reading_seconds * _PAUSE_TO_READING_RATIO)
+        return time.monotonic() - self._failed_at >= pause
 
     def _start_over(self) -> None:
         self._after = 0
         self._waiting_keys.clear()
-        self._restart_at = None
-        self._pass_began = time.monotonic()
+        self._failed_at = None
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)

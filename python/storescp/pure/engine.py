@@ -130,7 +130,7 @@ class PureEngine:
         """What an interrupted predecessor left."""
         return self._outbox.kept, self._outbox.dropped, self._temporary_files
 
-    def outbox_wait(self, after: int, timeout: float) -> bool:
+    def outbox_wait(self, after: int, timeout: float) -> int:
         """Waits for something to publish."""
         return self._outbox.wait(after, timeout)
 
@@ -156,6 +156,11 @@ class PureEngine:
     def outbox_adopt_retries(self) -> int:
         """Makes rows pending again that operators want to be tried again."""
         return self._outbox.adopt_retries()
+
+    def republish_wished(self, most: int) -> list[tuple[str, str | None]]:
+        """None: wishes wait for the Rust engine."""
+        del most
+        return []
 
     def outbox_prune(self, before: int, most: int) -> int:
         """Takes the payload of rows that were delivered long ago."""

@@ -121,10 +121,11 @@ class Outbox:
             ).fetchone()
             return bool(found[0])
 
-    def wait(self, after: int, timeout: float) -> bool:
-        """Waits for a publishable row later than `after`."""
+    def wait(self, after: int, timeout: float) -> int:
+        """Waits for a publishable row later than `after`; the order of the last one there was."""
         with self._lock:
-            return bool(self._lock.wait_for(lambda: self._last_ready > after, timeout))
+            self._lock.wait_for(lambda: self._last_ready > after, timeout)
+            return self._last_ready
 
     def claim(self, topic: int, after: int, most: int) -> list[Row]:
         """The first publishable rows later than `after`."""

@@ -46,16 +46,16 @@ fn rows_are_claimed_in_the_order_of_acknowledgement_and_only_once_publishable() 
     let start = outbox.claim(Topic::Main, 0, 10).unwrap();
     assert!(start.is_empty());
     let before = now_micros();
-    assert!(!outbox.wait(before, Duration::from_millis(20)));
+    assert!(outbox.wait(before, Duration::from_millis(20)) <= before);
     outbox.publishable(ids[2]).unwrap();
     outbox.publishable(ids[0]).unwrap();
     outbox.flush().unwrap();
-    assert!(outbox.wait(0, Duration::ZERO));
+    assert!(outbox.wait(before, Duration::ZERO) > before);
     let rows = outbox.claim(Topic::Main, 0, 10).unwrap();
     assert_eq!([rows[0].id, rows[1].id], [ids[2], ids[0]]);
     assert_eq!(outbox.claim(Topic::Main, rows[0].ready, 10).unwrap().len(), 1);
-    assert!(outbox.wait(rows[0].ready, Duration::ZERO));
-    assert!(!outbox.wait(rows[1].ready, Duration::ZERO));
+    assert_eq!(outbox.wait(rows[0].ready, Duration::ZERO), rows[1].ready);
+    assert_eq!(outbox.wait(rows[1].ready, Duration::ZERO), rows[1].ready);
     assert_eq!(outbox.backlog().pending, 3);
 }
 
