@@ -289,21 +289,43 @@ def _age(at: datetime) -> str:
 
 
 @main_group.command("verify")
+@click.option(
+    "--republish",
+    type=click.Choice(["unrecorded", "all"]),
+    help="Have the service publish the records of files that have none, or of all files.",
+)
 @_config_option
 @click.pass_context
-def verify_command(context: click.Context, config: Path | None) -> None:
-    """Compare every stored file with its record: missing, changed, foreign. Exit 1 where there is any."""
+def verify_command(context: click.Context, config: Path | None, republish: str | None) -> None:
+    """Compare every stored file with its record.
+
+    One line for each that is missing, changed, unreadable, misplaced or foreign; exit code 1 where there is any.
+    """
+    from storescp import verify  # noqa: PLC0415
     from storescp.outbox import open_outbox  # noqa: PLC0415
-    from storescp.verify import Verified, verify  # noqa: PLC0415
 
     settings = _configuration(context, config).settings
+    own_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
     root = settings.local_storage.dicm_store_path
-    tenant_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
-    totals, found = Verified(), 0
-    for finding in verify(root, tenant_roots, open_outbox(root), totals):
-        found += 1
-        click.echo(f"{finding.kind}  {finding.path}")
-    click.echo(f"{totals.files} files, {totals.bytes} bytes compared, {found} findings", err=True)
+    roots, database = verify.Roots(root, own_roots), open_outbox(root, write=republish is not None)
+    found: list[verify.Looked] = []
+    wished: list[str] = []
+    files = size = 0
+    with click.progressbar(length=verify.count_paths(database), label="comparing", file=sys.stderr) as bar:
+        for looked in verify.verify(roots, database):
+            bar.update(looked.kind != "foreign")
+            if looked.kind == "whole":
+                files, size = files + 1, size + looked.bytes
+            else:
+                found.append(looked)
+            if looked.is_unrecorded or (looked.kind == "whole" and republish == "all"):
+                wished.append(looked.path)
+    for looked in found:
+        click.echo(f"{looked.kind}  {looked.path}" + (f"  ({looked.reason})" if looked.reason else ""))
+    click.echo(f"{files} files, {size} bytes compared, {len(found)} findings", err=True)
+    if republish is not None:
+        count = verify.request_republication(database, wished)
+        click.echo(f"{count} records wished for: the service takes them up at once, or when it starts", err=True)
     context.exit(EXIT_FOUND if found else 0)
 
 

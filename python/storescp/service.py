@@ -262,6 +262,7 @@ class Service:
             running.callback(trail.stopped, settings.service.publish_timeout)
             server.start()
             running.callback(self._drain, server, engine)
+            self._start_recovery(engine, running)
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
@@ -328,6 +329,16 @@ class Service:
         kept, dropped, temporary = engine.start_up()
         if kept or dropped or temporary:
             log.warning("start_up.recovered", rows_kept=kept, rows_dropped=dropped, temporary_files=temporary)
+        damage = engine.damage() if isinstance(engine, _core.Engine) else None
+        if damage is not None:
+            log.error(
+                "outbox.damaged",
+                text="the outbox was damaged: it is kept aside, what could be read of it is in a new one, "
+                "and files that lost their record get one",
+                kept_as=damage[0],
+                reason=damage[1],
+                rows_salvaged=damage[2],
+            )
         log.info(
             "service.started",
             version=_core.__version__,
@@ -429,6 +440,35 @@ class Service:
         thread.start()
         running.callback(thread.join)
         running.callback(self._events_over.set)
+
+    def _start_recovery(self, engine: Engine, running: contextlib.ExitStack) -> None:
+        """Records files that an interrupted predecessor may have left without a record, beside reception."""
+        if not isinstance(engine, _core.Engine):
+            return
+
+        def recover() -> None:
+            try:
+                found = engine.recover()
+            except CoreError as error:
+                log.warning("recovery.not_finished", text="the next start begins it again", reason=str(error))
+                return
+            if found is None:
+                return
+            files, recorded, left, missing = found
+            tell = log.warning if recorded or left or missing else log.info
+            tell(
+                "recovery.finished",
+                files=files,
+                recorded=recorded,
+                left_without_record=left,
+                records_without_file=missing,
+                text="storescpd verify shows each" if left or missing else None,
+            )
+
+        thread = threading.Thread(target=recover, name="storescp-recovery")
+        thread.start()
+        running.callback(thread.join)
+        running.callback(engine.stop_recovery)
 
     def _drain(self, server: Server, engine: Engine) -> None:
         timeouts = self._settings.service

@@ -1,76 +1,136 @@
-"""Comparing the storage with its records: what is missing, changed or foreign."""
+"""Comparing the storage with its records: what is missing, changed, unreadable, in the wrong place or foreign."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-_CHUNK = 1 << 20
+from storescp import _core
+from storescp.errors import CoreError
+
+_THREADS = min(4, os.cpu_count() or 1)
+_AT_A_TIME = 256
+_SIGN_BIT = 1 << 63
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is not as recorded."""
+class Recorded:
+    """What the newest record of a path says of its file."""
 
-    kind: str  # "missing", "changed" or "foreign"
+    path: str  # relative to the storage root
+    size: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One file or record that was looked at: `kind` is "whole" where all is well."""
+
+    kind: str  # "whole", "missing", "changed", "unreadable", "misplaced" or "foreign"
     path: str
-
-
-@dataclass
-class Verified:
-    """How many files were looked at, and what was found."""
-
-    files: int = 0
     bytes: int = 0
+    reason: str = ""
+    is_unrecorded: bool = False  # lies where it belongs, and has no record
 
 
-def verify(
-    root: Path, tenant_roots: Mapping[str, Path], database: sqlite3.Connection, totals: Verified
-) -> Iterator[Finding]:
-    """Every recorded file by size and digest, then every file without a record.
+class Roots:
+    """Which storage root holds which tenant."""
 
-    `tenant_roots` has the storage roots of tenants that have their own. A path that was replaced has several rows; the
-    last one describes the file.
+    def __init__(self, root: Path, tenant_roots: Mapping[str, Path]) -> None:
+        self._root = root
+        self._tenant_roots = dict(tenant_roots)
+
+    def of(self, path: str) -> Path:
+        """The absolute path of a file; its first folder is the tenant."""
+        return self._tenant_roots.get(path.partition("/")[0], self._root) / path
+
+    def stored(self) -> Iterator[tuple[str, Path, bool]]:
+        """Every file beneath a tenant: relative path, absolute path, and whether the tenant belongs to that root."""
+        for root in sorted({self._root, *self._tenant_roots.values()}):
+            for tenant in sorted(root.iterdir()):
+                if tenant.name.startswith(".") or not tenant.is_dir():
+                    continue
+                belongs = self._tenant_roots.get(tenant.name, self._root) == root
+                for folder, _, names in os.walk(tenant):
+                    for name in sorted(names):
+                        file = Path(folder) / name
+                        yield str(file.relative_to(root)), file, belongs
+
+
+def count_paths(database: sqlite3.Connection) -> int:
+    """How many files are recorded."""
+    (count,) = database.execute("SELECT count(DISTINCT path) FROM instance").fetchone()
+    return int(count)
+
+
+def verify(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
+    """Looks at the file of every record, then at every file without one ("foreign")."""
+    yield from _recorded_files(roots, database)
+    yield from _foreign_files(roots, database)
+
+
+def _recorded_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
+    """Reads each file, several at a time: size, digest, and that it is the instance its path says.
+
+    A path that was replaced has several rows; the last one describes the file.
     """
-    recorded: set[str] = set()
     query = "SELECT path, size, digest FROM instance WHERE id IN (SELECT max(id) FROM instance GROUP BY path)"
-    for path, size, digest in database.execute(query):
-        recorded.add(path)
-        try:
-            found_size, found_digest = _measure(tenant_roots.get(path.partition("/")[0], root) / path)
-        except FileNotFoundError:
-            yield Finding("missing", path)
-            continue
-        totals.files += 1
-        totals.bytes += found_size
-        if (found_size, found_digest) != (size, digest):
-            yield Finding("changed", path)
-    for each in sorted({root, *tenant_roots.values()}):
-        for file in _stored_files(each):
-            relative = file.relative_to(each)
-            belongs = tenant_roots.get(relative.parts[0], root) == each
-            if not belongs or str(relative) not in recorded:
-                yield Finding("foreign", str(relative) if each == root else str(file))
+    rows = (Recorded(*row) for row in database.execute(query))
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="storescp-verify") as pool:
+        while batch := list(itertools.islice(rows, _AT_A_TIME)):
+            yield from pool.map(lambda recorded: _look_at(roots, recorded), batch)
 
 
-def _measure(file: Path) -> tuple[int, bytes]:
-    digest, size = xxhash.xxh3_128(), 0
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.digest()
+def _look_at(roots: Roots, recorded: Recorded) -> Looked:
+    file, path = roots.of(recorded.path), recorded.path
+    try:
+        size = file.stat().st_size
+        if size != recorded.size:
+            return Looked("changed", path, size, f"{size} bytes, recorded {recorded.size}")
+        size, digest, place = _core.examine_file(file, path.partition("/")[0])
+    except FileNotFoundError:
+        return Looked("missing", path)
+    except OSError as error:
+        return Looked("unreadable", path, reason=error.strerror or str(error))
+    except CoreError as error:
+        return Looked("unreadable", path, reason=str(error))
+    kind, reason = "whole", ""
+    if digest != recorded.digest:
+        kind, reason = "changed", "other bytes than recorded"
+    elif place != path:
+        kind, reason = "misplaced", f"it is {place}"
+    return Looked(kind, path, size, reason)
 
 
-def _stored_files(root: Path) -> Iterator[Path]:
-    for tenant in sorted(root.iterdir()):
-        if tenant.name.startswith(".") or not tenant.is_dir():
-            continue
-        for folder, _, names in os.walk(tenant):
-            for name in sorted(names):
-                yield Path(folder) / name
+def _foreign_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
+    """Every file without a record, or beneath another root than its tenant's."""
+    for path, file, belongs in roots.stored():
+        if not belongs:
+            yield Looked("foreign", str(file), reason="the tenant has another storage root")
+        elif not _is_recorded(database, path):
+            yield Looked("foreign", path, reason="it has no record", is_unrecorded=True)
+
+
+def _is_recorded(database: sqlite3.Connection, path: str) -> bool:
+    number = xxhash.xxh3_64_intdigest(path.encode(errors="surrogateescape"))
+    signed = number - 2 * _SIGN_BIT if number >= _SIGN_BIT else number
+    query = "SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ? AND path = ?)"
+    try:
+        return bool(database.execute(query, (signed, path)).fetchone()[0])
+    except UnicodeEncodeError:  # a name that is no text is none of ours
+        return False
+
+
+def request_republication(database: sqlite3.Connection, paths: Iterable[str]) -> int:
+    """Asks the service to publish the records of stored files, again or for the first time; of how many."""
+    with database:
+        before = database.total_changes
+        database.executemany("INSERT INTO republish (path) VALUES (?)", ((path,) for path in paths))
+        return database.total_changes - before

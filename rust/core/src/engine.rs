@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dicom_core::Tag;
 
 use crate::config::EngineConfig;
 use crate::events::EventRing;
 use crate::layout::OUTBOX;
+use crate::outbox::health::{self, Condition, Damage};
 use crate::outbox::{Outbox, OutboxError, Settled};
+use crate::recovery::{self, Concerned};
 use crate::status::Refusal;
 use crate::store::Store;
 use crate::tenants::{Tenants, TenantsError};
@@ -38,12 +41,14 @@ pub enum StartError {
 }
 
 /// What start-up found of an interrupted predecessor.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct StartUp {
     /// Rows kept and dropped.
     pub settled: Settled,
     /// Temporary files removed.
     pub temporary_files: usize,
+    /// An outbox that was damaged and put aside.
+    pub damage: Option<Damage>,
 }
 
 /// Counters since start.
@@ -71,6 +76,7 @@ pub struct Engine {
     aborting: AtomicBool,
     next_association: AtomicU64,
     active: Mutex<HashMap<u64, Arc<TcpStream>>>,
+    recovery_stopped: AtomicBool,
     start_up: StartUp,
 }
 
@@ -95,6 +101,7 @@ impl Engine {
                 .map(crate::config::PrivateTenant::tag),
         );
         let database = config.root.join(OUTBOX).join("outbox.sqlite");
+        let damage = make_sound(&config.root, &database, &tenants)?;
         let (outbox, settled) =
             Outbox::open(&database, config.durability.syncs_data(), |path, size, digest| {
                 tenants.store_of_path(path).settle(path, size, digest)
@@ -119,9 +126,11 @@ impl Engine {
             aborting: AtomicBool::new(false),
             next_association: AtomicU64::new(1),
             active: Mutex::new(HashMap::new()),
+            recovery_stopped: AtomicBool::new(false),
             start_up: StartUp {
                 settled,
                 temporary_files,
+                damage,
             },
         })
     }
@@ -134,8 +143,8 @@ impl Engine {
 
     /// What start-up found.
     #[must_use]
-    pub fn start_up(&self) -> StartUp {
-        self.start_up
+    pub fn start_up(&self) -> &StartUp {
+        &self.start_up
     }
 
     /// The durable queue of records.
@@ -231,6 +240,19 @@ impl Engine {
         }
     }
 
+    /// Ends a walk of [`Engine::recover`] early; the next start begins it again.
+    pub fn stop_recovery(&self) {
+        self.recovery_stopped.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn recovery_stop(&self) -> &AtomicBool {
+        &self.recovery_stopped
+    }
+
+    pub(crate) fn is_recovery_stopped(&self) -> bool {
+        self.recovery_stopped.load(Ordering::Acquire)
+    }
+
     /// Aborts every association: they send an A-ABORT at their next look at the network.
     pub fn abort_all(&self) {
         self.aborting.store(true, Ordering::Release);
@@ -263,6 +285,22 @@ impl Engine {
     pub(crate) fn seconds(value: f64) -> Duration {
         Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(3600))
     }
+}
+
+/// Sees to it that there is a database that can be opened, and notes which files may have lost their rows.
+fn make_sound(root: &Path, database: &Path, tenants: &Tenants) -> Result<Option<Damage>, StartError> {
+    let concerned = match health::examine(database)? {
+        Condition::Clean => return Ok(None),
+        Condition::Absent if tenants.are_empty().map_err(StartError::Storage)? => return Ok(None),
+        Condition::Absent => Concerned::All,
+        Condition::Interrupted(since) => Concerned::Since(since),
+        Condition::Damaged(reason) => {
+            recovery::note(root, Concerned::All).map_err(StartError::Storage)?;
+            return Ok(Some(health::replace(database, reason, SystemTime::now())?));
+        }
+    };
+    recovery::note(root, concerned).map_err(StartError::Storage)?;
+    Ok(None)
 }
 
 /// An association in the list of those that `abort_all` reaches.

@@ -9,6 +9,7 @@ use crate::association::{Agreement, End, Outcome, Summary, Transfer};
 use crate::dataset::index::InstanceIndex;
 use crate::engine::Engine;
 use crate::events::InstanceFact;
+use crate::failpoint;
 use crate::ingest::{Attempt, Reception, Scratch, Stored};
 use crate::layout::TenantId;
 use crate::net::stream::Stream;
@@ -324,7 +325,11 @@ impl<'e> Exchange<'e> {
         }
         match refusal {
             // The one place where an instance is acknowledged: file and record are durable.
-            None => self.respond(request, SUCCESS, None),
+            None => {
+                let answered = self.respond(request, SUCCESS, None);
+                failpoint::hit("answered");
+                answered
+            }
             Some(refusal) => self.respond(request, refusal.status(), Some(&refusal.comment())),
         }
     }

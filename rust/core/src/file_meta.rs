@@ -1,6 +1,6 @@
 //! The PS3.10 header of the files we write (PS3.10 7.1).
 
-use crate::uid::Uid;
+use crate::uid::{trim_padding, Uid};
 use crate::{IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME};
 
 const PREAMBLE_BYTES: usize = 128;
@@ -40,20 +40,33 @@ fn element(group: &mut Vec<u8>, number: u16, vr: [u8; 2], value: &str, padding: 
     }
 }
 
-/// Where the data set of a PS3.10 file begins, and its transfer syntax.
-///
-/// `head` is the start of the file; `None` when it does not hold a whole header that we understand.
+/// The File Meta Information of a PS3.10 file, as far as it is of interest here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FileMeta {
+    /// Where the data set begins.
+    pub dataset_at: usize,
+    /// Transfer Syntax UID (0002,0010).
+    pub transfer_syntax: String,
+    /// Implementation Class UID (0002,0012): which program wrote the file.
+    pub implementation_class_uid: String,
+    /// Source Application Entity Title (0002,0016).
+    pub source_ae_title: String,
+}
+
+/// Reads File Meta Information from the start of a file; `None` when it does not hold a whole header that we understand.
 #[must_use]
-pub fn locate_dataset(head: &[u8]) -> Option<(usize, String)> {
+pub fn decode(head: &[u8]) -> Option<FileMeta> {
     let body = head
         .get(PREAMBLE_BYTES..)?
         .strip_prefix(b"DICM\x02\x00\x00\x00UL\x04\x00")?;
     let (&length, rest) = body.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_le_bytes(length)).ok()?;
     let mut group = rest.get(..length)?;
-    let start = head.len() - rest.len() + length;
+    let mut meta = FileMeta {
+        dataset_at: head.len() - rest.len() + length,
+        ..FileMeta::default()
+    };
     while let Some((&[2, 0, low, high, v, r, a, b], after)) = group.split_first_chunk::<8>() {
-        let number = u16::from_le_bytes([low, high]);
         let (size, value) = if [v, r] == *b"OB" {
             let (&long, value) = after.split_first_chunk::<4>()?;
             (usize::try_from(u32::from_le_bytes(long)).ok()?, value)
@@ -61,13 +74,16 @@ pub fn locate_dataset(head: &[u8]) -> Option<(usize, String)> {
             (usize::from(u16::from_le_bytes([a, b])), after)
         };
         let (value, next) = value.split_at_checked(size)?;
-        if number == 0x0010 {
-            let uid = std::str::from_utf8(value).ok()?.trim_end_matches('\0');
-            return Some((start, uid.to_owned()));
+        let text = || String::from_utf8(trim_padding(value).to_vec()).ok();
+        match u16::from_le_bytes([low, high]) {
+            0x0010 => meta.transfer_syntax = text()?,
+            0x0012 => meta.implementation_class_uid = text()?,
+            0x0016 => meta.source_ae_title = text()?,
+            _ => {}
         }
         group = next;
     }
-    None
+    (!meta.transfer_syntax.is_empty()).then_some(meta)
 }
 
 #[cfg(test)]
@@ -82,11 +98,14 @@ mod tests {
         assert!(header.len() % 2 == 0 && header[..128].iter().all(|&b| b == 0));
         let mut file = header.clone();
         file.extend_from_slice(b"\x08\x00data");
-        assert_eq!(
-            locate_dataset(&file),
-            Some((header.len(), "1.2.840.10008.1.2.1".to_owned()))
-        );
-        assert_eq!(locate_dataset(&header[..header.len() - 1]), None);
-        assert_eq!(locate_dataset(b"junk"), None);
+        let meta = FileMeta {
+            dataset_at: header.len(),
+            transfer_syntax: "1.2.840.10008.1.2.1".to_owned(),
+            implementation_class_uid: IMPLEMENTATION_CLASS_UID.to_owned(),
+            source_ae_title: "CT1".to_owned(),
+        };
+        assert_eq!(decode(&file), Some(meta));
+        assert_eq!(decode(&header[..header.len() - 1]), None);
+        assert_eq!(decode(b"junk"), None);
     }
 }

@@ -8,10 +8,11 @@ use crate::dataset::index::InstanceIndex;
 use crate::dataset::scan::ScanLimits;
 use crate::dataset::stream::DatasetScan;
 use crate::engine::Engine;
+use crate::failpoint;
 use crate::file_meta;
 use crate::layout::{InstancePath, TenantId};
 use crate::outbox::NewRow;
-use crate::record::{hash_uid, timestamp, Record, TransferStatus, SCHEMA_VERSION, WORKER_NODE_ID};
+use crate::record::{Facts, TransferStatus};
 use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
 use crate::store::spool::Spool;
@@ -205,6 +206,7 @@ impl<'e> Reception<'e> {
             &index.series_instance_uid,
             &index.sop_instance_uid,
         );
+        failpoint::hit("received");
         let attempt = self.transcode()?;
         let stored = self.commit(&tenant, &index, &path)?;
         let buffer = self.spool.into_scratch();
@@ -300,6 +302,7 @@ impl<'e> Reception<'e> {
             input: self.spool.as_input()?,
         };
         pool.transcode(&task, &mut result)?;
+        failpoint::hit("transcoded");
         Ok(result)
     }
 
@@ -367,8 +370,11 @@ impl<'e> Reception<'e> {
         let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
         // The outbox commits while the data is written and synced: neither needs the other.
         let ticket = outbox.insert(row)?;
+        failpoint::hit("row_asked_for");
         let written = self.spool.write_out(sync_data);
+        failpoint::hit("data_synced");
         let id = ticket.wait()?;
+        failpoint::hit("row_committed");
         let named = written.and_then(|()| self.name(path, folder, in_its_place));
         let stays = named.is_ok() || (self.spool.is_published() && in_its_place);
         if let Some(room) = room.filter(|_| stays) {
@@ -385,6 +391,7 @@ impl<'e> Reception<'e> {
             return Err(error.into());
         }
         outbox.publishable(id)?;
+        failpoint::hit("marked");
         Ok(Stored::New)
     }
 
@@ -400,7 +407,9 @@ impl<'e> Reception<'e> {
             Some(folder) => folder,
             None => folders.create(path)?,
         };
+        failpoint::hit("folder_made");
         self.spool.publish(&folder, path.file_name())?;
+        failpoint::hit("renamed");
         if self.engine.config().durability.syncs_directories() {
             if let Err(error) = folders.sync(&folder, path) {
                 if !replaces {
@@ -409,6 +418,7 @@ impl<'e> Reception<'e> {
                 return Err(error);
             }
         }
+        failpoint::hit("folder_synced");
         Ok(())
     }
 
@@ -459,35 +469,24 @@ impl<'e> Reception<'e> {
         digest: Digest,
     ) -> Result<NewRow, Refusal> {
         let file_path = self.store.absolute(path);
-        let record = Record {
+        let facts = Facts {
             trace_id: self.trace_id,
-            worker_node_id: WORKER_NODE_ID,
-            tenant_id: tenant.as_str(),
-            patient_id: &index.patient_id,
-            study_uid: index.study_instance_uid.as_str(),
-            series_uid: index.series_instance_uid.as_str(),
-            sop_uid: index.sop_instance_uid.as_str(),
-            file_path: &file_path,
-            file_size: size,
-            transfer_syntax_uid: &self.received_transfer_syntax,
-            target_ts: self.spool.transfer_syntax(),
-            study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
+            tenant,
+            index,
+            file: (&file_path, size),
+            transfer_syntaxes: (&self.received_transfer_syntax, self.spool.transfer_syntax()),
             transfer_status: self.transfer_status,
-            number_of_frames: index.number_of_frames,
-            created_time: timestamp(Utc::now()),
-            series_uid_hash: hash_uid(index.series_instance_uid.as_str()),
-            study_uid_hash: hash_uid(index.study_instance_uid.as_str()),
-            accession_number: index.accession_number.as_deref(),
-            source_ip: &self.source.address,
-            source_ae: &self.source.calling_ae_title,
-            schema_version: SCHEMA_VERSION,
-            sop_class_uid: index.sop_class_uid.as_str(),
-            called_ae: &self.source.called_ae_title,
+            created: Utc::now(),
+            sender: (
+                &self.source.address,
+                &self.source.calling_ae_title,
+                &self.source.called_ae_title,
+            ),
         };
         Ok(NewRow {
             trace_id: self.trace_id.to_string(),
-            key: format!("{}/{}", tenant.as_str(), index.study_instance_uid),
-            payload: serde_json::to_string(&record).map_err(|_| Refusal::Bug)?,
+            key: facts.key(),
+            payload: facts.to_json().map_err(|_| Refusal::Bug)?,
             path: path.relative(),
             temporary: self.spool.name().to_owned(),
             size,

@@ -4,6 +4,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::dataset::index::InstanceIndex;
+use crate::layout::TenantId;
+
 /// The worker node id that wado-storescp's consumers expect.
 pub const WORKER_NODE_ID: &str = "DICOM_STORE_SCP";
 /// Version of the record's schema.
@@ -69,6 +72,68 @@ pub struct Record<'a> {
     pub sop_class_uid: &'a str,
     /// Called AE title.
     pub called_ae: &'a str,
+}
+
+/// What a record is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// See [`Record::trace_id`].
+    pub trace_id: Uuid,
+    /// Whose it is.
+    pub tenant: &'a TenantId,
+    /// What it is.
+    pub index: &'a InstanceIndex,
+    /// Absolute path and size in bytes of the file.
+    pub file: (&'a str, u64),
+    /// Transfer syntaxes as received and as stored.
+    pub transfer_syntaxes: (&'a str, &'a str),
+    /// What became of the pixel data.
+    pub transfer_status: TransferStatus,
+    /// When it was received.
+    pub created: DateTime<Utc>,
+    /// Address, calling and called AE title; empty where they are not known.
+    pub sender: (&'a str, &'a str, &'a str),
+}
+
+impl Facts<'_> {
+    /// The record as JSON.
+    ///
+    /// # Errors
+    /// What the serialiser says; it has no reason to.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let index = self.index;
+        serde_json::to_string(&Record {
+            trace_id: self.trace_id,
+            worker_node_id: WORKER_NODE_ID,
+            tenant_id: self.tenant.as_str(),
+            patient_id: &index.patient_id,
+            study_uid: index.study_instance_uid.as_str(),
+            series_uid: index.series_instance_uid.as_str(),
+            sop_uid: index.sop_instance_uid.as_str(),
+            file_path: self.file.0,
+            file_size: self.file.1,
+            transfer_syntax_uid: self.transfer_syntaxes.0,
+            target_ts: self.transfer_syntaxes.1,
+            study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
+            transfer_status: self.transfer_status,
+            number_of_frames: index.number_of_frames,
+            created_time: timestamp(self.created),
+            series_uid_hash: hash_uid(index.series_instance_uid.as_str()),
+            study_uid_hash: hash_uid(index.study_instance_uid.as_str()),
+            accession_number: index.accession_number.as_deref(),
+            source_ip: self.sender.0,
+            source_ae: self.sender.1,
+            schema_version: SCHEMA_VERSION,
+            sop_class_uid: index.sop_class_uid.as_str(),
+            called_ae: self.sender.2,
+        })
+    }
+
+    /// The key of both topics: records of a study stay in order.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.tenant.as_str(), self.index.study_instance_uid)
+    }
 }
 
 /// wado-storescp's `hash_uid`: `SeaHash`, decimal, zero-padded to 20.

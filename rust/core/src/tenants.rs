@@ -208,6 +208,22 @@ impl Tenants {
         self.stores.iter().map(AsRef::as_ref)
     }
 
+    /// Whether no tenant has a folder yet.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn are_empty(&self) -> io::Result<bool> {
+        for store in self.stores() {
+            for entry in std::fs::read_dir(store.root_path())? {
+                let name = entry?.file_name();
+                if name.to_str().is_some_and(|name| TenantId::parse(name).is_ok()) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     pub(crate) fn plan(&self, tenant: Option<&TenantId>) -> &IndexPlan {
         &tenant.map_or(&self.common, |tenant| self.of(tenant)).plan
     }

@@ -246,8 +246,43 @@ impl Engine {
 
     /// What start-up found: rows kept, rows dropped, temporary files removed.
     fn start_up(&self) -> PyResult<(u64, u64, usize)> {
-        let found = self.inner()?.start_up();
+        let engine = self.inner()?;
+        let found = engine.start_up();
         Ok((found.settled.kept, found.settled.dropped, found.temporary_files))
+    }
+
+    /// An outbox that start-up found damaged: where it was put, what was wrong, how many rows could be read.
+    fn damage(&self) -> PyResult<Option<(String, String, u64)>> {
+        let engine = self.inner()?;
+        let damage = engine.start_up().damage.as_ref();
+        Ok(damage.map(|damage| {
+            let aside = damage.aside.display().to_string();
+            (aside, damage.reason.clone(), damage.salvaged)
+        }))
+    }
+
+    /// Records the files that an interrupted predecessor may have left without a record, where there may be any. Returns
+    /// files looked at, recorded, left without one, and records without a file; None where there was nothing to do.
+    fn recover(&self, py: Python<'_>) -> PyResult<Option<(u64, u64, u64, u64)>> {
+        let engine = self.inner()?;
+        let recovered = run(py, || engine.recover())?;
+        Ok(recovered.map(|found| (found.files, found.recorded, found.left, found.missing)))
+    }
+
+    /// Ends `recover` early; the next start begins it again.
+    fn stop_recovery(&self) -> PyResult<()> {
+        self.inner()?.stop_recovery();
+        Ok(())
+    }
+
+    /// Takes up at most `most` wishes for a record: path, and why it could not be, or None.
+    fn republish_wished(&self, py: Python<'_>, most: u32) -> PyResult<Vec<(String, Option<String>)>> {
+        let engine = self.inner()?;
+        let outcomes = run(py, || engine.republish_wished(most))?;
+        Ok(outcomes
+            .into_iter()
+            .map(|(path, outcome)| (path, outcome.err().map(|error| error.to_string())))
+            .collect())
     }
 
     /// Bytes received since start, and C-STOREs as (status, tenant, count).
@@ -315,8 +350,8 @@ impl Engine {
         })
     }
 
-    /// Waits up to `timeout` seconds for a publishable row later than `after`; whether there is one.
-    fn outbox_wait(&self, py: Python<'_>, after: i64, timeout: f64) -> PyResult<bool> {
+    /// Waits up to `timeout` seconds for a publishable row later than `after`; the order of the last one there was.
+    fn outbox_wait(&self, py: Python<'_>, after: i64, timeout: f64) -> PyResult<i64> {
         let engine = self.inner()?;
         run(py, || {
             Ok::<_, std::time::TryFromFloatSecsError>(

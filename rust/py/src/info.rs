@@ -1,13 +1,22 @@
 //! What the core knows, without an engine.
 
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
 use pyo3::prelude::*;
 use storescp_core::dataset::index::IndexPlan;
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
+use storescp_core::layout::{InstancePath, TenantId};
+use storescp_core::recovery::{examine, NotOurs};
 use storescp_core::status::Refusal;
 use storescp_core::transcode::plan::{can_decode, can_encode};
 
 use crate::boundary::{run, CoreError};
+
+/// Nesting that the configuration allows at most.
+const DEEPEST: usize = 256;
 
 /// The identity and index attributes of a data set.
 #[pyclass(frozen, get_all, module = "storescp._core")]
@@ -52,6 +61,31 @@ pub fn scan(
             })
         })();
         outcome.map_err(|refusal| format!("{:04X} {}", refusal.status(), refusal.comment()))
+    })
+}
+
+/// Size, digest (XXH3-128, big endian) and place of a stored file, read whole: `tenant/date/study/series/instance.dcm` as its data
+/// set has it. Raises `CoreError` where it is not a PS3.10 file or its data set cannot be read to the end.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+pub fn examine_file(py: Python<'_>, path: PathBuf, tenant: &str) -> PyResult<(u64, [u8; 16], String)> {
+    let tenant = TenantId::parse(tenant).map_err(|error| CoreError::new_err(error.to_string()))?;
+    run(py, || {
+        let file = File::open(&path)?;
+        let limits = ScanLimits {
+            nesting: DEEPEST,
+            ..ScanLimits::default()
+        };
+        let found = examine(&file, limits, u64::MAX, &AtomicBool::new(false))?;
+        let index = &found.index;
+        let place = InstancePath::new(
+            &tenant,
+            index.study_date,
+            &index.study_instance_uid,
+            &index.series_instance_uid,
+            &index.sop_instance_uid,
+        );
+        Ok::<_, NotOurs>((found.size, found.digest, place.relative()))
     })
 }
 

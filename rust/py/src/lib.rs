@@ -30,6 +30,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::OutboxRow>()?;
     module.add_class::<info::ScanResult>()?;
     module.add_function(wrap_pyfunction!(info::scan, module)?)?;
+    module.add_function(wrap_pyfunction!(info::examine_file, module)?)?;
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(info::outbox_migrations, module)?)?;

@@ -4,6 +4,7 @@
 //! A row is inserted before the file gets its name and becomes publishable after; [`Outbox::open`] settles the
 //! rows in between from what lies on disk. Each topic goes through the rows by itself, in their order.
 
+pub mod health;
 mod schema;
 mod writer;
 
@@ -15,8 +16,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
+use crate::failpoint;
+use crate::store::path_hash;
 pub use schema::MIGRATIONS;
 use writer::{Lazy, Op, Reply, Writer};
 
@@ -113,6 +116,21 @@ pub struct Backlog {
     pub dead: u64,
     /// Payload bytes of both.
     pub bytes: u64,
+}
+
+/// The newest row of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Row id.
+    pub id: i64,
+    /// Trace id.
+    pub trace_id: String,
+    /// When it was received, microseconds since 1970.
+    pub created: i64,
+    /// Whether a topic has not got it, or refused it.
+    pub waits: bool,
+    /// Whether its record is still there.
+    pub has_payload: bool,
 }
 
 /// What start-up found between insertion and publication.
@@ -275,16 +293,89 @@ impl Outbox {
         })
     }
 
-    /// Waits until a row later than `after` is publishable. Returns whether there is.
+    /// The newest row of a path, if there is any.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn newest(&self, path: &str) -> Result<Option<Newest>, OutboxError> {
+        let reader = lock(&self.reader);
+        let found = reader
+            .prepare_cached(
+                "SELECT id, trace_id, created, pending <> 0 OR dead <> 0, payload <> '' FROM instance
+                 WHERE path_hash = ?1 AND path = ?2 ORDER BY id DESC LIMIT 1",
+            )?
+            .query_row((path_hash(path), path), |row| {
+                Ok(Newest {
+                    id: row.get(0)?,
+                    trace_id: row.get(1)?,
+                    created: row.get(2)?,
+                    waits: row.get(3)?,
+                    has_payload: row.get(4)?,
+                })
+            })
+            .optional()?;
+        Ok(found)
+    }
+
+    /// Paths of the rows that were received since a time (microseconds since 1970), and whose files have their names.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn paths_since(&self, since: i64) -> Result<Vec<String>, OutboxError> {
+        let reader = lock(&self.reader);
+        let mut statement = reader
+            .prepare_cached("SELECT created, path, ready IS NOT NULL FROM instance ORDER BY id DESC")?;
+        let mut rows = statement.query([])?;
+        let mut paths = Vec::new();
+        // Ids grow with time, so the first one that is too old is the end.
+        while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(0)? < since {
+                break;
+            }
+            if row.get(2)? {
+                paths.push(row.get(1)?);
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Makes a delivered row pending again, behind all others; `record` is its key and payload where they are no longer there.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn republish(&self, id: i64, record: Option<(String, String)>) -> Result<(), OutboxError> {
+        self.ask(|reply| Op::Republish { id, record, reply })
+    }
+
+    /// Files whose records operators want to be published: id of the wish, path.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn republish_wishes(&self, most: u32) -> Result<Vec<(i64, String)>, OutboxError> {
+        let reader = lock(&self.reader);
+        let mut statement = reader.prepare_cached("SELECT id, path FROM republish ORDER BY id LIMIT ?1")?;
+        let wishes = statement.query_map([most], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(wishes.collect::<Result<_, _>>()?)
+    }
+
+    /// Removes wishes that were taken up.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn forget_wishes(&self, ids: Vec<i64>) -> Result<(), OutboxError> {
+        self.ask(|reply| Op::ForgetWishes { ids, reply })
+    }
+
+    /// Waits until a row later than `after` is publishable. Returns the order of the last one there was.
     #[must_use]
-    pub fn wait(&self, after: i64, timeout: Duration) -> bool {
+    pub fn wait(&self, after: i64, timeout: Duration) -> i64 {
         let guard = lock(&self.shared.last_ready);
         let (last_ready, _) = self
             .shared
             .changed
             .wait_timeout_while(guard, timeout, |last_ready| *last_ready <= after)
             .unwrap_or_else(PoisonError::into_inner);
-        *last_ready > after
+        *last_ready
     }
 
     /// The first publishable rows later than `after` that the topic has not acknowledged, in the order of their
@@ -313,6 +404,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the queue is closed.
     pub fn done(&self, topic: Topic, ids: Vec<i64>) -> Result<(), OutboxError> {
+        failpoint::hit("delivered");
         self.send(Op::Lazy(Lazy::Done { topic, ids }))
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{params, Connection, OptionalExtension as _};
 
 use super::{lock, now_micros, NewRow, OutboxError, Shared, Topic, ALL_PENDING};
+use crate::failpoint;
 use crate::store::path_hash;
 
 const BATCH: usize = 512;
@@ -45,6 +46,15 @@ pub(super) enum Op {
     Reject {
         topic: Topic,
         rows: Vec<(i64, String)>,
+        reply: Reply<()>,
+    },
+    Republish {
+        id: i64,
+        record: Option<(String, String)>,
+        reply: Reply<()>,
+    },
+    ForgetWishes {
+        ids: Vec<i64>,
         reply: Reply<()>,
     },
     AdoptRetries(Reply<u64>),
@@ -168,7 +178,9 @@ impl Writer {
             .iter()
             .map(|op| self.apply(op, &mut delta))
             .collect::<Result<_, _>>()?;
+        failpoint::hit("commit_begun");
         self.connection.prepare_cached("COMMIT")?.execute([])?;
+        failpoint::hit("commit_done");
         Ok((answers, delta))
     }
 
@@ -257,6 +269,38 @@ impl Writer {
         Ok(i64::try_from(wanted.len()).unwrap_or(0))
     }
 
+    fn republish(
+        &self,
+        id: i64,
+        record: Option<&(String, String)>,
+        delta: &mut Delta,
+    ) -> Result<(), OutboxError> {
+        let bytes: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "UPDATE instance SET pending = ?1, delivered = NULL, ready = ?2, key = coalesce(?3, key),
+                     payload = coalesce(?4, payload)
+                 WHERE id = ?5 AND pending = 0 AND dead = 0 RETURNING length(CAST(payload AS BLOB))",
+            )?
+            .query_row(
+                params![
+                    ALL_PENDING,
+                    delta.next_ready,
+                    record.map(|(key, _)| key),
+                    record.map(|(_, payload)| payload),
+                    id
+                ],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if let Some(bytes) = bytes {
+            delta.pending += 1;
+            delta.bytes += bytes;
+            delta.next_ready += 1;
+        }
+        Ok(())
+    }
+
     fn apply(&self, op: &Op, delta: &mut Delta) -> Result<i64, OutboxError> {
         match op {
             Op::Insert(row, _) => {
@@ -306,6 +350,15 @@ impl Writer {
             }
             Op::Reject { topic, rows, .. } => self.reject(*topic, rows, delta).map(|()| 0),
             Op::AdoptRetries(_) => self.adopt_retries(delta),
+            Op::Republish { id, record, .. } => self.republish(*id, record.as_ref(), delta).map(|()| 0),
+            Op::ForgetWishes { ids, .. } => {
+                for id in ids {
+                    self.connection
+                        .prepare_cached("DELETE FROM republish WHERE id = ?1")?
+                        .execute([id])?;
+                }
+                Ok(0)
+            }
             Op::Prune { before, most, .. } => {
                 let pruned = self
                     .connection
@@ -328,9 +381,11 @@ impl Op {
         let _ = match self {
             Self::Insert(_, reply) => reply.send(answer).is_ok(),
             Self::Exists { reply, .. } => reply.send(answer.map(|found| found != 0)).is_ok(),
-            Self::Fail { reply, .. } | Self::Reject { reply, .. } | Self::Flush(reply) => {
-                reply.send(answer.map(|_| ())).is_ok()
-            }
+            Self::Fail { reply, .. }
+            | Self::Reject { reply, .. }
+            | Self::Republish { reply, .. }
+            | Self::ForgetWishes { reply, .. }
+            | Self::Flush(reply) => reply.send(answer.map(|_| ())).is_ok(),
             Self::AdoptRetries(reply) | Self::Prune { reply, .. } => reply
                 .send(answer.map(|count| u64::try_from(count).unwrap_or(0)))
                 .is_ok(),

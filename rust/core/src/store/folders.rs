@@ -138,7 +138,7 @@ impl Folders {
     }
 
     /// Opens `tenant/date/study/series/file` and its folder; `None` when it is not there.
-    pub(super) fn open_relative(&self, relative: &str) -> io::Result<Option<(SeriesFolder, File)>> {
+    pub(crate) fn open_relative(&self, relative: &str) -> io::Result<Option<(SeriesFolder, File)>> {
         let Some((folders, name)) = relative.rsplit_once('/') else {
             return Ok(None);
         };

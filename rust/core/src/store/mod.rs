@@ -199,10 +199,12 @@ impl Store {
         let mut head = vec![0; 4096];
         let count = read_up_to(&mut file, &mut head)?;
         head.truncate(count);
-        let Some((offset, transfer_syntax)) = file_meta::locate_dataset(&head) else {
+        let Some(meta) = file_meta::decode(&head) else {
             return Ok(different);
         };
-        if transfer_syntax != spool.transfer_syntax() || !spool.same_dataset(&file, offset as u64)? {
+        if meta.transfer_syntax != spool.transfer_syntax()
+            || !spool.same_dataset(&file, meta.dataset_at as u64)?
+        {
             return Ok(different);
         }
         let (size, digest) = digest_of(&file)?;

@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::folders::SeriesFolder;
 use super::{Digest, Store};
+use crate::failpoint;
 use crate::transcode::pool::{Input, Sink};
 
 /// What a spilled instance gathers before one write.
@@ -94,6 +95,7 @@ impl<'s> Spool<'s> {
         file.write_all(&self.buffer)?;
         self.buffer.clear();
         if sync {
+            failpoint::hit("data_written");
             file.sync_data()?;
         }
         Ok(())

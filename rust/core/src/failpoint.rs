@@ -1,0 +1,64 @@
+//! Named places between the steps of the commit where tests end the process, as `kill -9` would.
+//!
+//! Only with the cargo feature `failpoints`, which no release has; without it, [`hit`] is nothing. The environment variable
+//! `STORESCP_FAIL_POINT` arms one: its name, a colon, and how often it is passed before it ends the process.
+
+/// The places, in the order of the commit.
+pub const NAMES: [&str; 14] = [
+    "received",
+    "transcoded",
+    "row_asked_for",
+    "data_written",
+    "data_synced",
+    "commit_begun",
+    "commit_done",
+    "row_committed",
+    "folder_made",
+    "renamed",
+    "folder_synced",
+    "marked",
+    "answered",
+    "delivered",
+];
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::sync::OnceLock;
+
+    struct Armed {
+        name: String,
+        left: AtomicI64,
+    }
+
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+
+    fn from_environment() -> Option<Armed> {
+        let text = std::env::var("STORESCP_FAIL_POINT").ok()?;
+        let (name, passes) = text.split_once(':')?;
+        Some(Armed {
+            name: super::NAMES.contains(&name).then(|| name.to_owned())?,
+            left: AtomicI64::new(passes.parse().ok()?),
+        })
+    }
+
+    pub(super) fn hit(name: &str) {
+        let Some(armed) = ARMED.get_or_init(from_environment) else {
+            return;
+        };
+        if armed.name == name && armed.left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            // The signal may take a moment to arrive: nothing may happen until then.
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+/// Ends the process where this place is armed and was passed often enough.
+#[inline]
+pub(crate) fn hit(_name: &'static str) {
+    #[cfg(feature = "failpoints")]
+    armed::hit(_name);
+}

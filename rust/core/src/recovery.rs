@@ -1,0 +1,472 @@
+//! Stored files against their records: what a file says of itself, and a record for a file that has none.
+//!
+//! After a stop that was not in order, rows may be missing that were acknowledged, if the database or its log was damaged. Which
+//! files may be concerned is noted in `.outbox/recover` before anything else happens, so that the walk begins again where
+//! it is interrupted; it runs beside reception. A visible file always has its row, so what has none has lost it.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::dataset::index::{IndexPlan, InstanceIndex};
+use crate::dataset::scan::{ScanError, ScanLimits};
+use crate::dataset::stream::DatasetScan;
+use crate::engine::Engine;
+use crate::file_meta::{self, FileMeta};
+use crate::layout::{InstancePath, TenantId, OUTBOX};
+use crate::outbox::{NewRow, OutboxError};
+use crate::record::{Facts, TransferStatus};
+use crate::status::Refusal;
+use crate::store::{Digest, Store};
+use crate::uid::Uid;
+use crate::IMPLEMENTATION_CLASS_UID;
+
+const HEAD_BYTES: usize = 4096;
+const READ_BYTES: usize = 256 * 1024;
+/// File systems and clocks are not exact: a file that changed so long before the moment in question is looked at too.
+const MARGIN: Duration = Duration::from_secs(600);
+const NOTE: &str = "recover";
+
+/// A stored file as it is.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// Bytes of the file.
+    pub size: u64,
+    /// Digest of the file.
+    pub digest: Digest,
+    /// Its header.
+    pub meta: FileMeta,
+    /// What its data set is.
+    pub index: InstanceIndex,
+}
+
+/// Why a file is not one of ours, or cannot be told to be.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOurs {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It does not begin as a PS3.10 file.
+    #[error("not a PS3.10 file")]
+    NoHeader,
+    /// Its data set is damaged.
+    #[error("the data set: {0}")]
+    Dataset(#[from] ScanError),
+    /// Its data set does not say what it is.
+    #[error("the data set: {}", .0.comment())]
+    Index(Refusal),
+    /// It lies elsewhere than it belongs.
+    #[error("it is another instance than its path says")]
+    Misplaced,
+    /// Another program wrote it.
+    #[error("another program wrote it")]
+    Foreign,
+    /// The outbox.
+    #[error("outbox: {0}")]
+    Outbox(#[from] OutboxError),
+    /// The service stops.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Reads a whole file: size, digest, header and identity. `stop` ends it early.
+///
+/// # Errors
+/// [`NotOurs`].
+pub fn examine(
+    mut file: &File,
+    limits: ScanLimits,
+    max_decoded_bytes: u64,
+    stop: &AtomicBool,
+) -> Result<Examined, NotOurs> {
+    file.rewind()?;
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    let meta = file_meta::decode(&head).ok_or(NotOurs::NoHeader)?;
+    let plan = IndexPlan::new(&[]).map_err(|_| NotOurs::Index(Refusal::Bug))?;
+    let mut scan = DatasetScan::new(&meta.transfer_syntax, plan.tags(), limits, max_decoded_bytes);
+    let mut hasher = Xxh3Default::new();
+    hasher.update(&head);
+    scan.feed(head.get(meta.dataset_at..).unwrap_or_default())?;
+    let mut size = head.len() as u64;
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        if stop.load(Ordering::Acquire) {
+            return Err(NotOurs::Interrupted);
+        }
+        let count = match file.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count?,
+        };
+        if count == 0 {
+            break;
+        }
+        let bytes = buffer.get(..count).unwrap_or_default();
+        hasher.update(bytes);
+        scan.feed(bytes)?;
+        size += count as u64;
+    }
+    scan.finish()?;
+    Ok(Examined {
+        size,
+        digest: hasher.digest128().to_be_bytes(),
+        meta,
+        index: plan.read(scan.captured()).map_err(NotOurs::Index)?,
+    })
+}
+
+/// Which files to look at, as noted by the start-up that found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Concerned {
+    /// All.
+    All,
+    /// Those that changed since.
+    Since(SystemTime),
+}
+
+/// Notes it durably; an earlier note that concerns more stays.
+pub(crate) fn note(root: &Path, concerned: Concerned) -> io::Result<()> {
+    let file = root.join(OUTBOX).join(NOTE);
+    let since = |concerned| match concerned {
+        Concerned::All => 0,
+        Concerned::Since(moment) => DateTime::<Utc>::from(moment).timestamp().max(0),
+    };
+    let noted = noted(root)?.map_or(i64::MAX, since);
+    fs::write(&file, noted.min(since(concerned)).to_string())?;
+    File::open(&file)?.sync_all()?;
+    File::open(root.join(OUTBOX))?.sync_all()
+}
+
+/// What was noted. A note that cannot be understood concerns everything.
+pub(crate) fn noted(root: &Path) -> io::Result<Option<Concerned>> {
+    let text = match fs::read_to_string(root.join(OUTBOX).join(NOTE)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(match text.trim().parse::<u64>() {
+        Ok(seconds) if seconds > 0 => Concerned::Since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
+        _ => Concerned::All,
+    }))
+}
+
+/// What the walk found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Files looked at.
+    pub files: u64,
+    /// Files without a record that have one now.
+    pub recorded: u64,
+    /// Files without a record that are not ours, or damaged: they stay without.
+    pub left: u64,
+    /// Records since the moment in question whose file is not there.
+    pub missing: u64,
+}
+
+/// What came of a wish for a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Republished {
+    /// The file had no record and has one now.
+    Recorded,
+    /// Its record is delivered again, with the same trace id.
+    Again,
+    /// Its record waits for delivery anyway.
+    Waiting,
+}
+
+impl Engine {
+    /// Goes through the files that an interrupted predecessor may have left without a record, and records them. `None` where
+    /// there is nothing to do.
+    ///
+    /// # Errors
+    /// What the file system says: the next start begins again.
+    pub fn recover(&self) -> Result<Option<Recovered>, NotOurs> {
+        let root = &self.config().root;
+        let Some(concerned) = noted(root)? else {
+            return Ok(None);
+        };
+        let since = match concerned {
+            Concerned::All => None,
+            Concerned::Since(moment) => Some(moment.checked_sub(MARGIN).unwrap_or(SystemTime::UNIX_EPOCH)),
+        };
+        let mut recovered = Recovered::default();
+        for store in self.tenants().stores() {
+            for tenant in names(store.root_path(), |name| TenantId::parse(name).is_ok())? {
+                if std::ptr::eq(self.tenants().store_of_path(&format!("{tenant}/")), store) {
+                    self.recover_tenant(store, &tenant, since, &mut recovered)?;
+                }
+            }
+        }
+        if let Some(since) = since {
+            recovered.missing = self.missing_since(since)?;
+        }
+        fs::remove_file(root.join(OUTBOX).join(NOTE))?;
+        Ok(Some(recovered))
+    }
+
+    fn recover_tenant(
+        &self,
+        store: &Store,
+        tenant: &str,
+        since: Option<SystemTime>,
+        recovered: &mut Recovered,
+    ) -> Result<(), NotOurs> {
+        let is_uid = |name: &str| Uid::parse(name.as_bytes()).is_ok();
+        let is_file = |name: &str| name.strip_suffix(".dcm").is_some_and(is_uid);
+        let tenant_folder = store.root_path().join(tenant);
+        for date in names(&tenant_folder, |name| name.len() == 8 && is_uid(name))? {
+            let date_folder = tenant_folder.join(&date);
+            for study in names(&date_folder, is_uid)? {
+                let study_folder = date_folder.join(&study);
+                for series in names(&study_folder, is_uid)? {
+                    let folder = study_folder.join(&series);
+                    if !has_changed(&folder, since)? {
+                        continue;
+                    }
+                    for file in names(&folder, is_file)? {
+                        if self.is_recovery_stopped() {
+                            return Err(NotOurs::Interrupted);
+                        }
+                        if !has_changed(&folder.join(&file), since)? {
+                            continue;
+                        }
+                        recovered.files += 1;
+                        let relative = format!("{tenant}/{date}/{study}/{series}/{file}");
+                        self.recover_file(&relative, recovered)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_file(&self, relative: &str, recovered: &mut Recovered) -> Result<(), NotOurs> {
+        if self.outbox().newest(relative)?.is_some() {
+            return Ok(());
+        }
+        match self.record_file(relative) {
+            Ok(_) => recovered.recorded += 1,
+            Err(error @ (NotOurs::Interrupted | NotOurs::Outbox(_))) => return Err(error),
+            // It is not ours to judge: `verify` shows it.
+            Err(_) => recovered.left += 1,
+        }
+        Ok(())
+    }
+
+    /// Records since a moment whose files are not there: at a durability below full, a power cut may have taken their names.
+    fn missing_since(&self, since: SystemTime) -> Result<u64, NotOurs> {
+        let since = DateTime::<Utc>::from(since).timestamp_micros();
+        let mut missing = 0;
+        for path in self.outbox().paths_since(since)? {
+            let file = self.tenants().store_of_path(&path).root_path().join(&path);
+            if !file.try_exists()? {
+                missing += 1;
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Has the record of a stored file delivered, again or for the first time. The path is relative to the storage root.
+    ///
+    /// # Errors
+    /// [`NotOurs`].
+    pub fn republish(&self, relative: &str) -> Result<Republished, NotOurs> {
+        match self.outbox().newest(relative)? {
+            None => self.record_file(relative).map(|_| Republished::Recorded),
+            Some(row) if row.waits => Ok(Republished::Waiting),
+            Some(row) => {
+                let trace_id = Uuid::parse_str(&row.trace_id).unwrap_or_else(|_| Uuid::now_v7());
+                let created = DateTime::from_timestamp_micros(row.created).unwrap_or_else(Utc::now);
+                let record = if row.has_payload {
+                    None
+                } else {
+                    let (new, _) = self.row_of_file(relative, trace_id, created)?;
+                    Some((new.key, new.payload))
+                };
+                self.outbox().republish(row.id, record)?;
+                Ok(Republished::Again)
+            }
+        }
+    }
+
+    /// Takes up at most `most` wishes of operators; what became of each, by path.
+    ///
+    /// # Errors
+    /// [`NotOurs::Outbox`], [`NotOurs::Interrupted`].
+    pub fn republish_wished(
+        &self,
+        most: u32,
+    ) -> Result<Vec<(String, Result<Republished, NotOurs>)>, NotOurs> {
+        let wishes = self.outbox().republish_wishes(most)?;
+        let mut outcomes = Vec::with_capacity(wishes.len());
+        let mut taken = Vec::with_capacity(wishes.len());
+        for (id, path) in wishes {
+            let outcome = self.republish(&path);
+            if let Err(error @ (NotOurs::Interrupted | NotOurs::Outbox(_))) = outcome {
+                return Err(error);
+            }
+            taken.push(id);
+            outcomes.push((path, outcome));
+        }
+        if !taken.is_empty() {
+            self.outbox().forget_wishes(taken)?;
+        }
+        Ok(outcomes)
+    }
+
+    /// A new record for a stored file.
+    fn record_file(&self, relative: &str) -> Result<i64, NotOurs> {
+        let (row, path) = self.row_of_file(relative, Uuid::now_v7(), Utc::now())?;
+        let store = self.tenants().store_of_path(relative);
+        let _one_writer = store.lock(&path);
+        // What was read may have been replaced meanwhile; then it has a row.
+        if self.outbox().newest(relative)?.is_some() {
+            return Ok(0);
+        }
+        let id = self.outbox().insert(row)?.wait()?;
+        self.outbox().publishable(id)?;
+        Ok(id)
+    }
+
+    /// What is known from the file alone: who sent it is its Source Application Entity Title, the address is lost, and what it
+    /// was before it was stored, too.
+    fn row_of_file(
+        &self,
+        relative: &str,
+        trace_id: Uuid,
+        created: DateTime<Utc>,
+    ) -> Result<(NewRow, InstancePath), NotOurs> {
+        let store = self.tenants().store_of_path(relative);
+        let (_, file) = store
+            .folders()
+            .open_relative(relative)?
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let limits = ScanLimits {
+            nesting: self.config().limits.nesting,
+            elements: self.config().limits.max_elements,
+            ..ScanLimits::default()
+        };
+        let found = examine(
+            &file,
+            limits,
+            self.config().limits.max_decoded_bytes,
+            self.recovery_stop(),
+        )?;
+        if found.meta.implementation_class_uid != IMPLEMENTATION_CLASS_UID {
+            return Err(NotOurs::Foreign);
+        }
+        let tenant = relative.split('/').next().unwrap_or_default();
+        let tenant = TenantId::parse(tenant).map_err(|_| NotOurs::Misplaced)?;
+        let path = InstancePath::new(
+            &tenant,
+            found.index.study_date,
+            &found.index.study_instance_uid,
+            &found.index.series_instance_uid,
+            &found.index.sop_instance_uid,
+        );
+        if path.relative() != relative {
+            return Err(NotOurs::Misplaced);
+        }
+        let transfer_syntax = found.meta.transfer_syntax.as_str();
+        let file_path = store.absolute(&path);
+        let facts = Facts {
+            trace_id,
+            tenant: &tenant,
+            index: &found.index,
+            file: (&file_path, found.size),
+            transfer_syntaxes: (transfer_syntax, transfer_syntax),
+            transfer_status: TransferStatus::NoNeedTransfer,
+            created,
+            sender: ("", &found.meta.source_ae_title, ""),
+        };
+        let row = NewRow {
+            trace_id: trace_id.to_string(),
+            key: facts.key(),
+            payload: facts.to_json().map_err(|_| NotOurs::Index(Refusal::Bug))?,
+            path: relative.to_owned(),
+            temporary: String::new(),
+            size: found.size,
+            digest: found.digest,
+        };
+        Ok((row, path))
+    }
+}
+
+/// The names in a folder that are wanted, links left out. A folder that is gone has none.
+fn names(folder: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if let Some(name) = entry.file_name().to_str() {
+            if !kind.is_symlink() && wanted(name) {
+                names.push(name.to_owned());
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// By the time of the last change of the inode, which a rename sets as well and nobody can set back.
+fn has_changed(path: &PathBuf, since: Option<SystemTime>) -> io::Result<bool> {
+    let Some(since) = since else { return Ok(true) };
+    let facts = match fs::symlink_metadata(path) {
+        Ok(facts) => facts,
+        Err(error) if is_gone(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let changed = u64::try_from(facts.ctime()).unwrap_or(0);
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(changed) >= since)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_never_concerns_less_than_the_one_before() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join(OUTBOX)).unwrap();
+        let at = |seconds| Concerned::Since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(noted(root.path()).unwrap(), None);
+        for (said, expected) in [
+            (at(2000), at(2000)),
+            (at(3000), at(2000)),
+            (at(1000), at(1000)),
+            (Concerned::All, Concerned::All),
+            (at(1000), Concerned::All),
+        ] {
+            note(root.path(), said).unwrap();
+            assert_eq!(noted(root.path()).unwrap(), Some(expected));
+        }
+        fs::write(root.path().join(OUTBOX).join(NOTE), "?").unwrap();
+        assert_eq!(noted(root.path()).unwrap(), Some(Concerned::All));
+    }
+
+    #[test]
+    fn what_is_no_dicom_file_is_told_apart() {
+        let file = tempfile::tempfile().unwrap();
+        let go = AtomicBool::new(false);
+        let examined = examine(&file, ScanLimits::default(), 1 << 20, &go);
+        assert!(matches!(examined, Err(NotOurs::NoHeader)));
+    }
+}
