@@ -19,7 +19,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
     started: list[ServiceProcess] = []
 
     def start(*options: str, root: Path | None = None, **keywords: object) -> ServiceProcess:
-        service = ServiceProcess(root or tmp_path / "data", *options, **keywords)  # type: ignore[arg-type]
+        service = ServiceProcess(root or tmp_path / "data", *options, logs=tmp_path, **keywords)  # type: ignore[arg-type]
         started.append(service)
         return service
 

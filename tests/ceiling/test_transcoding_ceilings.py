@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storescp import _core
-from support.compressed import RLE, compressed_ct
+from support.compressed import ONLY_EXPLICIT, RLE, compressed_ct
 from support.instances import CT, Instance, ct_slice, dataset_of, explicit, text
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
@@ -21,7 +20,6 @@ from support.service import ServiceProcess
 pytestmark = pytest.mark.ceiling
 StartService = Callable[..., ServiceProcess]
 DEFLATED = "1.2.840.10008.1.2.1.99"
-ONLY_EXPLICIT = {"STORESCP_DICOM_STORE_SCP__CORNERSTONEJS_SUPPORTED_TRANSFER_SYNTAX": json.dumps([EXPLICIT])}
 GIB = 1 << 30
 
 

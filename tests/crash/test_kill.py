@@ -1,96 +1,109 @@
-"""kill -9 at a random moment under load: what was acknowledged is there, whole, and recorded."""
+"""kill -9 under load: what was acknowledged is there, whole, and recorded."""
 
 from __future__ import annotations
 
 import os
 import random
-import threading
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import pytest
 
-from support.instances import CT, ct_slice, dataset_of
-from support.scu import EXPLICIT, Aborted, Closed, RawAssociation, Rejected
+from storescp import _core
+from support.compressed import JPEG_LS, ONLY_EXPLICIT
+from support.faults import Row, rounds, slice_of_any_size
+from support.instances import Instance, ct_slice
+from support.load import Ledger, Make, start_senders, study_of
+from support.scu import EXPLICIT
 from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
-ROUNDS = int(os.environ.get("STORESCP_CRASH_ROUNDS", "8"))
-SENDERS = 8
-CONTEXTS = [(1, CT, [EXPLICIT])]
-
-
-@dataclass
-class Ledger:
-    """What the senders saw acknowledged: SOP Instance UID to data set."""
-
-    acknowledged: dict[str, bytes] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, uid: str, dataset: bytes) -> None:
-        with self.lock:
-            self.acknowledged[uid] = dataset
-
-
-def send_until_it_breaks(port: int, series: str, ledger: Ledger, enough: threading.Semaphore) -> None:
-    try:
-        with RawAssociation(port, CONTEXTS) as association:
-            for number in range(10_000):
-                one = ct_slice(number, series=series, rows=random.choice((8, 64, 256)))
-                if association.store(1, CT, one.sop_instance, one.dataset).status == 0:
-                    ledger.note(one.sop_instance, one.dataset)
-                    enough.release()
-    except (Closed, Aborted, Rejected, OSError):
-        return
-
-
-def reconcile(service: ServiceProcess, ledger: Ledger) -> None:
-    files = {file.stem: file for file in service.files()}
-    missing = set(ledger.acknowledged) - set(files)
-    assert not missing, f"{len(missing)} acknowledged instances lost"
-    for uid, dataset in ledger.acknowledged.items():
-        assert dataset_of(files[uid]) == dataset
-    for topic in ("storage_queue", "log_queue"):
-        records = service.records(topic)
-        recorded = {record["sop_uid"] for record in records}
-        assert set(ledger.acknowledged) <= recorded, f"{topic}: acknowledged records missing"
-        traces: dict[str, set[str]] = {}
-        for record in records:
-            traces.setdefault(record["sop_uid"], set()).add(record["trace_id"])
-        assert all(len(ids) == 1 for ids in traces.values()), "a duplicate carries another trace_id"
-        for record in records:
-            assert os.stat(record["file_path"]).st_size == record["file_size"]  # noqa: PTH116
 
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("engine", ["rust", "python"])
 def test_kill_under_load_loses_nothing_that_was_acknowledged(start_service: StartService, engine: str) -> None:
-    rounds = ROUNDS if engine == "rust" else max(2, ROUNDS // 8)
+    row = Row(f"R1 kill -9 at a random moment, {engine} engine", rounds(1000, 8))
+    if engine == "python":
+        row.rounds = max(2, row.rounds // 8)
     ledger = Ledger()
-    slowest = 0.0
     root = None
-    for number in range(rounds):
+    for number in range(row.rounds):
         service = start_service(root=root, engine=engine)
         root = service.root
-        slowest = max(slowest, service.ready_seconds)
+        row.started(service)
         assert service.temporary_files() == []
-        enough = threading.Semaphore(0)
-        senders = [
-            threading.Thread(
-                target=send_until_it_breaks, args=(service.port, f"1.2.826.0.1.{number}.{sender}", ledger, enough)
-            )
-            for sender in range(SENDERS)
-        ]
-        for sender in senders:
-            sender.start()
-        for _ in range(random.randint(10, 60)):
-            assert enough.acquire(timeout=30)
+        senders = start_senders(
+            service.port, ledger, senders=8, count=10_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
+        )
+        ledger.wait_for(random.randint(10, 60))
         service.kill()
         for sender in senders:
             sender.join(30)
     service = start_service(root=root, engine=engine)
     assert service.stop() == 0
-    reconcile(service, ledger)
-    print(
-        f"\n{engine}: {rounds} rounds, {len(ledger.acknowledged)} acknowledged, 0 lost, slowest start {slowest:.2f} s"
-    )
+    row.reconcile(service, ledger)
+    row.check()
+    assert row.slowest_start < 2 or engine == "python"
+
+
+def names_of_fail_points(environment: dict[str, str]) -> list[str]:
+    command = [sys.executable, "-m", "storescp", "--version"]
+    said = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=30)
+    found = re.search(r"with fail points ([a-z_ ]+)", said.stdout)
+    assert found, said.stdout
+    return found[1].split()
+
+
+def test_a_release_has_no_fail_points() -> None:
+    assert not [name for name, _ in _core.build_info() if "fail points" in name]
+
+
+def slice_to_transcode_now_and_then(ledger: Ledger) -> Make:
+    """Every fourth is stored as something else than it was sent as."""
+
+    def make(series: str, number: int) -> Instance:
+        one = ct_slice(number, study=study_of(series), series=series, rows=64)
+        if number % 4:
+            return one
+        compressed = _core.transcode(one.dataset, EXPLICIT, JPEG_LS, 1 << 30)
+        stored = replace(one, dataset=_core.transcode(compressed, JPEG_LS, EXPLICIT, 1 << 30))
+        ledger.will_send(stored)
+        return replace(one, transfer_syntax=JPEG_LS, dataset=compressed)
+
+    return make
+
+
+@pytest.mark.timeout(0)
+def test_kill_at_each_step_of_the_commit(start_service: StartService, fail_points: dict[str, str]) -> None:
+    names = names_of_fail_points(fail_points)
+    repeats = rounds(20, 1)
+    row = Row(f"R2 kill at each of {len(names)} fail points", repeats * len(names))
+    ledger = Ledger()
+    root = None
+    for number, name in enumerate(names * repeats):
+        point = {"STORESCP_FAIL_POINT": f"{name}:{random.randrange(12)}"}
+        service = start_service(root=root, env=fail_points | ONLY_EXPLICIT | point)
+        root = service.root
+        row.started(service)
+        assert service.temporary_files() == []
+        senders = start_senders(
+            service.port,
+            ledger,
+            senders=4,
+            count=10_000,
+            prefix=f"1.2.826.0.{number}",
+            make=slice_to_transcode_now_and_then(ledger),
+        )
+        assert service.process.wait(60) == -signal.SIGKILL, f"{name} was not reached"
+        for sender in senders:
+            sender.join(30)
+    service = start_service(root=root)
+    assert service.stop() == 0
+    row.reconcile(service, ledger)
+    row.check()
+    assert row.slowest_start < 2

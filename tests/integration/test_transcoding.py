@@ -17,7 +17,7 @@ import pydicom
 import pytest
 
 from storescp import _core
-from support.compressed import JPEG_2000, JPEG_LS, RLE, compressed_ct, encapsulated, with_attribute
+from support.compressed import JPEG_2000, JPEG_LS, ONLY_EXPLICIT, RLE, compressed_ct, encapsulated, with_attribute
 from support.instances import CT, Instance, dataset_of
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
@@ -25,7 +25,6 @@ from support.service import ServiceProcess
 StartService = Callable[..., ServiceProcess]
 CORES = len(os.sched_getaffinity(0))
 # Only Explicit VR Little Endian is left as it is.
-ONLY_EXPLICIT = {"STORESCP_DICOM_STORE_SCP__CORNERSTONEJS_SUPPORTED_TRANSFER_SYNTAX": json.dumps([EXPLICIT])}
 
 
 def workers(service: ServiceProcess) -> list[int]:

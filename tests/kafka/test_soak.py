@@ -14,16 +14,16 @@ import pytest
 
 from storescp import outbox
 from support.broker import KafkaBroker, Topics
-from support.instances import explicit, text
+from support.instances import Instance, ct_slice, explicit, text
 from support.kafka_proxy import KafkaProxy
-from support.load import Changes, Ledger, check_delivery, check_files, send
+from support.load import Ledger, check_delivery, check_files, send, study_of
 from support.service import ServiceProcess
 
 Serve = Callable[..., ServiceProcess]
 RECORDS = int(os.environ.get("STORESCP_SOAK_RECORDS", "6000"))
 SENDERS = 8
 # Characters that take three bytes each make a record larger than the topic allows.
-LARGE: Changes = {
+LARGE: dict[int, bytes | None] = {
     0x00100020: explicit(0x00100020, b"LO", text("グ" * 64)),
     0x00080050: explicit(0x00080050, b"SH", text("グ" * 16)),
 }
@@ -53,7 +53,7 @@ class Load:
         number = 0
         while not self.over.wait(0.02):
             series = f"1.2.826.0.5.{sender}.{number}.1"
-            send(self.service.port, series, self.ledger, count=200, changes=large_ones)
+            send(self.service.port, series, self.ledger, count=200, make=now_and_then_a_large_one)
             number += 1
 
     def wait_for(self, count: int) -> float:
@@ -65,8 +65,8 @@ class Load:
         return (self.ledger.statuses[0] - before) / (time.monotonic() - began)
 
 
-def large_ones(number: int) -> Changes | None:
-    return LARGE if number == 100 else None
+def now_and_then_a_large_one(series: str, number: int) -> Instance:
+    return ct_slice(number, study=study_of(series), series=series, rows=4, changes=LARGE if number == 100 else None)
 
 
 def pending(service: ServiceProcess) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from support.scu import EXPLICIT
 RLE = "1.2.840.10008.1.2.5"
 JPEG_LS = "1.2.840.10008.1.2.4.80"
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
+# What a service needs to transcode everything else.
+ONLY_EXPLICIT = {"STORESCP_DICOM_STORE_SCP__CORNERSTONEJS_SUPPORTED_TRANSFER_SYNTAX": json.dumps([EXPLICIT])}
 _PIXEL_DATA = 0x7FE00010
 
 

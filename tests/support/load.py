@@ -8,12 +8,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+import xxhash
+
 from support.broker import Message
-from support.instances import CT, ct_slice, dataset_of
+from support.compressed import JPEG_LS
+from support.instances import CT, Instance, ct_slice, dataset_of
 from support.scu import EXPLICIT, Aborted, Closed, RawAssociation, Rejected
 from support.service import ServiceProcess
 
-CONTEXTS = [(1, CT, [EXPLICIT])]
+CONTEXTS = [(1, CT, [EXPLICIT]), (3, CT, [JPEG_LS])]
 
 
 @dataclass
@@ -23,23 +26,54 @@ class Ledger:
     acknowledged: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     statuses: Counter[int] = field(default_factory=Counter)
     rejections: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    digests: dict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     lock: threading.Lock = field(default_factory=threading.Lock)
+    frozen: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     enough: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def will_send(self, one: Instance) -> None:
+        """Notes the bytes of a data set, for those that are compared with what is stored."""
+        with self.lock:
+            self.digests[one.sop_instance].add(digest(one.dataset))
 
     def note(self, series: str, uid: str, status: int) -> None:
         with self.lock:
             self.statuses[status] += 1
-            if status == 0:
+            if status == 0 and not self.frozen:
                 self.acknowledged[series].append(uid)
         self.enough.release()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """What is acknowledged from now on is not noted."""
+        with self.lock:
+            self.frozen = frozen
+
+    def wait_for(self, answers: int) -> None:
+        """Waits until so many more came in."""
+        while self.enough.acquire(blocking=False):
+            pass
+        for _ in range(answers):
+            assert self.enough.acquire(timeout=30)
 
     @property
     def uids(self) -> set[str]:
         return {uid for series in self.acknowledged.values() for uid in series}
 
 
-Changes = dict[int, bytes | None]
+def digest(dataset: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(dataset)
+
+
+Make = Callable[[str, int], Instance]
+
+
+def small_slice(series: str, number: int) -> Instance:
+    return ct_slice(number, study=study_of(series), series=series, rows=4)
+
+
+def study_of(series: str) -> str:
+    return series.rsplit(".", 1)[0]
 
 
 def send(
@@ -49,16 +83,20 @@ def send(
     *,
     count: int,
     begin: int = 0,
-    changes: Callable[[int], Changes | None] = lambda _number: None,
+    timeout: float = 20.0,
+    make: Make = small_slice,
 ) -> None:
     """Sends `count` instances of one series over one association, until it breaks."""
     try:
-        with RawAssociation(port, CONTEXTS) as association:
+        with RawAssociation(port, CONTEXTS, timeout=timeout) as association:
             for number in range(begin, begin + count):
                 if ledger.stop.is_set():
                     break
-                one = ct_slice(number, study=series.rsplit(".", 1)[0], series=series, rows=4, changes=changes(number))
-                ledger.note(series, one.sop_instance, association.store(1, CT, one.sop_instance, one.dataset).status)
+                one = make(series, number)
+                ledger.will_send(one)
+                context = 1 if one.transfer_syntax == EXPLICIT else 3
+                answer = association.store(context, CT, one.sop_instance, one.dataset)
+                ledger.note(series, one.sop_instance, answer.status)
             association.release()
     except Rejected as rejected:
         with ledger.lock:
@@ -68,11 +106,18 @@ def send(
 
 
 def start_senders(
-    port: int, ledger: Ledger, *, senders: int, count: int, prefix: str = "1.2.826.0.1"
+    port: int,
+    ledger: Ledger,
+    *,
+    senders: int,
+    count: int,
+    prefix: str = "1.2.826.0.1",
+    make: Make = small_slice,
 ) -> list[threading.Thread]:
     """`senders` associations at once, each with a study of its own."""
+    options = {"count": count, "make": make}
     threads = [
-        threading.Thread(target=send, args=(port, f"{prefix}.{sender}.1", ledger), kwargs={"count": count})
+        threading.Thread(target=send, args=(port, f"{prefix}.{sender}.1", ledger), kwargs=options)
         for sender in range(senders)
     ]
     for thread in threads:

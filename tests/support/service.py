@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ LISTENING = re.compile(r"listening on (\S+):(\d+) as (\S+)( \(TLS\))?")
 
 
 class ServiceProcess:
-    """Starts `python -m storescp`, waits for its line, and stops what it started."""
+    """Starts `python -m storescp`, waits for its line, and stops what it started.
+
+    `wrapper` is a command that becomes it, such as `prlimit --nofile=64`.
+    """
 
     def __init__(
         self,
@@ -26,15 +30,17 @@ class ServiceProcess:
         env: dict[str, str] | None = None,
         engine: str = "rust",
         listeners: int = 1,
+        logs: Path | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.root = root
-        self.log_path = root.parent / f"{root.name}-{os.getpid()}-{time.monotonic_ns()}.log"
+        self.log_path = (logs or root.parent) / f"{root.name}-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
         self._log = self.log_path.open("wb")
         arguments = ["-p", "0", "-o", str(root), "--engine", engine, *options]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "storescp", *arguments],
+            [*wrapper, sys.executable, "-m", "storescp", *arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment | {"PYTHONUNBUFFERED": "1"} | (env or {}),

@@ -21,6 +21,16 @@ pub const NAMES: [&str; 14] = [
     "delivered",
 ];
 
+/// The places of this build: none but in one for tests.
+#[must_use]
+pub fn compiled() -> &'static [&'static str] {
+    if cfg!(feature = "failpoints") {
+        &NAMES
+    } else {
+        &[]
+    }
+}
+
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::sync::atomic::{AtomicI64, Ordering};

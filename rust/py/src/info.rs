@@ -106,6 +106,10 @@ pub fn build_info() -> Vec<(&'static str, String)> {
         ("sqlite", storescp_core::outbox::sqlite_version().to_owned()),
     ];
     info.extend(storescp_codecs::versions());
+    let fail_points = storescp_core::failpoint::compiled();
+    if !fail_points.is_empty() {
+        info.push(("for tests only, with fail points", fail_points.join(" ")));
+    }
     info
 }
 

@@ -1,0 +1,93 @@
+"""The fault bench: how often a row runs, three ledgers compared, and one line about each row."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.instances import Instance, ct_slice, dataset_of
+from support.load import Ledger, digest, study_of
+from support.service import ServiceProcess
+
+_ROUNDS = os.environ.get("STORESCP_CRASH_ROUNDS")
+TOPICS = ("storage_queue", "log_queue")
+
+
+def rounds(full: int, few: int) -> int:
+    """How often a row runs: a few times in the test suite, else as often as asked for, `full` at most."""
+    return few if _ROUNDS is None else min(int(_ROUNDS), full)
+
+
+def slice_of_any_size(series: str, number: int) -> Instance:
+    """Some are written at their end only, and some are spilled before."""
+    return ct_slice(number, study=study_of(series), series=series, rows=random.choice((8, 64, 256)))
+
+
+def _is_whole(file: Path, digests: Collection[bytes]) -> bool:
+    try:
+        return digest(dataset_of(file)) in digests
+    except (AssertionError, struct.error):  # not even a header
+        return False
+
+
+@dataclass
+class Row:
+    """What a row of the table says."""
+
+    name: str
+    rounds: int = 0
+    acknowledged: int = 0
+    lost: int = 0
+    partial: int = 0
+    missing: int = 0
+    duplicated: int = 0
+    slowest_start: float = 0.0
+    remark: str = ""
+
+    def started(self, service: ServiceProcess) -> None:
+        self.slowest_start = max(self.slowest_start, service.ready_seconds)
+
+    def reconcile(self, service: ServiceProcess, ledger: Ledger, *, recreated: Collection[str] = ()) -> None:
+        """Compares what senders saw with disk and topics, of a service that has stopped.
+
+        `recreated`: instances whose record may have been made anew, with another trace id.
+        """
+        self.compare(service, ledger)
+        stored = {file.stem: file for file in service.files()}
+        for topic in TOPICS:
+            traces: dict[str, set[str]] = {}
+            for record in service.records(topic):
+                uid = record["sop_uid"]
+                traces.setdefault(uid, set()).add(record["trace_id"])
+                assert record["file_size"] == stored[uid].stat().st_size, "a record of another file"
+            once = [uid for uid in traces if uid not in recreated]
+            assert all(len(traces[uid]) == 1 for uid in once), "a duplicate carries another trace_id"
+
+    def compare(self, service: ServiceProcess, ledger: Ledger) -> None:
+        """Counts, also where it ends badly."""
+        self.acknowledged = len(ledger.uids)
+        stored = {file.stem: file for file in service.files()}
+        self.lost = len(ledger.uids - set(stored))
+        self.partial = sum(not _is_whole(file, ledger.digests[uid]) for uid, file in stored.items())
+        self.missing = self.duplicated = 0
+        for topic in TOPICS:
+            recorded = [record["sop_uid"] for record in service.records(topic)]
+            self.missing += len(ledger.uids - set(recorded))
+            self.duplicated += len(recorded) - len(set(recorded))
+
+    def check(self) -> None:
+        """Prints the line; nothing acknowledged may be lost, partial or missing."""
+        print(f"\n{self}")
+        assert (self.lost, self.partial, self.missing) == (0, 0, 0), str(self)
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.name}: {self.rounds} rounds, {self.acknowledged} acknowledged, {self.lost} lost, "
+            f"{self.partial} partial, {self.missing} missing, {self.duplicated} duplicated"
+        )
+        line += f", ready in {self.slowest_start:.2f} s at most" if self.slowest_start else ""
+        return line + (f"; {self.remark}" if self.remark else "")
