@@ -34,6 +34,7 @@ class ServiceProcess:
         wrapper: Sequence[str] = (),
     ) -> None:
         self.root = root
+        self.tenant_roots: list[Path] = []
         self.log_path = (logs or root.parent) / f"{root.name}-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
         self._log = self.log_path.open("wb")
@@ -101,7 +102,8 @@ class ServiceProcess:
         """Every file beneath the tenants."""
         return sorted(
             path
-            for tenant in self.root.iterdir()
+            for root in (self.root, *self.tenant_roots)
+            for tenant in root.iterdir()
             if not tenant.name.startswith(".")
             for path in tenant.rglob("*")
             if path.is_file()

@@ -172,13 +172,21 @@ class _Lane:
                 await self._step()
             except (SinkError, CoreError) as error:
                 await self._fail(str(error))
-                await asyncio.sleep(self._pause)
+                await self._rest(self._pause)
                 self._start_over()
             except Exception:
                 # The thread must outlive its bugs: the rows are still there.
                 log.exception("publish.bug", topic=self._topic)
-                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
+                await self._rest(_LONGEST_PAUSE_SECONDS)
                 self._start_over()
+
+    async def _rest(self, seconds: float) -> None:
+        """Pauses; not for long once the end is asked for."""
+        over = time.monotonic() + seconds
+        while time.monotonic() < over:
+            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS, seconds))
+            if self._publisher.is_stopping():
+                return
 
     async def _step(self) -> None:
         if self._is_pause_over():
@@ -260,6 +268,8 @@ class _Lane:
         """Whether it is time to begin again for the rows that could not be delivered."""
         if self._failed_at is None:
             return False
+        if self._publisher.is_stopping():
+            return time.monotonic() - self._failed_at >= _FIRST_PAUSE_SECONDS
         pause = max(self._pause, self._reading_seconds * _PAUSE_TO_READING_RATIO)
         return time.monotonic() - self._failed_at >= pause
 

@@ -272,12 +272,12 @@ impl Outbox {
         self.send(Op::Lazy(Lazy::Publishable(id)))
     }
 
-    /// Takes back a row whose file never got its name.
+    /// Takes back a row whose file never got its name. Committed with the next transaction that succeeds.
     ///
     /// # Errors
     /// [`OutboxError`] when the queue is closed; start-up settles the row then.
     pub fn remove(&self, id: i64) -> Result<(), OutboxError> {
-        self.send(Op::Remove(id))
+        self.send(Op::Lazy(Lazy::Remove(id)))
     }
 
     /// Whether a row describes the file with this path, size and digest.

@@ -24,6 +24,7 @@ pub(super) type Reply<T> = SyncSender<Result<T, OutboxError>>;
 /// What nobody waits for; it goes with the next transaction.
 pub(super) enum Lazy {
     Publishable(i64),
+    Remove(i64),
     Done { topic: Topic, ids: Vec<i64> },
 }
 
@@ -31,7 +32,6 @@ pub(super) enum Lazy {
 pub(super) enum Op {
     Insert(Box<NewRow>, Reply<i64>),
     Lazy(Lazy),
-    Remove(i64),
     Exists {
         path: String,
         size: u64,
@@ -122,7 +122,7 @@ impl Writer {
             Op::Stop => return true,
             Op::Lazy(lazy) => {
                 let delay = match lazy {
-                    Lazy::Publishable(_) => MARK_DELAY,
+                    Lazy::Publishable(_) | Lazy::Remove(_) => MARK_DELAY,
                     Lazy::Done { .. } => DONE_DELAY,
                 };
                 let wanted = Instant::now() + delay;
@@ -171,6 +171,7 @@ impl Writer {
         for lazy in &self.lazy {
             match lazy {
                 Lazy::Publishable(id) => self.mark(*id, &mut delta)?,
+                Lazy::Remove(id) => self.remove(*id, &mut delta)?,
                 Lazy::Done { topic, ids } => self.done(*topic, ids, &mut delta)?,
             }
         }
@@ -190,6 +191,21 @@ impl Writer {
             .prepare_cached("UPDATE instance SET ready = ?1 WHERE id = ?2")?
             .execute([delta.next_ready, id])?;
         delta.next_ready += i64::try_from(changed).unwrap_or(0);
+        Ok(())
+    }
+
+    fn remove(&self, id: i64, delta: &mut Delta) -> Result<(), OutboxError> {
+        let bytes: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(CAST(payload AS BLOB))",
+            )?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        if let Some(bytes) = bytes {
+            delta.pending -= 1;
+            delta.bytes -= bytes;
+        }
         Ok(())
     }
 
@@ -317,20 +333,6 @@ impl Writer {
                 delta.bytes += i64::try_from(row.payload.len()).unwrap_or(0);
                 Ok(self.connection.last_insert_rowid())
             }
-            Op::Remove(id) => {
-                let bytes: Option<i64> = self
-                    .connection
-                    .prepare_cached(
-                        "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(CAST(payload AS BLOB))",
-                    )?
-                    .query_row([id], |row| row.get(0))
-                    .optional()?;
-                if let Some(bytes) = bytes {
-                    delta.pending -= 1;
-                    delta.bytes -= bytes;
-                }
-                Ok(0)
-            }
             Op::Exists {
                 path, size, digest, ..
             } => {
@@ -389,7 +391,7 @@ impl Op {
             Self::AdoptRetries(reply) | Self::Prune { reply, .. } => reply
                 .send(answer.map(|count| u64::try_from(count).unwrap_or(0)))
                 .is_ok(),
-            Self::Lazy(_) | Self::Remove(_) | Self::Stop => true,
+            Self::Lazy(_) | Self::Stop => true,
         };
     }
 }
