@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 
 from conftest import StartService
 from storescp.network.identity import entry
-from support.certificates import Authority
+from support.certificates import Authority, Pki
 from support.instances import Instance, ct_slice, dataset_of
 from support.scu import EXPLICIT, VERIFICATION, Closed, RawAssociation, Rejected, associate_rq, item
 from support.service import ServiceProcess
@@ -30,40 +29,6 @@ ECHO = [(1, VERIFICATION, [EXPLICIT])]
 
 def ct(number: int) -> Instance:
     return ct_slice(number, rows=16)
-
-
-@dataclass(frozen=True)
-class Pki:
-    """A hospital's authority, its server's certificate, and one device's."""
-
-    authority: Authority
-    server: Path
-    device: Path
-
-    @classmethod
-    def make(cls, folder: Path) -> Pki:
-        authority = Authority.make(folder, "Hospital CA")
-        server = authority.issue("server", purpose=ExtendedKeyUsageOID.SERVER_AUTH)
-        device = authority.issue("ct1.hospital-a", purpose=ExtendedKeyUsageOID.CLIENT_AUTH)
-        return cls(authority, server, device)
-
-    def environment(self, **more: object) -> dict[str, str]:
-        section = {"certificate": self.server, "private_key": self.server, "client_ca": self.authority.file, **more}
-        return {
-            f"STORESCP_TLS__{key.upper()}": value
-            if isinstance(value, str)
-            else json.dumps(value, default=str).strip('"')
-            for key, value in section.items()
-        }
-
-    def context(self, certificate: Path | None = None, **options: object) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.authority.file))
-        context.check_hostname = False
-        if certificate is not None:
-            context.load_cert_chain(certificate)
-        for name, value in options.items():
-            setattr(context, name, value)
-        return context
 
 
 @pytest.fixture(scope="session")

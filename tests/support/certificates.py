@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _CA_USAGE = x509.KeyUsage(
     digital_signature=False,
@@ -96,6 +98,40 @@ class Authority:
         path = self.folder / "crl.pem"
         path.write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         return path
+
+
+@dataclass(frozen=True)
+class Pki:
+    """A hospital's authority, its server's certificate, and one device's."""
+
+    authority: Authority
+    server: Path
+    device: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Pki:
+        authority = Authority.make(folder, "Hospital CA")
+        server = authority.issue("server", purpose=ExtendedKeyUsageOID.SERVER_AUTH)
+        device = authority.issue("ct1.hospital-a", purpose=ExtendedKeyUsageOID.CLIENT_AUTH)
+        return cls(authority, server, device)
+
+    def environment(self, **more: object) -> dict[str, str]:
+        section = {"certificate": self.server, "private_key": self.server, "client_ca": self.authority.file, **more}
+        return {
+            f"STORESCP_TLS__{key.upper()}": value
+            if isinstance(value, str)
+            else json.dumps(value, default=str).strip('"')
+            for key, value in section.items()
+        }
+
+    def context(self, certificate: Path | None = None, **options: object) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.authority.file))
+        context.check_hostname = False
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        for name, value in options.items():
+            setattr(context, name, value)
+        return context
 
 
 def _builder(

@@ -208,9 +208,14 @@ class RawAssociation:
     def send_store(
         self, context_id: int, sop_class: str | bytes, sop_instance: str | bytes, dataset: bytes, **extra: bytes
     ) -> None:
+        self.send(self.store_pdus(context_id, sop_class, sop_instance, dataset, **extra))
+
+    def store_pdus(
+        self, context_id: int, sop_class: str | bytes, sop_instance: str | bytes, dataset: bytes, **extra: bytes
+    ) -> bytes:
+        """A C-STORE-RQ and its data set."""
         request = store_rq(sop_class, sop_instance, next(self.message_ids), **extra)
-        self.send(fragments(context_id, True, request, self.max_pdu))
-        self.send(fragments(context_id, False, dataset, self.max_pdu))
+        return fragments(context_id, True, request, self.max_pdu) + fragments(context_id, False, dataset, self.max_pdu)
 
     def echo(self, context_id: int, message_id: int = 7) -> Response:
         self.send(fragments(context_id, True, echo_rq(message_id), self.max_pdu))
