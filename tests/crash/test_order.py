@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from support.faults import Row, rounds
 from support.instances import CT, ct_slice
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
 
-STORES = int(os.environ.get("STORESCP_ORDER_STORES", "30"))
+STORES = rounds(500, 30)
 CALLS = "openat,fdatasync,fsync,renameat,renameat2,sendto"
 LINE = re.compile(r"^(\d+)\s+(.*)$")
 
@@ -37,6 +37,7 @@ def finished_calls(trace: Path) -> list[str]:
     return [call for call in calls if "= -1" not in call]
 
 
+@pytest.mark.timeout(0)
 def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
@@ -79,3 +80,4 @@ def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None
             answered += 1
             since = dict.fromkeys(since, False)
     assert answered == STORES
+    print(f"\n{Row('R3 order of system calls', STORES, answered)}")

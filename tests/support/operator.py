@@ -18,8 +18,9 @@ from storescp import outbox
 def _ask(root: Path, function: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     connection = outbox.open_outbox(root, write=True)
     try:
-        if function == "select":
-            return connection.execute(*args).fetchall()
+        if function == "execute":
+            with connection:
+                return connection.execute(*args).fetchall()
         answer = getattr(outbox, function)(connection, *args, **options)
         return list(answer) if isinstance(answer, Iterator) else answer
     finally:
@@ -27,7 +28,7 @@ def _ask(root: Path, function: str, args: tuple[Any, ...], options: dict[str, An
 
 
 class Operator:
-    """Calls the functions of `storescp.outbox` on the database of a storage root; `select` runs a query."""
+    """Calls the functions of `storescp.outbox` on the database of a storage root; `execute` runs a statement."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -319,7 +319,7 @@ def test_delivered_rows_lose_their_payload_in_time_and_are_still_known(
     assert publisher.stop(5)
     engine.outbox_flush()
     assert engine.outbox_prune(int((time.time() + 60) * 1e6), 1000) == 1
-    [(payload, trace_id, path, size)] = operator.select("SELECT payload, trace_id, path, size FROM instance")
+    [(payload, trace_id, path, size)] = operator.execute("SELECT payload, trace_id, path, size FROM instance")
     assert payload == ""
     assert trace_id
     assert (tmp_path / "data" / path).stat().st_size == size

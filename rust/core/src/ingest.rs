@@ -469,6 +469,7 @@ impl<'e> Reception<'e> {
         digest: Digest,
     ) -> Result<NewRow, Refusal> {
         let file_path = self.store.absolute(path);
+        let created = Utc::now();
         let facts = Facts {
             trace_id: self.trace_id,
             tenant,
@@ -476,7 +477,7 @@ impl<'e> Reception<'e> {
             file: (&file_path, size),
             transfer_syntaxes: (&self.received_transfer_syntax, self.spool.transfer_syntax()),
             transfer_status: self.transfer_status,
-            created: Utc::now(),
+            created,
             sender: (
                 &self.source.address,
                 &self.source.calling_ae_title,
@@ -491,6 +492,7 @@ impl<'e> Reception<'e> {
             temporary: self.spool.name().to_owned(),
             size,
             digest,
+            created: created.timestamp_micros(),
         })
     }
 }

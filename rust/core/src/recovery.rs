@@ -394,6 +394,7 @@ impl Engine {
             temporary: String::new(),
             size: found.size,
             digest: found.digest,
+            created: created.timestamp_micros(),
         };
         Ok((row, path))
     }

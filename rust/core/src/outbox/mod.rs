@@ -90,6 +90,8 @@ pub struct NewRow {
     pub size: u64,
     /// Digest of the file.
     pub digest: [u8; 16],
+    /// When it was received, microseconds since 1970: what the record says.
+    pub created: i64,
 }
 
 /// A record to be published.

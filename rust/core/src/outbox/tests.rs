@@ -11,6 +11,7 @@ fn row(number: u32) -> NewRow {
         temporary: format!("{number}.part"),
         size: u64::from(number),
         digest: [7; 16],
+        created: now_micros(),
     }
 }
 
@@ -250,4 +251,18 @@ fn many_writers_share_commits() {
     });
     outbox.flush().unwrap();
     assert_eq!(claimed(&outbox, Topic::Main).len(), 400);
+}
+
+#[test]
+fn an_orderly_end_is_seen_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.sqlite");
+    let (outbox, _) = open(&path);
+    stored(&outbox, 0..3);
+    assert!(matches!(
+        health::examine(&path).unwrap(),
+        health::Condition::Interrupted(_)
+    ));
+    drop(outbox);
+    assert_eq!(health::examine(&path).unwrap(), health::Condition::Clean);
 }

@@ -111,6 +111,10 @@ impl Writer {
                 due = (!self.lazy.is_empty()).then(|| Instant::now() + RETRY_DELAY);
             }
             if stop {
+                // An empty log tells the next start that there was an orderly end. Where that fails, it looks through the files.
+                let _ = self
+                    .connection
+                    .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
                 return;
             }
         }
@@ -327,7 +331,7 @@ impl Writer {
                     )?
                     .execute(params![
                         row.trace_id, row.key, row.payload, row.path, path_hash(&row.path), row.temporary,
-                        i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, ALL_PENDING, now_micros()
+                        i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, ALL_PENDING, row.created
                     ])?;
                 delta.pending += 1;
                 delta.bytes += i64::try_from(row.payload.len()).unwrap_or(0);
