@@ -82,6 +82,9 @@ kafka: $(STAMPS)/build $(STAMPS)/test-tools ## A Kafka broker on 127.0.0.1:9092 
 bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine
 	$(BIN)/python -m pytest benches -s --timeout 900 --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
+bench-durability: $(STAMPS)/build $(STAMPS)/test-tools ## What we and others lose under kill -9 and power cuts, ROUNDS times (default 100)
+	STORESCP_DURABILITY_ROUNDS=$${ROUNDS:-100} $(BIN)/python -m pytest benches/bench_durability.py -s --timeout 0
+
 soak: $(STAMPS)/build $(STAMPS)/test-tools ## Every fault of a broker, RECORDS records (default 200000), and 500 lost answers
 	STORESCP_SOAK_RECORDS=$${RECORDS:-200000} STORESCP_LOST_ANSWERS=500 $(BIN)/python -m pytest -s --timeout 0 \
 	  tests/kafka/test_soak.py tests/kafka/test_faults.py::test_answers_that_are_lost_after_the_write
@@ -108,4 +111,4 @@ wheel: | check-tools ## Build a wheel into dist/
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench soak tables crash fuzz wheel clean
+.PHONY: help check-tools build run test lint format kafka bench bench-durability soak tables crash fuzz wheel clean

@@ -1,4 +1,4 @@
-"""What receivers acknowledged and lost: kill -9 under load, and power cuts, the same for each of them."""
+"""What receivers acknowledged and lost, under kill -9 and power cuts; what each level of durability costs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from quiet import quiet
+from sender import Round
 from support.faults import slice_of_any_size
 from support.instances import Instance
 from support.load import Ledger, digest, start_senders
 from support.mounts import disk
+from support.service import ServiceProcess
 
 ROUNDS = int(os.environ.get("STORESCP_DURABILITY_ROUNDS", "5"))
+COST_ROUNDS = 7
 SENDERS = {"kill -9": 8, "power cut": 4}
 
 
@@ -231,3 +237,33 @@ def test_power_cut(tmp_path: Path, receiver_class: type[Receiver]) -> None:
             power.unmount()
             power.mount()
         tell(receiver, ledger, "power cut")
+
+
+@pytest.mark.parametrize("associations", [1, 8])
+@pytest.mark.parametrize("size", [64, 512], ids=["8 KiB", "512 KiB"])
+def test_what_each_level_costs(bench_folder: Path, size: int, associations: int) -> None:
+    """Rounds interleaved, medians; every instance must be there in the end."""
+    levels = ("none", "data", "full")
+    count = 1600 if size == 64 else 320
+    services = {
+        level: ServiceProcess(bench_folder / level, env={"STORESCP_LOCAL_STORAGE__DURABILITY": level})
+        for level in levels
+    }
+    seconds: dict[str, list[float]] = {level: [] for level in levels}
+    for number in range(COST_ROUNDS + 1):
+        parts = [
+            Round(number * associations + part, count // associations, 16384, rows=size) for part in range(associations)
+        ]
+        for level, service in services.items():
+            quiet(bench_folder)
+            began = time.perf_counter()
+            with ThreadPoolExecutor(associations) as pool:
+                list(pool.map(lambda part, port=service.port: part.send(port), parts))
+            if number:
+                seconds[level].append(time.perf_counter() - began)
+    for service in services.values():
+        assert len(service.files()) == count * (COST_ROUNDS + 1)
+        assert service.stop() == 0
+    rates = {level: count / statistics.median(values) for level, values in seconds.items()}
+    told = ", ".join(f"{level} {rate:.0f}/s ({rate / rates['none']:.2f})" for level, rate in rates.items())
+    print(f"\n{size * size * 2 >> 10} KiB, {associations} associations: {told}")

@@ -28,6 +28,7 @@ from storescp.network.identity import Users
 from storescp.network.listener import Address, Listener
 from storescp.network.negotiation import Negotiator
 from storescp.network.tls import load_tls
+from storescp.notify import notify, notify_reloading
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.settings import Settings
@@ -267,6 +268,7 @@ class Service:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
                 print(f"{line} (TLS)" if address.tls else line, flush=True)  # noqa: T201
+            notify("READY=1")
             self._wait(server, engine, trail)
         log.info("service.stopped")
         return EXIT_OK
@@ -375,7 +377,9 @@ class Service:
             self._woken.clear()
             if self._reload_requested:
                 self._reload_requested = False
+                notify_reloading()
                 trail.reloaded(succeeded=self._reload(server))
+                notify("READY=1")
             if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
                 self._licence.check(datetime.now(UTC))
@@ -472,6 +476,7 @@ class Service:
 
     def _drain(self, server: Server, engine: Engine) -> None:
         timeouts = self._settings.service
+        notify("STOPPING=1")
         log.info("service.draining", drain_timeout=timeouts.drain_timeout)
         server.stop_accepting()
         finished = server.join(timeouts.drain_timeout)

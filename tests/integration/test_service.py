@@ -237,6 +237,25 @@ def test_sigterm_lets_running_associations_finish(start_service: StartService, e
         socket.create_connection(("127.0.0.1", scp.port), 5)
 
 
+def test_systemd_is_told_how_it_is(start_service: StartService, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        scp = start_service(env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert manager.recv(100) == b"READY=1"
+        scp.process.send_signal(signal.SIGHUP)
+        assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert manager.recv(100) == b"READY=1"
+        association = RawAssociation(scp.port, CONTEXTS)
+        scp.process.send_signal(signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
+        # It is said before the last association has ended.
+        instance = ct_slice(1)
+        assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0
+        association.release()
+        assert scp.process.wait(20) == 0
+
+
 @pytest.mark.parametrize("mode", ["--non-blocking", "--blocking"])
 @pytest.mark.parametrize("engine", ["rust", "python"])
 def test_a_drain_ends_at_its_deadline_with_an_abort(start_service: StartService, engine: str, mode: str) -> None:

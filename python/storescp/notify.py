@@ -1,0 +1,30 @@
+"""Telling systemd how the service is (sd_notify(3)), where it wants to know."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import structlog
+
+log = structlog.get_logger("storescp.notify")
+
+
+def notify(state: str) -> None:
+    """Sends a state, such as `READY=1`, to the socket that NOTIFY_SOCKET names, if it does."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # abstract
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer:
+            peer.sendto(state.encode(), address)
+    except OSError as error:
+        log.warning("notify.failed", reason=str(error))
+
+
+def notify_reloading() -> None:
+    """The beginning of a reload; its end is `READY=1`."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
