@@ -13,6 +13,7 @@ __all__ = [
     "InstanceFact",
     "OutboxRow",
     "ScanResult",
+    "Sender",
     "Tls",
     "Transcoder",
     "__version__",
@@ -167,6 +168,20 @@ class ScanResult:
     accession_number: str | None
     number_of_frames: int
     has_pixel_data: bool
+
+@final
+class Sender:
+    def __new__(
+        cls, host: str, port: int, calling: str, called: str, contexts: list[tuple[str, str]], timeout: float
+    ) -> Sender: ...
+    def accepts(self, sop_class: str, transfer_syntax: str) -> bool: ...
+    def store_file(
+        self, path: str | PathLike[str], sop_class: str, sop_instance: str, transfer_syntax: str
+    ) -> tuple[int, str, float]: ...
+    def store_many(
+        self, sop_class: str, transfer_syntax: str, instances: list[tuple[str, bytes]]
+    ) -> list[tuple[int, float]]: ...
+    def release(self) -> None: ...
 
 def examine_file(path: str | PathLike[str], tenant: str) -> tuple[int, bytes, str]: ...
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...

@@ -500,12 +500,16 @@ def send_command(
         except PeerError as error:
             unreadable += 1
             click.echo(f"skipped   {error}", err=True)
-    report = send(host, port, calling, called, outgoing)
+    total = sum(file.bytes for file in outgoing)
+    with click.progressbar(length=total, label="sending", file=sys.stderr) as bar:
+        report = send(host, port, calling, called, outgoing, bar.update)
     for path, reason in report.refused:
         click.echo(f"not taken {path}: {reason}", err=True)
     sent = report.statuses[0]
     rate = sent / report.seconds if report.seconds else 0.0
-    click.echo(f"{sent} of {len(outgoing)} stored, {report.bytes} bytes, {report.seconds:.2f} s, {rate:.0f}/s")
+    speed = report.bytes / report.seconds / 1e6 if report.seconds else 0.0
+    told = f"{report.bytes} bytes, {report.seconds:.2f} s, {rate:.0f}/s, {speed:.1f} MB/s"
+    click.echo(f"{sent} of {len(outgoing)} stored, {told}")
     context.exit(EXIT_FOUND if report.refused or unreadable else 0)
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
-from pynetdicom import _config
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from storescp.errors import StorescpError
+from storescp import _core
+from storescp.errors import CoreError, StorescpError
 from storescp.network.contexts import VERIFICATION
 
 _SOP_INSTANCE_UID = 0x00080018
@@ -34,6 +34,7 @@ class OutgoingFile:
 
     path: Path
     sop_class_uid: str
+    sop_instance_uid: str
     transfer_syntax: str
     bytes: int
 
@@ -71,22 +72,24 @@ def read_header(path: Path) -> OutgoingFile:
     """What negotiation must know of a PS3.10 file.
 
     Raises:
-        PeerError: it is none, or names no SOP class.
+        PeerError: it is none, or does not name what it is.
     """
     try:
         with path.open("rb") as file:
             dataset = read_partial(file, stop_when=lambda tag, _vr, _length: tag > _SOP_INSTANCE_UID)
     except (OSError, InvalidDicomError, ValueError) as error:
         raise PeerError(f"{path}: {error}") from None
-    sop_class = str(dataset.get("SOPClassUID", ""))
+    sop_class, sop_instance = str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", ""))
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-    if not sop_class or not syntax:
-        raise PeerError(f"{path}: names no SOP class or transfer syntax")
-    return OutgoingFile(path, sop_class, syntax, path.stat().st_size)
+    if not sop_class or not sop_instance or not syntax:
+        raise PeerError(f"{path}: names no SOP class, SOP instance or transfer syntax")
+    return OutgoingFile(path, sop_class, sop_instance, syntax, path.stat().st_size)
 
 
-def send(host: str, port: int, calling: str, called: str, files: Sequence[OutgoingFile]) -> SendReport:
-    """Sends files as they are, over as many associations as their contexts need.
+def send(
+    host: str, port: int, calling: str, called: str, files: Sequence[OutgoingFile], progress: Callable[[int], object]
+) -> SendReport:
+    """Sends files as they are, over as many associations as their contexts need; `progress` is told of bytes.
 
     Raises:
         PeerError: the peer could not be reached, refused or went away.
@@ -94,40 +97,33 @@ def send(host: str, port: int, calling: str, called: str, files: Sequence[Outgoi
     report = SendReport()
     started = time.perf_counter()
     contexts = list(dict.fromkeys((file.sop_class_uid, file.transfer_syntax) for file in files))
-    # The data set goes out as it lies in the file, in pieces: nothing is decoded or held in memory.
-    _config.STORE_SEND_CHUNKED_DATASET = True
     for at in range(0, len(contexts), _MAX_CONTEXTS):
         some = contexts[at : at + _MAX_CONTEXTS]
         chosen = set(some)
         batch = [file for file in files if (file.sop_class_uid, file.transfer_syntax) in chosen]
-        _send_batch(_associate(host, port, calling, called, some), batch, report)
+        try:
+            association = _core.Sender(host, port, calling, called, some, _TIMEOUT_SECONDS)
+            for file in batch:
+                _send_one(association, file, report)
+                progress(file.bytes)
+            association.release()
+        except CoreError as error:
+            raise PeerError(f"{host}:{port}: {error}") from None
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _send_batch(association: Association, files: Sequence[OutgoingFile], report: SendReport) -> None:
-    accepted = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
-    try:
-        for file in files:
-            if (file.sop_class_uid, file.transfer_syntax) not in accepted:
-                report.refused.append((file.path, "the peer does not accept its class in its transfer syntax"))
-                continue
-            try:
-                status = association.send_c_store(file.path)
-            except (ValueError, AttributeError, RuntimeError) as error:
-                report.refused.append((file.path, str(error)))
-                continue
-            if not status:
-                raise PeerError(f"{file.path}: no response, the association is gone")
-            report.statuses[status.Status] += 1
-            if status.Status == 0:
-                report.bytes += file.bytes
-            else:
-                comment = f" {status.ErrorComment}" if "ErrorComment" in status else ""
-                report.refused.append((file.path, f"{status.Status:04X}{comment}"))
-    finally:
-        if association.is_established:
-            association.release()
+def _send_one(association: _core.Sender, file: OutgoingFile, report: SendReport) -> None:
+    if not association.accepts(file.sop_class_uid, file.transfer_syntax):
+        report.refused.append((file.path, "the peer does not accept its class in its transfer syntax"))
+        return
+    identity = (file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax)
+    status, comment, _ = association.store_file(file.path, *identity)
+    report.statuses[status] += 1
+    if status == 0:
+        report.bytes += file.bytes
+    else:
+        report.refused.append((file.path, f"{status:04X} {comment}".rstrip()))
 
 
 def _associate(host: str, port: int, calling: str, called: str, contexts: Sequence[tuple[str, str]]) -> Association:

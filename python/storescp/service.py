@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -32,6 +31,7 @@ from storescp.notify import notify, notify_reloading
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.settings import Settings
+from storescp.signals import listening
 
 if TYPE_CHECKING:
     from storescp.publish.kafka import KafkaSink
@@ -228,7 +228,6 @@ class Service:
         self._reload_requested = False
         self._woken = threading.Event()
         self._measuring: threading.Thread | None = None
-        self._signals = 0
         self._events_over = threading.Event()
 
     def run(self) -> int:
@@ -253,7 +252,7 @@ class Service:
             self._admission = Admission(settings, lambda: self._unavailable(engine))
             self._admission.users = users
             server = self._make_server(engine, tls, trail)
-            self._install_signals()
+            running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
             publisher.start()
@@ -351,23 +350,14 @@ class Service:
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )
 
-    def _install_signals(self) -> None:
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGHUP, self._on_reload_signal)
-
-    def _on_reload_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._reload_requested = True
-        self._woken.set()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self._signals += 1
-        if self._signals > 1:
+    def _hear(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._reload_requested = True
+        elif self._stop_requested.is_set():
             # The second signal means now: nothing acknowledged can be lost, everything is durable already.
             os._exit(128 + number)
-        self._stop_requested.set()
+        else:
+            self._stop_requested.set()
         self._woken.set()
 
     def _wait(self, server: Server, engine: Engine, trail: Trail) -> None:

@@ -86,6 +86,22 @@ pub fn decode(head: &[u8]) -> Option<FileMeta> {
     (!meta.transfer_syntax.is_empty()).then_some(meta)
 }
 
+/// Where the data set of a PS3.10 file begins, whatever wrote it: behind the last element of group 0002.
+#[must_use]
+pub fn dataset_at(head: &[u8]) -> Option<usize> {
+    let mut rest = head.get(PREAMBLE_BYTES..)?.strip_prefix(b"DICM")?;
+    while let Some((&[2, 0, _, _, v, r, a, b], after)) = rest.split_first_chunk::<8>() {
+        let (size, value) = if matches!(&[v, r], b"OB" | b"UN") {
+            let (&long, value) = after.split_first_chunk::<4>()?;
+            (usize::try_from(u32::from_le_bytes(long)).ok()?, value)
+        } else {
+            (usize::from(u16::from_le_bytes([a, b])), after)
+        };
+        (_, rest) = value.split_at_checked(size)?;
+    }
+    Some(head.len() - rest.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +121,9 @@ mod tests {
             source_ae_title: "CT1".to_owned(),
         };
         assert_eq!(decode(&file), Some(meta));
+        assert_eq!(dataset_at(&file), Some(header.len()));
+        assert_eq!(dataset_at(&header[..header.len() - 1]), None);
+        assert_eq!(dataset_at(b"junk"), None);
         assert_eq!(decode(&header[..header.len() - 1]), None);
         assert_eq!(decode(b"junk"), None);
     }

@@ -28,6 +28,7 @@ pub mod net;
 pub mod outbox;
 pub mod record;
 pub mod recovery;
+pub mod sender;
 pub mod status;
 pub mod store;
 pub mod tenants;

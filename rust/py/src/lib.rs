@@ -6,6 +6,7 @@ mod boundary;
 mod engine;
 mod gate;
 mod info;
+mod sender;
 mod transcode;
 
 use pyo3::prelude::*;
@@ -34,6 +35,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(info::outbox_migrations, module)?)?;
+    module.add_class::<sender::Sender>()?;
     module.add_class::<transcode::Transcoder>()?;
     module.add_function(wrap_pyfunction!(transcode::transcode, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_plan, module)?)?;
