@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import random
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +15,7 @@ import pydicom
 import pytest
 
 from quiet import quiet
+from receivers import DcmtkForking, DicomRs, Orthanc, Ours, Pynetdicom, Receiver
 from sender import Round
 from support.faults import slice_of_any_size
 from support.instances import Instance
@@ -32,124 +26,6 @@ from support.service import ServiceProcess
 ROUNDS = int(os.environ.get("STORESCP_DURABILITY_ROUNDS", "5"))
 COST_ROUNDS = 7
 SENDERS = {"kill -9": 8, "power cut": 4}
-
-
-class Receiver:
-    """A process that receives into a folder; its defaults are kept, but for what many associations need."""
-
-    name = ""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @staticmethod
-    def is_installed() -> bool:
-        raise NotImplementedError
-
-    def command(self) -> list[str]:
-        raise NotImplementedError
-
-    def visible(self) -> Iterator[Path]:
-        """Files that a reader of the folder would take for instances."""
-        yield from (file for file in self.folder.rglob("*") if file.is_file())
-
-    def start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder.mkdir(exist_ok=True)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-        self._process = subprocess.Popen(
-            self.command(),
-            env=environment | {"STORESCP_LOCAL_STORAGE__MIN_FREE_BYTES": "0"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            assert time.monotonic() < deadline, f"{self.name} does not listen"
-            assert self._process.poll() is None, f"{self.name} ended with {self._process.returncode}"
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """With all processes that it started."""
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
-
-
-class Ours(Receiver):
-    name = "storescp"
-
-    @staticmethod
-    def is_installed() -> bool:
-        return True
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "storescp", "-p", str(self.port), "-o", str(self.folder)]
-
-    def visible(self) -> Iterator[Path]:
-        yield from (file for file in self.folder.glob("[!.]*/**/*.dcm"))
-
-
-class Dcmtk(Receiver):
-    name = "DCMTK storescp"
-
-    @staticmethod
-    def is_installed() -> bool:
-        return shutil.which("storescp", path="/usr/bin:/usr/local/bin") is not None
-
-    def command(self) -> list[str]:
-        program = shutil.which("storescp", path="/usr/bin:/usr/local/bin")
-        return [str(program), "--fork", "-od", str(self.folder), str(self.port)]
-
-
-class Pynetdicom(Receiver):
-    name = "pynetdicom storescp"
-
-    @staticmethod
-    def is_installed() -> bool:
-        return True
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "pynetdicom", "storescp", str(self.port), "-od", str(self.folder)]
-
-
-class Orthanc(Receiver):
-    name = "Orthanc"
-
-    @staticmethod
-    def is_installed() -> bool:
-        return shutil.which("Orthanc") is not None
-
-    def command(self) -> list[str]:
-        config = self.folder / "orthanc.json"
-        config.write_text(
-            json.dumps(
-                {
-                    "StorageDirectory": str(self.folder / "storage"),
-                    "IndexDirectory": str(self.folder / "index"),
-                    "DicomPort": self.port,
-                    "HttpServerEnabled": False,
-                    "Plugins": [],
-                }
-            )
-        )
-        return ["Orthanc", str(config)]
-
-    def visible(self) -> Iterator[Path]:
-        for file in (self.folder / "storage").rglob("*"):
-            if file.is_file():
-                # The other attachments are summaries in JSON.
-                with file.open("rb") as content:
-                    if content.read(132)[128:] == b"DICM" or file.stat().st_size == 0:
-                        yield file
 
 
 class PixelLedger(Ledger):
@@ -166,7 +42,7 @@ class PixelLedger(Ledger):
             self.pixels[one.sop_instance] = digest(one.dataset[at:])
 
 
-RECEIVERS: list[type[Receiver]] = [Ours, Dcmtk, Pynetdicom, Orthanc]
+RECEIVERS: list[type[Receiver]] = [Ours, DcmtkForking, Pynetdicom, DicomRs, Orthanc]
 
 
 def pixels_of(file: Path) -> tuple[str, bytes] | None:
@@ -209,26 +85,26 @@ def tell(receiver: Receiver, ledger: PixelLedger, fault: str) -> None:
         else:
             partial += 1
     lost = len(ledger.uids - whole)
-    print(f"\n| {fault} | {receiver.name} | {ROUNDS} | {len(ledger.uids)} | {lost} | {partial} |")
+    print(f"\n| {fault} | {receiver.label} | {ROUNDS} | {len(ledger.uids)} | {lost} | {partial} |")
     assert ledger.uids
     if isinstance(receiver, Ours):
         assert (lost, partial) == (0, 0)
 
 
-@pytest.mark.parametrize("receiver_class", RECEIVERS, ids=lambda one: one.name)
+@pytest.mark.parametrize("receiver_class", RECEIVERS, ids=lambda one: one.label)
 def test_kill(bench_folder: Path, receiver_class: type[Receiver]) -> None:
     if not receiver_class.is_installed():
-        pytest.skip(f"{receiver_class.name} is not installed")
+        pytest.skip(f"{receiver_class.label} is not installed")
     receiver, ledger = receiver_class(bench_folder / "data"), PixelLedger()
     for number in range(ROUNDS):
         break_it(receiver, ledger, "kill -9", number, lambda: None)
     tell(receiver, ledger, "kill -9")
 
 
-@pytest.mark.parametrize("receiver_class", RECEIVERS, ids=lambda one: one.name)
+@pytest.mark.parametrize("receiver_class", RECEIVERS, ids=lambda one: one.label)
 def test_power_cut(tmp_path: Path, receiver_class: type[Receiver]) -> None:
     if not receiver_class.is_installed():
-        pytest.skip(f"{receiver_class.name} is not installed")
+        pytest.skip(f"{receiver_class.label} is not installed")
     ledger = PixelLedger()
     with disk(tmp_path, megabytes=2048) as power:
         receiver = receiver_class(power.folder / "data")

@@ -51,7 +51,7 @@ def test_64_descriptors_with_100_associations(start_service: StartService) -> No
 
     def store_one(number: int) -> str:
         try:
-            with RawAssociation(service.port, CONTEXTS, timeout=10) as association:
+            with RawAssociation(service.port, CONTEXTS, timeout=4) as association:
                 one = slice_of_any_size(f"1.2.826.0.1.{number}", number)
                 ledger.will_send(one)
                 answer = association.store(1, CT, one.sop_instance, one.dataset)

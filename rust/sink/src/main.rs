@@ -1,7 +1,7 @@
 //! Reads the socket, frames PDUs, answers 0000, and writes; with `durable` as our service does at full durability,
 //! but without outbox, checks or records. The practical limit that benches compare with.
 //!
-//! `storescp-sink FOLDER write|durable MAX_PDU_LENGTH`; prints its port.
+//! `storescp-sink PORT FOLDER write|durable MAX_PDU_LENGTH`.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -20,13 +20,12 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, folder, mode, max_pdu_length] = arguments.as_slice() else {
-        return Err("usage: storescp-sink FOLDER write|durable MAX_PDU_LENGTH".into());
+    let [_, port, folder, mode, max_pdu_length] = arguments.as_slice() else {
+        return Err("usage: storescp-sink PORT FOLDER write|durable MAX_PDU_LENGTH".into());
     };
     let (folder, durable) = (PathBuf::from(folder), mode == "durable");
     let max_pdu_length = max_pdu_length.parse()?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    println!("{}", listener.local_addr()?.port());
+    let listener = TcpListener::bind(("127.0.0.1", port.parse()?))?;
     for stream in listener.incoming() {
         let (stream, folder) = (stream?, folder.clone());
         std::thread::spawn(move || {
