@@ -136,8 +136,12 @@ class DurableSink(Sink):
     syncs = "file, names"
 
 
+# DCMTK, Orthanc on top of it: without this, delayed acknowledgements hold them at some 25 instances a second.
+NO_DELAY = {"TCP_NODELAY": "1"}
+
+
 class Dcmtk(Receiver):
-    """Without `TCP_NODELAY=1` delayed acknowledgements would hold it at some 25 instances a second."""
+    """With its defaults, one association at a time."""
 
     label = "DCMTK storescp"
     options: tuple[str, ...] = ()
@@ -151,7 +155,7 @@ class Dcmtk(Receiver):
         return [program, *self.options, "-pdu", str(self.max_pdu), "-od", str(self.folder), str(self.port)]
 
     def environment(self) -> dict[str, str]:
-        return {"TCP_NODELAY": "1"}
+        return NO_DELAY
 
 
 class DcmtkForking(Dcmtk):
@@ -203,6 +207,9 @@ class Orthanc(Receiver):
         }
         config.write_text(json.dumps(settings))
         return ["Orthanc", str(config)]
+
+    def environment(self) -> dict[str, str]:
+        return NO_DELAY
 
     def visible(self) -> Iterator[Path]:
         for file in (self.folder / "storage").rglob("*"):
