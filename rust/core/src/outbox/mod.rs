@@ -21,7 +21,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use crate::failpoint;
 use crate::store::path_hash;
 pub use schema::MIGRATIONS;
-use writer::{Lazy, Op, Reply, Writer};
+use writer::{Lazy, LazyQueue, Op, Reply, Writer};
 
 const ALL_PENDING: i64 = 0b11;
 const QUEUE: usize = 4096;
@@ -161,6 +161,7 @@ struct Shared {
     pending: AtomicI64,
     dead: AtomicI64,
     bytes: AtomicI64,
+    lazy: Mutex<LazyQueue>,
     /// `ready` of the last row that became publishable.
     last_ready: Mutex<i64>,
     changed: Condvar,
@@ -271,7 +272,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the queue is closed; start-up settles the row then.
     pub fn publishable(&self, id: i64) -> Result<(), OutboxError> {
-        self.send(Op::Lazy(Lazy::Publishable(id)))
+        self.send_lazily(Lazy::Publishable(id))
     }
 
     /// Takes back a row whose file never got its name. Committed with the next transaction that succeeds.
@@ -279,7 +280,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the queue is closed; start-up settles the row then.
     pub fn remove(&self, id: i64) -> Result<(), OutboxError> {
-        self.send(Op::Lazy(Lazy::Remove(id)))
+        self.send_lazily(Lazy::Remove(id))
     }
 
     /// Whether a row describes the file with this path, size and digest.
@@ -407,7 +408,7 @@ impl Outbox {
     /// [`OutboxError`] when the queue is closed.
     pub fn done(&self, topic: Topic, ids: Vec<i64>) -> Result<(), OutboxError> {
         failpoint::hit("delivered");
-        self.send(Op::Lazy(Lazy::Done { topic, ids }))
+        self.send_lazily(Lazy::Done { topic, ids })
     }
 
     /// Commits everything recorded before.
@@ -509,6 +510,11 @@ impl Outbox {
             .prepare_cached(query)?
             .query_row(parameters, |row| row.get(0))?;
         Ok(found)
+    }
+
+    fn send_lazily(&self, lazy: Lazy) -> Result<(), OutboxError> {
+        let wake = lock(&self.shared.lazy).push(lazy);
+        wake.map_or(Ok(()), |delay| self.send(Op::Look(delay)))
     }
 
     fn send(&self, op: Op) -> Result<(), OutboxError> {

@@ -22,16 +22,47 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 pub(super) type Reply<T> = SyncSender<Result<T, OutboxError>>;
 
 /// What nobody waits for; it goes with the next transaction.
+#[derive(Debug)]
 pub(super) enum Lazy {
     Publishable(i64),
     Remove(i64),
     Done { topic: Topic, ids: Vec<i64> },
 }
 
+impl Lazy {
+    /// How long it may wait for company.
+    fn delay(&self) -> Duration {
+        match self {
+            Self::Publishable(_) | Self::Remove(_) => MARK_DELAY,
+            Self::Done { .. } => DONE_DELAY,
+        }
+    }
+}
+
+/// Lazy ones on their way. They do not wake the writer where it looks by itself soon, which is so after every commit: a
+/// mark follows its row within a moment.
+#[derive(Debug, Default)]
+pub(super) struct LazyQueue {
+    waiting: Vec<Lazy>,
+    is_looking: bool,
+}
+
+impl LazyQueue {
+    /// Puts one in; how long the writer may wait, where it must be woken.
+    pub(super) fn push(&mut self, lazy: Lazy) -> Option<Duration> {
+        let delay = lazy.delay();
+        self.waiting.push(lazy);
+        let wake = !self.is_looking;
+        self.is_looking = true;
+        wake.then_some(delay)
+    }
+}
+
 /// What the writer is asked for.
 pub(super) enum Op {
     Insert(Box<NewRow>, Reply<i64>),
-    Lazy(Lazy),
+    /// Something lies in the queue of lazy ones; it may wait so long.
+    Look(Duration),
     Exists {
         path: String,
         size: u64,
@@ -94,21 +125,19 @@ impl Writer {
             let mut batch = Vec::new();
             let mut stop = false;
             match first {
-                Ok(op) => stop |= self.gather(op, &mut batch, &mut due),
+                Ok(op) => stop |= Self::gather(op, &mut batch, &mut due),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => stop = true,
             }
             while !stop && batch.len() < BATCH {
                 match inbox.try_recv() {
-                    Ok(op) => stop |= self.gather(op, &mut batch, &mut due),
+                    Ok(op) => stop |= Self::gather(op, &mut batch, &mut due),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => stop = true,
                 }
             }
             if !batch.is_empty() || stop || due.is_some_and(|due| due <= Instant::now()) {
-                self.commit(batch);
-                // What a failed commit left waits again and is not spun on.
-                due = (!self.lazy.is_empty()).then(|| Instant::now() + RETRY_DELAY);
+                due = self.commit(batch).map(|delay| Instant::now() + delay);
             }
             if stop {
                 // An empty log tells the next start that there was an orderly end. Where that fails, it looks through the files.
@@ -120,25 +149,29 @@ impl Writer {
         }
     }
 
-    /// Lazy ones wait for company; everything else makes a transaction. Returns whether to stop.
-    fn gather(&mut self, op: Op, batch: &mut Vec<Op>, due: &mut Option<Instant>) -> bool {
+    /// Everything but a look makes a transaction. Returns whether to stop.
+    fn gather(op: Op, batch: &mut Vec<Op>, due: &mut Option<Instant>) -> bool {
         match op {
             Op::Stop => return true,
-            Op::Lazy(lazy) => {
-                let delay = match lazy {
-                    Lazy::Publishable(_) | Lazy::Remove(_) => MARK_DELAY,
-                    Lazy::Done { .. } => DONE_DELAY,
-                };
+            Op::Look(delay) => {
                 let wanted = Instant::now() + delay;
                 *due = Some(due.map_or(wanted, |due| due.min(wanted)));
-                self.lazy.push(lazy);
             }
             other => batch.push(other),
         }
         false
     }
 
-    fn commit(&mut self, batch: Vec<Op>) {
+    /// Commits a batch and what was lazy until now. Returns when to look again, where somebody counts on it.
+    fn commit(&mut self, batch: Vec<Op>) -> Option<Duration> {
+        {
+            let mut queue = lock(&self.shared.lazy);
+            self.lazy.append(&mut queue.waiting);
+            queue.is_looking = !batch.is_empty() || !self.lazy.is_empty();
+            if !queue.is_looking {
+                return None;
+            }
+        }
         match self.transact(&batch) {
             Ok((answers, delta)) => {
                 self.lazy.clear();
@@ -154,12 +187,15 @@ impl Writer {
                 for (op, answer) in batch.into_iter().zip(answers) {
                     op.reply(Ok(answer));
                 }
+                Some(MARK_DELAY)
             }
             Err(error) => {
                 let _ = self.connection.execute_batch("ROLLBACK");
                 for op in batch {
                     op.reply(Err(error.clone()));
                 }
+                // What is left waits again and is not spun on.
+                Some(RETRY_DELAY)
             }
         }
     }
@@ -376,7 +412,7 @@ impl Writer {
                     .execute(params![before, most])?;
                 Ok(i64::try_from(pruned).unwrap_or(0))
             }
-            Op::Flush(_) | Op::Lazy(_) | Op::Stop => Ok(0),
+            Op::Flush(_) | Op::Look(_) | Op::Stop => Ok(0),
         }
     }
 }
@@ -395,7 +431,7 @@ impl Op {
             Self::AdoptRetries(reply) | Self::Prune { reply, .. } => reply
                 .send(answer.map(|count| u64::try_from(count).unwrap_or(0)))
                 .is_ok(),
-            Self::Lazy(_) | Self::Stop => true,
+            Self::Look(_) | Self::Stop => true,
         };
     }
 }
