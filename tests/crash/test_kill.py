@@ -51,6 +51,28 @@ def test_kill_under_load_loses_nothing_that_was_acknowledged(start_service: Star
     assert row.slowest_start < 2 or engine == "python"
 
 
+@pytest.mark.timeout(0)
+def test_each_engine_takes_up_what_the_other_left(start_service: StartService) -> None:
+    row = Row("R1 kill -9, the engines by turns", rounds(100, 4))
+    ledger = Ledger()
+    root = None
+    for number in range(row.rounds):
+        service = start_service(root=root, engine=("rust", "python")[number % 2])
+        root = service.root
+        row.started(service)
+        senders = start_senders(
+            service.port, ledger, senders=4, count=10_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
+        )
+        ledger.wait_for(random.randint(10, 40))
+        service.kill()
+        for sender in senders:
+            sender.join(30)
+    service = start_service(root=root)
+    assert service.stop() == 0
+    row.reconcile(service, ledger)
+    row.check()
+
+
 def names_of_fail_points(environment: dict[str, str]) -> list[str]:
     command = [sys.executable, "-m", "storescp", "--version"]
     said = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=30)

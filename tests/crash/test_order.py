@@ -1,4 +1,4 @@
-"""The order of system calls: every 0000 follows data sync, outbox sync, rename and directory sync."""
+"""The order of system calls: every 0000 follows data sync, row sync, rename and directory sync."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None
     assert scp.stop() == 0
     strace.communicate(timeout=20)
 
-    answered, since = 0, dict.fromkeys(("created", "data", "outbox", "name", "folder"), False)
+    answered, since = 0, dict.fromkeys(("created", "data", "row", "name", "folder"), False)
     for call in finished_calls(trace):
         if call.startswith("openat(") and ".part" in call:
             since["created"] = True
         elif call.startswith("fdatasync(") and ".part>" in call:
             since["data"] = True
-        elif call.startswith(("fsync(", "fdatasync(")) and "outbox.sqlite-wal>" in call:
-            since["outbox"] = True
+        elif call.startswith(("fsync(", "fdatasync(")) and "/journal-" in call:
+            since["row"] = True
         elif call.startswith("rename"):
             assert since["created"]
             assert since["data"], "named before its data was synced"
-            assert since["outbox"], "named before its row was synced"
+            assert since["row"], "named before its row was synced"
             since["name"] = True
         elif call.startswith("fsync(") and "/1.2.826.0.1." in call:
             since["folder"] = since["name"]

@@ -58,12 +58,37 @@ def lose_the_file(folder: Path) -> None:
             file.unlink()
 
 
-FAULTS = (tear_behind_the_log, cut_the_log, write_over_the_log, write_over_pages, cut_the_file, lose_the_file)
+def write_over_the_journal(folder: Path) -> None:
+    for file in folder.glob("journal-*"):
+        write_over(file, 100)
+
+
+def lose_the_journal(folder: Path) -> None:
+    for file in folder.glob("journal-*"):
+        file.unlink()
+
+
+def lose_everything(folder: Path) -> None:
+    lose_the_file(folder)
+    lose_the_journal(folder)
+
+
+FAULTS = (
+    tear_behind_the_log,
+    cut_the_log,
+    write_over_the_log,
+    write_over_pages,
+    cut_the_file,
+    lose_the_file,
+    write_over_the_journal,
+    lose_the_journal,
+    lose_everything,
+)
 
 
 @pytest.mark.timeout(0)
 def test_a_damaged_outbox_loses_no_record(start_service: StartService) -> None:
-    row = Row("R16 torn log, damaged or lost pages of the outbox", rounds(100, 6))
+    row = Row("R16 torn log, damaged or lost pages of outbox and journal", rounds(108, 9))
     ledger = Ledger()
     root = None
     recorded: Counter[str] = Counter()

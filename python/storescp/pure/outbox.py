@@ -32,6 +32,7 @@ class NewRow:
     temporary: str
     size: int
     digest: bytes
+    created: int | None = None  # microseconds since 1970; None: now
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Outbox:
             f"coalesce(sum({_PAYLOAD_BYTES}), 0) FROM instance WHERE pending <> 0 OR dead <> 0"
         ).fetchone()
         self._last_ready = self._next_ready() - 1
+        self._adopt_journal(path.parent, on_disk)
 
     def insert(self, row: NewRow) -> int:
         """A durable row that is not publishable yet."""
@@ -88,7 +90,7 @@ class Outbox:
                     row.size,
                     row.digest,
                     _ALL_PENDING,
-                    _now(),
+                    row.created or _now(),
                 ),
             )
             self._pending += 1
@@ -263,3 +265,26 @@ class Outbox:
                 self._connection.execute("DELETE FROM instance WHERE id = ?", (row_id,))
                 dropped += 1
         return kept, dropped
+
+    def _adopt_journal(self, folder: Path, on_disk: Callable[[str, int, bytes], bool]) -> None:
+        """Takes up what an interrupted Rust engine left in its journal: the files decide."""
+        for trace_id, key, payload, path, size, digest, created in _core.read_journal(folder):
+            row = NewRow(trace_id, key, payload, path, "", size, digest, created)
+            if self._has(row):
+                continue
+            if on_disk(path, size, row.digest):
+                self.publishable(self.insert(row))
+                self.kept += 1
+            else:
+                self.dropped += 1
+        _core.remove_journal(folder)
+
+    def _has(self, row: NewRow) -> bool:
+        """Whether the row is there, or the newest one of its path describes the same file."""
+        rows = self._connection.execute(
+            "SELECT trace_id, size, digest FROM instance WHERE path_hash = ? AND path = ? ORDER BY id DESC",
+            (path_hash(row.path), row.path),
+        ).fetchall()
+        if any(trace_id == row.trace_id for trace_id, _, _ in rows):
+            return True
+        return bool(rows) and rows[0][1:] == (row.size, row.digest)

@@ -4,20 +4,23 @@
 //! `STORESCP_FAIL_POINT` arms one: its name, a colon, and how often it is passed before it ends the process.
 
 /// The places, in the order of the commit.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 17] = [
     "received",
     "transcoded",
+    "row_written",
+    "journal_written",
+    "journal_synced",
     "row_asked_for",
     "data_written",
     "data_synced",
-    "commit_begun",
-    "commit_done",
-    "row_committed",
+    "row_durable",
     "folder_made",
     "renamed",
     "folder_synced",
-    "marked",
+    "row_publishable",
     "answered",
+    "commit_begun",
+    "commit_done",
     "delivered",
 ];
 

@@ -367,31 +367,29 @@ impl<'e> Reception<'e> {
             .reserve(tenant, size.saturating_sub(before))?;
         let outbox = self.engine.outbox();
         let sync_data = self.engine.config().durability.syncs_data();
+        if in_its_place {
+            // Until it is in the database, the record of the file that goes depends on it.
+            outbox.flush_rows()?;
+        }
         let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
-        // The outbox commits while the data is written and synced: neither needs the other.
-        let ticket = outbox.insert(row)?;
+        // The row is synced while the data is written and synced: neither needs the other.
+        let mut entry = outbox.insert(row)?;
         failpoint::hit("row_asked_for");
         let written = self.spool.write_out(sync_data);
         failpoint::hit("data_synced");
-        let id = ticket.wait()?;
-        failpoint::hit("row_committed");
+        entry.wait()?;
+        failpoint::hit("row_durable");
         let named = written.and_then(|()| self.name(path, folder, in_its_place));
         let stays = named.is_ok() || (self.spool.is_published() && in_its_place);
         if let Some(room) = room.filter(|_| stays) {
             room.keep(before.saturating_sub(size));
         }
-        if let Err(error) = named {
-            if stays {
-                // What was acknowledged before is gone, so what took its place must stay, with its record.
-                outbox.publishable(id)?;
-            } else {
-                // Not acknowledged and not on disk: start-up would drop the row as well.
-                outbox.remove(id)?;
-            }
-            return Err(error.into());
+        if stays {
+            // Also where it failed: what was acknowledged before is gone, so what took its place stays, with its record.
+            outbox.publishable(entry)?;
+            failpoint::hit("row_publishable");
         }
-        outbox.publishable(id)?;
-        failpoint::hit("marked");
+        named?;
         Ok(Stored::New)
     }
 
@@ -434,10 +432,9 @@ impl<'e> Reception<'e> {
         self.make_existing_durable(path)?;
         let outbox = self.engine.outbox();
         if !outbox.describes(&path.relative(), size, digest)? {
-            let id = outbox
-                .insert(self.row(tenant, index, path, size, digest)?)?
-                .wait()?;
-            outbox.publishable(id)?;
+            let mut entry = outbox.insert(self.row(tenant, index, path, size, digest)?)?;
+            entry.wait()?;
+            outbox.publishable(entry)?;
         }
         Ok(Stored::Identical)
     }

@@ -252,7 +252,7 @@ impl Engine {
             return Ok(());
         }
         match self.record_file(relative) {
-            Ok(_) => recovered.recorded += 1,
+            Ok(()) => recovered.recorded += 1,
             Err(error @ (NotOurs::Interrupted | NotOurs::Outbox(_))) => return Err(error),
             // It is not ours to judge: `verify` shows it.
             Err(_) => recovered.left += 1,
@@ -279,7 +279,7 @@ impl Engine {
     /// [`NotOurs`].
     pub fn republish(&self, relative: &str) -> Result<Republished, NotOurs> {
         match self.outbox().newest(relative)? {
-            None => self.record_file(relative).map(|_| Republished::Recorded),
+            None => self.record_file(relative).map(|()| Republished::Recorded),
             Some(row) if row.waits => Ok(Republished::Waiting),
             Some(row) => {
                 let trace_id = Uuid::parse_str(&row.trace_id).unwrap_or_else(|_| Uuid::now_v7());
@@ -322,17 +322,18 @@ impl Engine {
     }
 
     /// A new record for a stored file.
-    fn record_file(&self, relative: &str) -> Result<i64, NotOurs> {
+    fn record_file(&self, relative: &str) -> Result<(), NotOurs> {
         let (row, path) = self.row_of_file(relative, Uuid::now_v7(), Utc::now())?;
         let store = self.tenants().store_of_path(relative);
         let _one_writer = store.lock(&path);
         // What was read may have been replaced meanwhile; then it has a row.
         if self.outbox().newest(relative)?.is_some() {
-            return Ok(0);
+            return Ok(());
         }
-        let id = self.outbox().insert(row)?.wait()?;
-        self.outbox().publishable(id)?;
-        Ok(id)
+        let mut entry = self.outbox().insert(row)?;
+        entry.wait()?;
+        self.outbox().publishable(entry)?;
+        Ok(())
     }
 
     /// What is known from the file alone: who sent it is its Source Application Entity Title, the address is lost, and what it

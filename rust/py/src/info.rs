@@ -9,6 +9,7 @@ use storescp_core::dataset::index::IndexPlan;
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
 use storescp_core::layout::{InstancePath, TenantId};
+use storescp_core::outbox::journal;
 use storescp_core::recovery::{examine, NotOurs};
 use storescp_core::status::Refusal;
 use storescp_core::transcode::plan::{can_decode, can_encode};
@@ -117,4 +118,33 @@ pub fn build_info() -> Vec<(&'static str, String)> {
 #[pyfunction]
 pub fn outbox_migrations() -> Vec<&'static str> {
     storescp_core::outbox::MIGRATIONS.to_vec()
+}
+
+/// A row of the journal: trace id, key, record, path, size, digest, when it was received (microseconds since 1970).
+type JournalRow = (String, String, String, String, u64, [u8; 16], i64);
+
+/// Rows that an interrupted Rust engine left in the journal beside the outbox's database, in their order.
+#[pyfunction]
+pub fn read_journal(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<JournalRow>> {
+    let rows = run(py, move || journal::read(&folder))?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            (
+                row.trace_id,
+                row.key,
+                row.payload,
+                row.path,
+                row.size,
+                row.digest,
+                row.created,
+            )
+        })
+        .collect())
+}
+
+/// Removes the journal, once its rows are in the database.
+#[pyfunction]
+pub fn remove_journal(py: Python<'_>, folder: PathBuf) -> PyResult<()> {
+    run(py, move || journal::remove(&folder))
 }

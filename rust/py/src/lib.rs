@@ -35,6 +35,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(info::outbox_migrations, module)?)?;
+    module.add_function(wrap_pyfunction!(info::read_journal, module)?)?;
+    module.add_function(wrap_pyfunction!(info::remove_journal, module)?)?;
     module.add_class::<sender::Sender>()?;
     module.add_class::<transcode::Transcoder>()?;
     module.add_function(wrap_pyfunction!(transcode::transcode, module)?)?;

@@ -9,7 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{params, Connection, ErrorCode, OpenFlags, Row};
 
 use super::schema::{self, MIGRATIONS};
-use super::OutboxError;
+use super::{journal, OutboxError};
 use crate::store::path_hash;
 
 /// After a clean stop a look at all pages may take so long; after any other it takes what it takes.
@@ -56,7 +56,7 @@ pub fn examine(path: &Path) -> Result<Condition, OutboxError> {
     if facts.len() == 0 && log == 0 {
         return Ok(Condition::Damaged("the file is empty".to_owned()));
     }
-    let interrupted = log > 0;
+    let interrupted = log > 0 || path.parent().is_some_and(journal::exists);
     let changed = facts.modified().map_err(io)?;
     match look(path, interrupted) {
         Ok(None) if interrupted => Ok(Condition::Interrupted(changed)),

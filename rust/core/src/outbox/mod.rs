@@ -1,17 +1,19 @@
 //! The durable queue of records (`SQLite`).
 //!
-//! One thread owns the only writing connection and commits what many associations ask for in one transaction.
-//! A row is inserted before the file gets its name and becomes publishable after; [`Outbox::open`] settles the
-//! rows in between from what lies on disk. Each topic goes through the rows by itself, in their order.
+//! A row is in the [`journal`] before its file gets its name, and goes into the database after; [`Outbox::open`] settles
+//! those in between from what lies on disk. One thread owns the only writing connection and puts what many associations
+//! bring into one transaction. Each topic goes through the rows by itself, in their order.
 
 pub mod health;
+pub mod journal;
 mod schema;
+mod settle;
 mod writer;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 use crate::failpoint;
 use crate::store::path_hash;
+use journal::{Journal, Place, Syncing};
 pub use schema::MIGRATIONS;
 use writer::{Lazy, LazyQueue, Op, Reply, Writer};
 
@@ -155,8 +158,9 @@ pub struct Lag {
     pub dead: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    journal: Journal,
     /// As in [`Backlog`].
     pending: AtomicI64,
     dead: AtomicI64,
@@ -167,26 +171,57 @@ struct Shared {
     changed: Condvar,
 }
 
-/// The queue. Dropping it commits what is waiting and ends its thread.
+/// The queue. Dropping it commits what is waiting and ends its threads.
 #[derive(Debug)]
 pub struct Outbox {
     ops: SyncSender<Op>,
     reader: Mutex<Connection>,
     shared: Arc<Shared>,
+    folder: PathBuf,
     writer: Option<JoinHandle<()>>,
 }
 
-/// A commit that was asked for and not yet waited for.
+/// A row in the journal whose file has no name yet. Dropped before [`Outbox::publishable`], it is taken back.
 #[derive(Debug)]
-pub struct Ticket(Receiver<Result<i64, OutboxError>>);
+pub struct Entry {
+    row: Option<Box<NewRow>>,
+    place: Place,
+    syncing: Syncing,
+    shared: Arc<Shared>,
+}
 
-impl Ticket {
-    /// Waits until the row is committed.
+impl Entry {
+    /// Waits until the row is as durable as configured.
     ///
     /// # Errors
-    /// [`OutboxError`]: the row is not in the queue.
-    pub fn wait(self) -> Result<i64, OutboxError> {
-        self.0.recv().map_err(|_| stopped())?
+    /// [`OutboxError`]: it is not.
+    pub fn wait(&mut self) -> Result<(), OutboxError> {
+        match self.syncing.take() {
+            Some(syncing) => syncing.recv().map_err(|_| stopped())?,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(row) = self.row.take() {
+            self.shared.count(-1, -row.payload_bytes());
+            self.shared.journal.settle([self.place]);
+        }
+    }
+}
+
+impl NewRow {
+    fn payload_bytes(&self) -> i64 {
+        i64::try_from(self.payload.len()).unwrap_or(0)
+    }
+}
+
+impl Shared {
+    fn count(&self, rows: i64, bytes: i64) {
+        self.pending.fetch_add(rows, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -201,11 +236,11 @@ fn stopped() -> OutboxError {
 }
 
 impl Outbox {
-    /// Opens the queue and settles rows that were never marked publishable: `on_disk(path, size, digest)` tells
-    /// whether the file is there.
+    /// Opens the queue and settles what an interrupted predecessor left in the journal: `on_disk(path, size, digest)` tells
+    /// whether the file is there. Whoever calls makes the names in the folder durable.
     ///
     /// # Errors
-    /// [`OutboxError`] when the database cannot be opened or a file cannot be examined.
+    /// [`OutboxError`] when the database or the journal cannot be opened, or a file cannot be examined.
     pub fn open(
         path: &Path,
         synchronous: bool,
@@ -216,8 +251,10 @@ impl Outbox {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", if synchronous { "FULL" } else { "OFF" })?;
         schema::migrate(&mut connection)?;
-        let settled = settle(&mut connection, on_disk)?;
-        let shared = Arc::new(Shared::default());
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let settled = settle::settle(&mut connection, folder, on_disk)?;
+        let journal = Journal::create(folder, synchronous)
+            .map_err(|error| OutboxError(format!("the journal: {error}")))?;
         let (pending, dead, bytes): (i64, i64, i64) = connection.query_row(
             "SELECT coalesce(sum(pending <> 0), 0), coalesce(sum(pending = 0), 0),
                  coalesce(sum(length(CAST(payload AS BLOB))), 0)
@@ -225,11 +262,16 @@ impl Outbox {
             [],
             |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )?;
-        shared.pending.store(pending, Ordering::Relaxed);
-        shared.dead.store(dead, Ordering::Relaxed);
-        shared.bytes.store(bytes, Ordering::Relaxed);
         let next_ready = next_ready(&connection)?;
-        *lock(&shared.last_ready) = next_ready - 1;
+        let shared = Arc::new(Shared {
+            journal,
+            pending: AtomicI64::new(pending),
+            dead: AtomicI64::new(dead),
+            bytes: AtomicI64::new(bytes),
+            lazy: Mutex::default(),
+            last_ready: Mutex::new(next_ready - 1),
+            changed: Condvar::new(),
+        });
         let reader = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -251,36 +293,37 @@ impl Outbox {
                 ops,
                 reader: Mutex::new(reader),
                 shared,
+                folder: folder.to_owned(),
                 writer: Some(writer),
             },
             settled,
         ))
     }
 
-    /// Asks for a row; it is durable when the ticket says so.
+    /// Puts a row into the journal; [`Entry::wait`] tells when it is durable.
     ///
     /// # Errors
-    /// [`OutboxError`] when the queue is closed.
-    pub fn insert(&self, row: NewRow) -> Result<Ticket, OutboxError> {
-        let (reply, answer) = sync_channel(1);
-        self.send(Op::Insert(Box::new(row), reply))?;
-        Ok(Ticket(answer))
+    /// [`OutboxError`]: it cannot be written, or the database is far behind.
+    pub fn insert(&self, row: NewRow) -> Result<Entry, OutboxError> {
+        let (place, syncing) = self.shared.journal.append(&row)?;
+        self.shared.count(1, row.payload_bytes());
+        Ok(Entry {
+            row: Some(Box::new(row)),
+            place,
+            syncing,
+            shared: Arc::clone(&self.shared),
+        })
     }
 
-    /// Lets the publisher see a row: its file has its name, durably. Committed with the next transaction.
+    /// Lets the publisher see a row: its file has its name, durably. It is in the database within a moment.
     ///
     /// # Errors
     /// [`OutboxError`] when the queue is closed; start-up settles the row then.
-    pub fn publishable(&self, id: i64) -> Result<(), OutboxError> {
-        self.send_lazily(Lazy::Publishable(id))
-    }
-
-    /// Takes back a row whose file never got its name. Committed with the next transaction that succeeds.
-    ///
-    /// # Errors
-    /// [`OutboxError`] when the queue is closed; start-up settles the row then.
-    pub fn remove(&self, id: i64) -> Result<(), OutboxError> {
-        self.send_lazily(Lazy::Remove(id))
+    pub fn publishable(&self, mut entry: Entry) -> Result<(), OutboxError> {
+        match entry.row.take() {
+            Some(row) => self.send_lazily(Lazy::Insert(row, entry.place)),
+            None => Ok(()),
+        }
     }
 
     /// Whether a row describes the file with this path, size and digest.
@@ -301,6 +344,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`].
     pub fn newest(&self, path: &str) -> Result<Option<Newest>, OutboxError> {
+        self.flush_rows()?;
         let reader = lock(&self.reader);
         let found = reader
             .prepare_cached(
@@ -325,6 +369,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`].
     pub fn paths_since(&self, since: i64) -> Result<Vec<String>, OutboxError> {
+        self.flush_rows()?;
         let reader = lock(&self.reader);
         let mut statement = reader
             .prepare_cached("SELECT created, path, ready IS NOT NULL FROM instance ORDER BY id DESC")?;
@@ -417,6 +462,18 @@ impl Outbox {
     /// [`OutboxError`].
     pub fn flush(&self) -> Result<(), OutboxError> {
         self.ask(Op::Flush)
+    }
+
+    /// Brings rows that are publishable into the database, where there are any that are not.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn flush_rows(&self) -> Result<(), OutboxError> {
+        if lock(&self.shared.lazy).is_looking() {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Records that publication to a topic failed, and why. Everything recorded before is committed then.
@@ -534,6 +591,10 @@ impl Drop for Outbox {
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
+        if self.shared.journal.is_settled() {
+            // Its absence tells the next start that there was an orderly end. Where that fails, it looks through the files.
+            let _ = journal::remove(&self.folder);
+        }
     }
 }
 
@@ -543,34 +604,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn now_micros() -> i64 {
     chrono::Utc::now().timestamp_micros()
-}
-
-/// Rows that were never marked publishable: their files decide.
-fn settle(
-    connection: &mut Connection,
-    on_disk: impl Fn(&str, u64, &[u8]) -> io::Result<bool>,
-) -> Result<Settled, OutboxError> {
-    let transaction = connection.transaction()?;
-    let mut settled = Settled::default();
-    let mut ready = next_ready(&transaction)?;
-    let open: Vec<(i64, String, i64, Vec<u8>)> = transaction
-        .prepare("SELECT id, path, size, digest FROM instance WHERE ready IS NULL ORDER BY id")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
-        .collect::<Result<_, _>>()?;
-    for (id, path, size, digest) in open {
-        if on_disk(&path, u64::try_from(size).unwrap_or(0), &digest)
-            .map_err(|error| OutboxError(format!("{path}: {error}")))?
-        {
-            transaction.execute("UPDATE instance SET ready = ?1 WHERE id = ?2", [ready, id])?;
-            ready += 1;
-            settled.kept += 1;
-        } else {
-            transaction.execute("DELETE FROM instance WHERE id = ?1", [id])?;
-            settled.dropped += 1;
-        }
-    }
-    transaction.commit()?;
-    Ok(settled)
 }
 
 /// Larger than the order of every pending row, also when the clock went back.

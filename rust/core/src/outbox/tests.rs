@@ -19,16 +19,23 @@ fn open(path: &Path) -> (Outbox, Settled) {
     Outbox::open(path, true, |_, size, _| Ok(size % 2 == 0)).unwrap()
 }
 
+fn durable(outbox: &Outbox, row: NewRow) -> Entry {
+    let mut entry = outbox.insert(row).unwrap();
+    entry.wait().unwrap();
+    entry
+}
+
 fn stored(outbox: &Outbox, numbers: std::ops::Range<u32>) -> Vec<i64> {
-    let ids: Vec<i64> = numbers
+    let paths: Vec<String> = numbers
         .map(|number| {
-            let id = outbox.insert(row(number)).unwrap().wait().unwrap();
-            outbox.publishable(id).unwrap();
-            id
+            let row = row(number);
+            let path = row.path.clone();
+            outbox.publishable(durable(outbox, row)).unwrap();
+            path
         })
         .collect();
-    outbox.flush().unwrap();
-    ids
+    let newest = |path: &String| outbox.newest(path).unwrap().unwrap().id;
+    paths.iter().map(newest).collect()
 }
 
 fn claimed(outbox: &Outbox, topic: Topic) -> Vec<i64> {
@@ -41,23 +48,23 @@ fn claimed(outbox: &Outbox, topic: Topic) -> Vec<i64> {
 fn rows_are_claimed_in_the_order_of_acknowledgement_and_only_once_publishable() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
-    let ids: Vec<i64> = (0..3)
-        .map(|n| outbox.insert(row(n)).unwrap().wait().unwrap())
-        .collect();
+    let [first, second, third] = [0, 1, 2].map(|n| durable(&outbox, row(n)));
     let start = outbox.claim(Topic::Main, 0, 10).unwrap();
     assert!(start.is_empty());
     let before = outbox.wait(0, Duration::ZERO);
     assert_eq!(outbox.wait(before, Duration::from_millis(20)), before);
-    outbox.publishable(ids[2]).unwrap();
-    outbox.publishable(ids[0]).unwrap();
+    outbox.publishable(third).unwrap();
+    outbox.publishable(first).unwrap();
     outbox.flush().unwrap();
     assert!(outbox.wait(before, Duration::ZERO) > before);
     let rows = outbox.claim(Topic::Main, 0, 10).unwrap();
-    assert_eq!([rows[0].id, rows[1].id], [ids[2], ids[0]]);
+    assert_eq!([&*rows[0].trace_id, &*rows[1].trace_id], ["trace-2", "trace-0"]);
     assert_eq!(outbox.claim(Topic::Main, rows[0].ready, 10).unwrap().len(), 1);
     assert_eq!(outbox.wait(rows[0].ready, Duration::ZERO), rows[1].ready);
     assert_eq!(outbox.wait(rows[1].ready, Duration::ZERO), rows[1].ready);
     assert_eq!(outbox.backlog().pending, 3);
+    drop(second);
+    assert_eq!(outbox.backlog().pending, 2);
 }
 
 #[test]
@@ -188,50 +195,159 @@ fn multi_byte_payloads_are_counted_in_bytes_on_both_ways() {
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
     let mut new = row(1);
     new.payload = "\"グレイ\"".to_owned();
-    let id = outbox.insert(new).unwrap().wait().unwrap();
+    let path = new.path.clone();
+    let entry = durable(&outbox, new);
     assert_eq!(outbox.backlog().bytes, 11);
-    outbox.publishable(id).unwrap();
+    outbox.publishable(entry).unwrap();
+    let id = outbox.newest(&path).unwrap().unwrap().id;
     outbox.done(Topic::Main, vec![id]).unwrap();
     outbox.done(Topic::Log, vec![id]).unwrap();
     outbox.flush().unwrap();
     assert_eq!(outbox.backlog(), Backlog::default());
 }
 
-#[test]
-fn start_up_keeps_rows_whose_file_is_there_and_drops_the_others() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("outbox.sqlite");
-    {
-        let (outbox, _) = open(&path);
-        for number in 0..4 {
-            outbox.insert(row(number)).unwrap().wait().unwrap();
-        }
+/// The folder as an interruption leaves it, for a successor.
+fn interrupted(folder: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
     }
-    let (outbox, settled) = open(&path);
-    assert_eq!(settled, Settled { kept: 2, dropped: 2 });
-    let claimed: Vec<String> = outbox
-        .claim(Topic::Main, 0, 10)
-        .unwrap()
-        .into_iter()
-        .map(|row| row.trace_id)
-        .collect();
-    assert_eq!(claimed, ["trace-0", "trace-2"]);
-    assert!(outbox.describes("t/d/s/s/2.dcm", 2, [7; 16]).unwrap());
-    assert!(!outbox.describes("t/d/s/s/2.dcm", 3, [7; 16]).unwrap());
-    assert!(!outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
+    copy
+}
+
+fn trace_ids(outbox: &Outbox) -> Vec<String> {
+    let rows = outbox.claim(Topic::Main, 0, 1000).unwrap();
+    rows.into_iter().map(|row| row.trace_id).collect()
 }
 
 #[test]
-fn a_removed_row_is_gone_and_a_published_one_stays() {
+fn start_up_keeps_rows_whose_file_is_there_and_drops_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
-    let first = outbox.insert(row(1)).unwrap().wait().unwrap();
-    let second = outbox.insert(row(2)).unwrap().wait().unwrap();
-    outbox.publishable(second).unwrap();
-    outbox.remove(first).unwrap();
-    assert!(!outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
-    outbox.remove(second).unwrap();
+    let entries: Vec<Entry> = (0..4).map(|n| durable(&outbox, row(n))).collect();
+    let copy = interrupted(folder.path());
+    drop((entries, outbox));
+    let path = copy.path().join("outbox.sqlite");
+    let (outbox, settled) = open(&path);
+    assert_eq!(settled, Settled { kept: 2, dropped: 2 });
+    assert_eq!(trace_ids(&outbox), ["trace-0", "trace-2"]);
     assert!(outbox.describes("t/d/s/s/2.dcm", 2, [7; 16]).unwrap());
+    assert!(!outbox.describes("t/d/s/s/2.dcm", 3, [7; 16]).unwrap());
+    assert!(!outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
+    drop(outbox);
+    assert_eq!(open(&path).1, Settled::default(), "the journal is done with");
+}
+
+#[test]
+fn start_up_takes_no_row_twice_and_none_whose_successor_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    drop(durable(&outbox, row(2)));
+    let again = NewRow {
+        trace_id: "again".to_owned(),
+        ..row(2)
+    };
+    outbox.publishable(durable(&outbox, again)).unwrap();
+    outbox.publishable(durable(&outbox, row(4))).unwrap();
+    outbox.flush().unwrap();
+    let copy = interrupted(folder.path());
+    drop(outbox);
+    let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
+    assert_eq!(settled, Settled::default());
+    assert_eq!(trace_ids(&outbox), ["again", "trace-4"]);
+}
+
+#[test]
+fn a_file_that_changes_and_changes_back_has_its_last_record_after_an_interruption() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    for (trace_id, digest) in [("one", [1; 16]), ("two", [2; 16])] {
+        let (trace_id, digest) = (trace_id.to_owned(), digest);
+        let row = NewRow {
+            trace_id,
+            digest,
+            ..row(2)
+        };
+        outbox.publishable(durable(&outbox, row)).unwrap();
+    }
+    outbox.flush().unwrap();
+    let (trace_id, digest) = ("three".to_owned(), [1; 16]);
+    let three = durable(
+        &outbox,
+        NewRow {
+            trace_id,
+            digest,
+            ..row(2)
+        },
+    );
+    let copy = interrupted(folder.path());
+    drop((three, outbox));
+    let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
+    assert_eq!(settled, Settled { kept: 1, dropped: 0 });
+    assert_eq!(trace_ids(&outbox), ["one", "two", "three"]);
+}
+
+#[test]
+fn a_row_that_was_taken_back_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    drop(durable(&outbox, row(1)));
+    outbox.publishable(durable(&outbox, row(2))).unwrap();
+    assert!(!outbox.describes("t/d/s/s/1.dcm", 1, [7; 16]).unwrap());
+    assert!(outbox.describes("t/d/s/s/2.dcm", 2, [7; 16]).unwrap());
+    assert_eq!(outbox.backlog().pending, 1);
+}
+
+#[test]
+fn a_journal_that_is_torn_or_damaged_gives_what_lies_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let entries: Vec<Entry> = (0..10).map(|n| durable(&outbox, row(2 * n))).collect();
+    let whole = interrupted(folder.path());
+    drop((entries, outbox));
+    let journal = whole.path().join("journal-0");
+    let bytes = std::fs::read(&journal).unwrap();
+    assert_eq!(journal::read(whole.path()).unwrap().len(), 10);
+    let length = bytes.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    let mut last = 10;
+    for at in (0..length).rev().step_by(7) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x40;
+        std::fs::write(&journal, &damaged).unwrap();
+        let rows = journal::read(whole.path()).unwrap();
+        assert!(
+            rows.len() < 10 && rows.len() <= last,
+            "{} of {last} at {at}",
+            rows.len()
+        );
+        std::fs::write(&journal, &bytes[..at]).unwrap();
+        assert_eq!(journal::read(whole.path()).unwrap().len(), rows.len());
+        last = rows.len();
+    }
+    assert_eq!(last, 0);
+}
+
+#[test]
+fn the_journal_goes_round_and_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outbox.sqlite");
+    let (outbox, _) = Outbox::open(&path, false, |_, _, _| Ok(true)).unwrap();
+    let mut kept = durable(&outbox, row(0));
+    for number in 1..2000 {
+        let mut row = row(number);
+        row.payload = format!("\"{}\"", "x".repeat(20_000));
+        outbox
+            .publishable(std::mem::replace(&mut kept, durable(&outbox, row)))
+            .unwrap();
+    }
+    let copy = interrupted(folder.path());
+    drop((kept, outbox));
+    let (outbox, settled) =
+        Outbox::open(&copy.path().join("outbox.sqlite"), false, |_, _, _| Ok(true)).unwrap();
+    assert!((1..420).contains(&settled.kept), "{settled:?}");
+    assert_eq!(claimed(&outbox, Topic::Main).len(), 1000);
+    assert_eq!(outbox.lag(Topic::Main).unwrap().pending, 2000);
 }
 
 #[test]
@@ -243,8 +359,9 @@ fn many_writers_share_commits() {
             let outbox = &outbox;
             scope.spawn(move || {
                 for number in 0..50 {
-                    let id = outbox.insert(row(thread * 100 + number)).unwrap().wait().unwrap();
-                    outbox.publishable(id).unwrap();
+                    outbox
+                        .publishable(durable(outbox, row(thread * 100 + number)))
+                        .unwrap();
                 }
             });
         }

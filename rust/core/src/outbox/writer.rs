@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{params, Connection, OptionalExtension as _};
 
-use super::{lock, now_micros, NewRow, OutboxError, Shared, Topic, ALL_PENDING};
+use super::{lock, now_micros, NewRow, OutboxError, Place, Shared, Topic, ALL_PENDING};
 use crate::failpoint;
 use crate::store::path_hash;
 
 const BATCH: usize = 512;
-/// How long a mark may wait for the next commit to carry it.
-const MARK_DELAY: Duration = Duration::from_millis(5);
+/// How long a row may wait for company: it is durable in the journal, and only the publisher waits.
+const ROW_DELAY: Duration = Duration::from_millis(10);
 /// The same for an acknowledgement of a topic: losing it costs a second delivery and no more.
 const DONE_DELAY: Duration = Duration::from_millis(100);
 /// After a commit that failed.
@@ -24,8 +24,7 @@ pub(super) type Reply<T> = SyncSender<Result<T, OutboxError>>;
 /// What nobody waits for; it goes with the next transaction.
 #[derive(Debug)]
 pub(super) enum Lazy {
-    Publishable(i64),
-    Remove(i64),
+    Insert(Box<NewRow>, Place),
     Done { topic: Topic, ids: Vec<i64> },
 }
 
@@ -33,14 +32,13 @@ impl Lazy {
     /// How long it may wait for company.
     fn delay(&self) -> Duration {
         match self {
-            Self::Publishable(_) | Self::Remove(_) => MARK_DELAY,
+            Self::Insert(..) => ROW_DELAY,
             Self::Done { .. } => DONE_DELAY,
         }
     }
 }
 
-/// Lazy ones on their way. They do not wake the writer where it looks by itself soon, which is so after every commit: a
-/// mark follows its row within a moment.
+/// Lazy ones on their way. They do not wake the writer where it looks by itself soon, which is so after every commit.
 #[derive(Debug, Default)]
 pub(super) struct LazyQueue {
     waiting: Vec<Lazy>,
@@ -56,11 +54,15 @@ impl LazyQueue {
         self.is_looking = true;
         wake.then_some(delay)
     }
+
+    /// Whether there may be something that is not yet committed.
+    pub(super) fn is_looking(&self) -> bool {
+        self.is_looking
+    }
 }
 
 /// What the writer is asked for.
 pub(super) enum Op {
-    Insert(Box<NewRow>, Reply<i64>),
     /// Something lies in the queue of lazy ones; it may wait so long.
     Look(Duration),
     Exists {
@@ -174,8 +176,13 @@ impl Writer {
         }
         match self.transact(&batch) {
             Ok((answers, delta)) => {
-                self.lazy.clear();
                 let shared = &self.shared;
+                shared
+                    .journal
+                    .settle(self.lazy.drain(..).filter_map(|lazy| match lazy {
+                        Lazy::Insert(_, place) => Some(place),
+                        Lazy::Done { .. } => None,
+                    }));
                 shared.pending.fetch_add(delta.pending, Ordering::Relaxed);
                 shared.dead.fetch_add(delta.dead, Ordering::Relaxed);
                 shared.bytes.fetch_add(delta.bytes, Ordering::Relaxed);
@@ -187,7 +194,7 @@ impl Writer {
                 for (op, answer) in batch.into_iter().zip(answers) {
                     op.reply(Ok(answer));
                 }
-                Some(MARK_DELAY)
+                Some(ROW_DELAY)
             }
             Err(error) => {
                 let _ = self.connection.execute_batch("ROLLBACK");
@@ -210,8 +217,10 @@ impl Writer {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         for lazy in &self.lazy {
             match lazy {
-                Lazy::Publishable(id) => self.mark(*id, &mut delta)?,
-                Lazy::Remove(id) => self.remove(*id, &mut delta)?,
+                Lazy::Insert(row, _) => {
+                    insert(&self.connection, row, delta.next_ready)?;
+                    delta.next_ready += 1;
+                }
                 Lazy::Done { topic, ids } => self.done(*topic, ids, &mut delta)?,
             }
         }
@@ -223,30 +232,6 @@ impl Writer {
         self.connection.prepare_cached("COMMIT")?.execute([])?;
         failpoint::hit("commit_done");
         Ok((answers, delta))
-    }
-
-    fn mark(&self, id: i64, delta: &mut Delta) -> Result<(), OutboxError> {
-        let changed = self
-            .connection
-            .prepare_cached("UPDATE instance SET ready = ?1 WHERE id = ?2")?
-            .execute([delta.next_ready, id])?;
-        delta.next_ready += i64::try_from(changed).unwrap_or(0);
-        Ok(())
-    }
-
-    fn remove(&self, id: i64, delta: &mut Delta) -> Result<(), OutboxError> {
-        let bytes: Option<i64> = self
-            .connection
-            .prepare_cached(
-                "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(CAST(payload AS BLOB))",
-            )?
-            .query_row([id], |row| row.get(0))
-            .optional()?;
-        if let Some(bytes) = bytes {
-            delta.pending -= 1;
-            delta.bytes -= bytes;
-        }
-        Ok(())
     }
 
     fn done(&self, topic: Topic, ids: &[i64], delta: &mut Delta) -> Result<(), OutboxError> {
@@ -359,20 +344,6 @@ impl Writer {
 
     fn apply(&self, op: &Op, delta: &mut Delta) -> Result<i64, OutboxError> {
         match op {
-            Op::Insert(row, _) => {
-                self.connection
-                    .prepare_cached(
-                        "INSERT INTO instance (trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-                    )?
-                    .execute(params![
-                        row.trace_id, row.key, row.payload, row.path, path_hash(&row.path), row.temporary,
-                        i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, ALL_PENDING, row.created
-                    ])?;
-                delta.pending += 1;
-                delta.bytes += i64::try_from(row.payload.len()).unwrap_or(0);
-                Ok(self.connection.last_insert_rowid())
-            }
             Op::Exists {
                 path, size, digest, ..
             } => {
@@ -417,11 +388,24 @@ impl Writer {
     }
 }
 
+/// Puts a row in whose file has its name.
+pub(super) fn insert(connection: &Connection, row: &NewRow, ready: i64) -> Result<(), OutboxError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO instance (ready, trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, '', ?7, ?8, ?9, ?10)",
+        )?
+        .execute(params![
+            ready, row.trace_id, row.key, row.payload, row.path, path_hash(&row.path),
+            i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, ALL_PENDING, row.created
+        ])?;
+    Ok(())
+}
+
 impl Op {
     /// Tells whoever waits; nobody waiting any more is not an error.
     fn reply(self, answer: Result<i64, OutboxError>) {
         let _ = match self {
-            Self::Insert(_, reply) => reply.send(answer).is_ok(),
             Self::Exists { reply, .. } => reply.send(answer.map(|found| found != 0)).is_ok(),
             Self::Fail { reply, .. }
             | Self::Reject { reply, .. }
