@@ -122,12 +122,11 @@ class Admission:
 
     def tenancy(self, called: str, calling: str, peer: Peer) -> Tenancy:
         """The tenant by the first rule that matches, else the default."""
-        source = ipaddress.ip_address(peer.address)
         for rule, network, subject in self._rules:
             matches = (
                 (rule.called_ae is None or rule.called_ae == called)
                 and (rule.calling_ae is None or rule.calling_ae == calling)
-                and (network is None or source in network)
+                and (network is None or ipaddress.ip_address(peer.address) in network)
                 and (subject is None or subject.matches(peer.subject))
             )
             if matches:

@@ -1,24 +1,19 @@
-"""The listening socket: pynetdicom's server accepts, the gate and the engine do the rest."""
+"""The listening sockets: the gate accepts, pynetdicom's rules negotiate, the engine does the rest."""
 
 from __future__ import annotations
 
-import errno
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from socketserver import BaseServer
 from typing import Any
 
 import structlog
-from pynetdicom.ae import ApplicationEntity
-from pynetdicom.transport import AssociationServer
 
 from storescp import _core
 from storescp.audit.trail import Trail
-from storescp.errors import BindError, CoreError
+from storescp.errors import BindError
 from storescp.network.admission import Admission, congestion
 from storescp.network.identity import Peer
 from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection
@@ -26,76 +21,28 @@ from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.network")
 BACKLOG = 512
-_POLL_SECONDS = 0.5
-_NO_DESCRIPTOR_SECONDS = 0.1
+_WAIT_SECONDS = 60.0
 _REFUSED_LINES = 20
 
 
-class GatedServer(AssociationServer):
-    """pynetdicom's listening server; each accepted descriptor goes to the gate at once.
-
-    No thread, no handshake and no read happens on the accepting thread, so nobody can hold it up.
-    """
-
-    request_queue_size = BACKLOG
-
-    def __init__(self, address: tuple[str, int], ae_title: str, gate: _core.Gate, *, encrypted: bool) -> None:
-        self._gate = gate
-        self._encrypted = encrypted
-        self._pause = threading.Event()
-        ae = ApplicationEntity(ae_title)
-        ae.network_timeout = None
-        if ":" in address[0]:
-            server_address: tuple[str, int] | tuple[str, int, int, int] = (*address, 0, 0)
-        else:
-            server_address = address
-        super().__init__(ae, server_address, ae_title, [])
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accepts; out of descriptors, a moment passes instead of a busy loop."""
-        try:
-            return super().get_request()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                log.warning("connection.no_descriptor", reason=error.strerror)
-                self._pause.wait(_NO_DESCRIPTOR_SECONDS)
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hands the descriptor over."""
-        del client_address
-        try:
-            self._gate.add(request.detach(), self._encrypted)
-        except CoreError as error:
-            # The peer is gone already, or no descriptor is left: the connection is closed.
-            log.debug("connection.dropped", reason=str(error))
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Never print a traceback to standard error on our own account."""
-        del request
-        log.exception("connection.failed", peer=str(client_address))
-
-    def shutdown(self) -> None:
-        """Stops accepting and closes the listening socket."""
-        # pynetdicom's own shutdown expects the server in its entity's list, where only its own constructor puts it.
-        self._pause.set()
-        BaseServer.shutdown(self)
-        self.server_close()
-
-    def service_actions(self) -> None:
-        """pynetdicom collects garbage here now and then; nothing of ours needs it."""
-
-
-def bind(host: str, port: int, ae_title: str, gate: _core.Gate, *, encrypted: bool) -> GatedServer:
-    """A listening server.
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
 
     Raises:
         BindError: the address is taken or not ours.
     """
+    is_v6 = ":" in host
     try:
-        return GatedServer((host, port), ae_title, gate, encrypted=encrypted)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_v6 else socket.AF_INET,
+            backlog=BACKLOG,
+            dualstack_ipv6=is_v6 and socket.has_dualstack_ipv6(),
+        )
+    except (OSError, ValueError, OverflowError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.errno:
+            reason = os.strerror(error.errno)
         raise BindError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
@@ -139,35 +86,23 @@ class Listener:
         if settings.tls is not None:
             own_port = settings.tls.port
             ports = [(scp.port, True)] if own_port is None else [(scp.port, False), (own_port, True)]
-        self._servers: list[tuple[GatedServer, bool]] = []
+        self._sockets: list[socket.socket] = []
+        self.addresses: list[Address] = []  # what is listened on, the clear port first
         try:
             for port, encrypted in ports:
-                self._servers.append((bind(host, port, scp.ae_title, self._gate, encrypted=encrypted), encrypted))
+                listening = bind(host, port)
+                self._sockets.append(listening)
+                bound_host, bound_port = listening.getsockname()[:2]
+                self.addresses.append(Address(str(bound_host), int(bound_port), encrypted))
         except BindError:
-            for server, _ in self._servers:
-                server.server_close()
+            for listening in self._sockets:
+                listening.close()
             self._gate.stop()
             raise
         self._stopping = threading.Event()
-        self._associations = ThreadPoolExecutor(scp.max_associations, thread_name_prefix="storescp-association")
-        self._accepting = [
-            threading.Thread(
-                target=server.serve_forever,
-                kwargs={"poll_interval": _POLL_SECONDS},
-                name=f"storescp-accept{'-tls' if encrypted else ''}",
-            )
-            for server, encrypted in self._servers
-        ]
-        self._dispatching = threading.Thread(target=self._dispatch, name="storescp-dispatch")
-
-    @property
-    def addresses(self) -> list[Address]:
-        """What is listened on, the clear port first."""
-        found = []
-        for server, encrypted in self._servers:
-            host, port = server.socket.getsockname()[:2]  # type: ignore[union-attr]
-            found.append(Address(str(host), int(port), encrypted))
-        return found
+        self._lock = threading.Lock()
+        self._workers: list[threading.Thread] = []
+        self._idle = 0
 
     def set_tls(self, tls: _core.Tls) -> None:
         """New connections get other certificates; those that are open go on."""
@@ -175,68 +110,70 @@ class Listener:
 
     def start(self) -> None:
         """Begins to accept."""
-        for thread in self._accepting:
-            thread.start()
-        self._dispatching.start()
+        for listening, address in zip(self._sockets, self.addresses, strict=True):
+            self._gate.listen(listening.detach(), address.tls)
+        self._see_to_an_idle_worker()
 
     def stop_accepting(self) -> None:
         """Closes the listening sockets and the connections that are no associations; associations go on."""
         self._stopping.set()
-        for (server, _), thread in zip(self._servers, self._accepting, strict=True):
-            # Wakes the accepting thread at once instead of at its next poll.
-            server_socket = server.socket
-            if server_socket is not None:
-                try:
-                    server_socket.shutdown(socket.SHUT_RDWR)
-                except OSError as error:
-                    log.debug("listener.shutdown", reason=str(error))
-            server.shutdown()
-            thread.join()
         self._gate.stop()
 
     def join(self, timeout: float) -> bool:
         """Waits for the associations; whether all are over."""
         deadline = time.monotonic() + timeout
-        # In blocking mode the association is served by this thread.
-        self._dispatching.join(timeout)
-        if self._dispatching.is_alive():
-            return False
-        waiter = threading.Thread(target=self._associations.shutdown, name="storescp-drain", daemon=True)
-        waiter.start()
-        waiter.join(max(0.0, deadline - time.monotonic()))
-        return not waiter.is_alive()
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        return not any(worker.is_alive() for worker in self._workers)
 
-    def _dispatch(self) -> None:
+    def _see_to_an_idle_worker(self) -> None:
+        """While all others serve, one waits for the next connection: at the limit it is the one that refuses."""
+        with self._lock:
+            if self._idle or self._stopping.is_set():
+                return
+            self._idle += 1
+            number = len(self._workers)
+            worker = threading.Thread(target=self._work, name=f"storescp-association-{number}")
+            self._workers.append(worker)
+        worker.start()
+
+    def _work(self) -> None:
+        """Takes connections and serves those that are admitted; begins as an idle worker."""
         while not self._stopping.is_set():
-            connection = self._gate.next(_POLL_SECONDS)
+            connection = self._gate.next(_WAIT_SECONDS)
             self._report_refused()
-            if connection is None:
+            if connection is None or not self._may_enter(connection):
                 continue
+            with self._lock:
+                self._idle -= 1
             if self._non_blocking:
-                self._admit(connection, lambda connection: self._associations.submit(self._serve_guarded, connection))
-            else:
-                self._admit(connection, self._serve_guarded)
+                self._see_to_an_idle_worker()
+            self._serve_guarded(connection)
+            with self._lock:
+                self._idle += 1
 
     def _report_refused(self) -> None:
         refused = self._gate.take_refused()
-        for address, _, reason, detail in refused:
-            self._trail.connection_refused(address, reason, detail)
-        for address, port, reason, detail in refused[:_REFUSED_LINES]:
-            log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
+        for peer, reason, detail in refused[:_REFUSED_LINES]:
+            if peer is None:
+                log.warning("connection.not_accepted", reason=detail)
+            else:
+                address, port = peer
+                log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
         if len(refused) > _REFUSED_LINES:
             # A flood of connections must not become one of log lines.
             log.warning("connection.refused_more", count=len(refused) - _REFUSED_LINES)
+        for peer, reason, detail in refused:
+            if peer is not None:
+                self._trail.connection_refused(peer[0], reason, detail)
 
-    def _admit(self, connection: _core.Connection, serve: Callable[[_core.Connection], Any]) -> None:
+    def _may_enter(self, connection: _core.Connection) -> bool:
+        """Whether there is a place for it, which it then has; else it is refused."""
         address, port = connection.peer
-        if self._stopping.is_set():
-            rejection: Rejection | None = congestion("draining")
-        else:
-            rejection = self._admission.enter(address)
-        if rejection is None:
-            serve(connection)
-        else:
+        rejection = congestion("draining") if self._stopping.is_set() else self._admission.enter(address)
+        if rejection is not None:
             self._refuse(connection, Peer(address, port), rejection)
+        return rejection is None
 
     def _refuse(self, connection: _core.Connection, peer: Peer, rejection: Rejection) -> None:
         log_rejection(rejection, peer.address, peer.port)

@@ -1,6 +1,6 @@
 //! Connections before they are associations.
 
-use std::net::TcpStream;
+use std::net::TcpListener;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -86,25 +86,20 @@ impl Gate {
         self.0.set_tls(tls.0.clone());
     }
 
-    /// Takes over the descriptor of an accepted socket (`socket.detach()`).
-    fn add(&self, py: Python<'_>, descriptor: i32, encrypted: bool) -> PyResult<()> {
+    /// Takes over the descriptor of a listening socket (`socket.detach()`) and accepts until `stop`.
+    fn listen(&self, py: Python<'_>, descriptor: i32, encrypted: bool) -> PyResult<()> {
         if descriptor < 0 {
             return Err(CoreError::new_err("not a descriptor"));
         }
         // SAFETY: the caller has detached the descriptor from its socket, so nobody else owns or closes it
         // (`storescp.network.listener` is the only caller).
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        let socket = TcpStream::from(descriptor);
         run(py, move || {
-            if encrypted {
-                self.0.add_encrypted(socket)
-            } else {
-                self.0.add(socket)
-            }
+            self.0.listen(TcpListener::from(descriptor), encrypted)
         })
     }
 
-    /// The next connection whose request is complete, or None after `timeout` seconds.
+    /// The next connection whose request is complete. None after `timeout` seconds, when some were turned away, or at `stop`.
     fn next(&self, py: Python<'_>, timeout: f64) -> PyResult<Option<Connection>> {
         run(py, || {
             let connection = self.0.next(Duration::try_from_secs_f64(timeout)?);
@@ -129,16 +124,20 @@ impl Gate {
             ("request_timeout", &counters.timeout),
             ("malformed_request", &counters.malformed),
             ("tls_handshake", &counters.handshake),
+            ("not_accepted", &counters.not_accepted),
         ]
         .map(|(reason, counter)| (reason, counter.load(Ordering::Relaxed)))
         .to_vec()
     }
 
-    /// Connections turned away since the last call: address, port, reason, detail. The first thousand.
-    fn take_refused(&self) -> Vec<(String, u16, &'static str, String)> {
+    /// Connections turned away since the last call: address and port (where they are known), reason, detail. The first thousand.
+    fn take_refused(&self) -> Vec<(Option<(String, u16)>, &'static str, String)> {
         let refused = self.0.take_refused().into_iter();
         refused
-            .map(|one| (one.peer.ip().to_string(), one.peer.port(), one.reason, one.detail))
+            .map(|one| {
+                let peer = one.peer.map(|peer| (peer.ip().to_string(), peer.port()));
+                (peer, one.reason, one.detail)
+            })
             .collect()
     }
 

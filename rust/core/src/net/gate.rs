@@ -1,27 +1,25 @@
-//! Connections before they are associations: one thread watches them all until their request is complete, another one those
-//! with TLS, so that handshakes hold up nobody else.
+//! Connections before they are associations: one thread accepts and watches them until their request is complete, another
+//! one those with TLS, so that handshakes hold up nobody else.
 //!
 //! A connection costs a descriptor and its own bytes, no thread, however slowly it sends. It leaves with a whole
 //! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else.
 
+mod watcher;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::AsRawFd as _;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Poll, Waker};
 
 use super::stream::{Stream, TlsPeer};
 use super::tls::TlsSetup;
-use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, HEADER_BYTES};
+use watcher::{Watcher, WAKE};
 
-const WAKE: Token = Token(0);
-const READ_BYTES: usize = 64 * 1024;
 /// Refused connections that are remembered until somebody asks.
 const MOST_REFUSALS: usize = 1000;
 
@@ -53,13 +51,15 @@ pub struct GateCounters {
     pub malformed: AtomicU64,
     /// The TLS handshake failed, or was not over in time.
     pub handshake: AtomicU64,
+    /// There was no descriptor or no memory to accept with; the connection waits in the backlog.
+    pub not_accepted: AtomicU64,
 }
 
 /// A connection that was turned away.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// Address and port of the peer.
-    pub peer: SocketAddr,
+    /// Address and port of the peer, where it is known.
+    pub peer: Option<SocketAddr>,
     /// Why, as a word for metrics.
     pub reason: &'static str,
     /// More about it; nothing that the peer wrote.
@@ -160,12 +160,41 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn refuse(&self, counter: &AtomicU64, peer: SocketAddr, reason: &'static str, detail: String) {
+    fn refuse(&self, counter: &AtomicU64, peer: Option<SocketAddr>, reason: &'static str, detail: String) {
         counter.fetch_add(1, Ordering::Relaxed);
         let mut refused = lock(&self.refused);
         if refused.len() < MOST_REFUSALS {
             refused.push_back(Refused { peer, reason, detail });
         }
+        drop(refused);
+        // Under the lock of those who wait: otherwise one may look and fall asleep in between.
+        let _waiting = lock(&self.ready);
+        self.ready_changed.notify_one();
+    }
+
+    fn take_place(self: &Arc<Self>, peer: SocketAddr) -> Option<Slot> {
+        let address = peer.ip();
+        let mut places = lock(&self.places);
+        let of_address = places.by_address.get(&address).copied().unwrap_or(0);
+        let counters = &self.counters;
+        let refused = if of_address >= self.limits.per_address {
+            Some((&counters.per_address, "connections_per_address"))
+        } else if places.total >= self.limits.connections {
+            Some((&counters.connections, "connections"))
+        } else {
+            None
+        };
+        if let Some((counter, reason)) = refused {
+            drop(places);
+            self.refuse(counter, Some(peer), reason, String::new());
+            return None;
+        }
+        places.total += 1;
+        *places.by_address.entry(address).or_default() += 1;
+        Some(Slot {
+            shared: Arc::clone(self),
+            address,
+        })
     }
 }
 
@@ -177,20 +206,15 @@ struct Lane {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-type Arrivals = Mutex<Vec<(Stream, SocketAddr, Slot)>>;
+/// Listening sockets that a lane is to accept from.
+type Arrivals = Mutex<Vec<TcpListener>>;
 
 impl Lane {
-    fn start(shared: &Arc<Shared>, name: &str) -> io::Result<Self> {
+    fn start(shared: &Arc<Shared>, name: &str, encrypted: bool) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let arrivals = Arc::<Arrivals>::default();
-        let watcher = Watcher {
-            poll,
-            shared: Arc::clone(shared),
-            arrivals: Arc::clone(&arrivals),
-            waiting: HashMap::new(),
-            next_token: 1,
-        };
+        let watcher = Watcher::new(poll, Arc::clone(shared), Arc::clone(&arrivals), encrypted);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || watcher.run())?;
@@ -227,9 +251,9 @@ impl Gate {
             counters: GateCounters::default(),
             stopping: AtomicBool::new(false),
         });
-        let clear = Lane::start(&shared, "storescp-gate")?;
+        let clear = Lane::start(&shared, "storescp-gate", false)?;
         let encrypted = with_tls
-            .then(|| Lane::start(&shared, "storescp-gate-tls"))
+            .then(|| Lane::start(&shared, "storescp-gate-tls", true))
             .transpose()?;
         Ok(Self {
             shared,
@@ -238,27 +262,19 @@ impl Gate {
         })
     }
 
-    /// Takes an accepted connection. One over a limit is closed at once.
+    /// Accepts from a listening socket until [`Gate::stop`]; what it accepts is clear, or begins with a TLS handshake.
     ///
     /// # Errors
-    /// What the operating system says; the connection is closed then.
-    pub fn add(&self, socket: TcpStream) -> io::Result<()> {
-        self.admit(socket, &self.clear, |socket| Ok(Stream::clear(socket)))
-    }
-
-    /// Takes an accepted connection that begins with a TLS handshake.
-    ///
-    /// # Errors
-    /// As [`Gate::add`]; `Unsupported` where the gate was started without a set-up.
-    pub fn add_encrypted(&self, socket: TcpStream) -> io::Result<()> {
-        let setup = lock(&self.shared.tls).clone();
-        let (Some(setup), Some(lane)) = (setup, &self.encrypted) else {
-            return Err(io::ErrorKind::Unsupported.into());
+    /// What the operating system says; `Unsupported` for TLS where the gate was started without a set-up.
+    pub fn listen(&self, listener: TcpListener, encrypted: bool) -> io::Result<()> {
+        let lane = if encrypted {
+            self.encrypted.as_ref().ok_or(io::ErrorKind::Unsupported)?
+        } else {
+            &self.clear
         };
-        self.admit(socket, lane, |socket| {
-            let connection = setup.accept().map_err(io::Error::other)?;
-            Ok(Stream::encrypted(socket, connection))
-        })
+        listener.set_nonblocking(true)?;
+        lock(&lane.arrivals).push(listener);
+        lane.waker.wake()
     }
 
     /// What new connections get from now on.
@@ -266,48 +282,7 @@ impl Gate {
         *lock(&self.shared.tls) = Some(setup);
     }
 
-    fn admit(
-        &self,
-        socket: TcpStream,
-        lane: &Lane,
-        wrap: impl FnOnce(TcpStream) -> io::Result<Stream>,
-    ) -> io::Result<()> {
-        let peer = socket.peer_addr()?;
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let Some(slot) = self.take_place(peer) else {
-            return Ok(());
-        };
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
-        lock(&lane.arrivals).push((wrap(socket)?, peer, slot));
-        lane.waker.wake()
-    }
-
-    fn take_place(&self, peer: SocketAddr) -> Option<Slot> {
-        let address = peer.ip();
-        let mut places = lock(&self.shared.places);
-        let of_address = places.by_address.get(&address).copied().unwrap_or(0);
-        let counters = &self.shared.counters;
-        let refused = if of_address >= self.shared.limits.per_address {
-            Some((&counters.per_address, "connections_per_address"))
-        } else if places.total >= self.shared.limits.connections {
-            Some((&counters.connections, "connections"))
-        } else {
-            None
-        };
-        if let Some((counter, reason)) = refused {
-            self.shared.refuse(counter, peer, reason, String::new());
-            return None;
-        }
-        places.total += 1;
-        *places.by_address.entry(address).or_default() += 1;
-        Some(Slot {
-            shared: Arc::clone(&self.shared),
-            address,
-        })
-    }
-
-    /// The next connection whose request is complete.
+    /// The next connection whose request is complete. None when time is up, some were turned away, or the gate stops.
     #[must_use]
     pub fn next(&self, timeout: Duration) -> Option<Connection> {
         let guard = lock(&self.shared.ready);
@@ -315,7 +290,9 @@ impl Gate {
             .shared
             .ready_changed
             .wait_timeout_while(guard, timeout, |ready| {
-                ready.is_empty() && !self.shared.stopping.load(Ordering::Acquire)
+                ready.is_empty()
+                    && !self.shared.stopping.load(Ordering::Acquire)
+                    && lock(&self.shared.refused).is_empty()
             })
             .unwrap_or_else(PoisonError::into_inner);
         ready.pop_front()
@@ -348,217 +325,17 @@ impl Gate {
                 let _ = thread.join();
             }
         }
-        lock(&self.shared.ready).clear();
+        let mut ready = lock(&self.shared.ready);
+        let left = std::mem::take(&mut *ready);
         self.shared.ready_changed.notify_all();
+        drop(ready);
+        drop(left);
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-struct Waiting {
-    stream: Stream,
-    peer: SocketAddr,
-    slot: Slot,
-    bytes: Vec<u8>,
-    deadline: Instant,
-}
-
-enum Progress {
-    More,
-    Complete,
-    Closed,
-    Malformed(AbortReason),
-    /// Of TLS.
-    Failed(String),
-}
-
-struct Watcher {
-    poll: Poll,
-    shared: Arc<Shared>,
-    arrivals: Arc<Arrivals>,
-    waiting: HashMap<Token, Waiting>,
-    next_token: usize,
-}
-
-impl Watcher {
-    fn run(mut self) {
-        let mut events = Events::with_capacity(1024);
-        let mut buffer = vec![0; READ_BYTES];
-        while !self.shared.stopping.load(Ordering::Acquire) {
-            let now = Instant::now();
-            let timeout = self
-                .waiting
-                .values()
-                .map(|waiting| waiting.deadline.saturating_duration_since(now))
-                .min();
-            // Interrupted by a signal: look again.
-            if self.poll.poll(&mut events, timeout).is_err() {
-                continue;
-            }
-            let tokens: Vec<Token> = events.iter().map(mio::event::Event::token).collect();
-            for token in tokens {
-                if token == WAKE {
-                    self.admit_arrivals(&mut buffer);
-                } else {
-                    self.advance(token, &mut buffer);
-                }
-            }
-            self.expire();
-        }
-    }
-
-    fn admit_arrivals(&mut self, buffer: &mut [u8]) {
-        let arrivals = std::mem::take(&mut *lock(&self.arrivals));
-        for (stream, peer, slot) in arrivals {
-            let token = Token(self.next_token);
-            self.next_token += 1;
-            if self
-                .poll
-                .registry()
-                .register(
-                    &mut SourceFd(&stream.socket().as_raw_fd()),
-                    token,
-                    // A handshake may have to wait until it can write; the events come on change only.
-                    Interest::READABLE | Interest::WRITABLE,
-                )
-                .is_err()
-            {
-                continue;
-            }
-            let limits = &self.shared.limits;
-            let patience = if stream.is_handshaking() {
-                limits.handshake_timeout
-            } else {
-                limits.request_timeout
-            };
-            let deadline = Instant::now() + patience;
-            self.waiting.insert(
-                token,
-                Waiting {
-                    stream,
-                    peer,
-                    slot,
-                    bytes: Vec::new(),
-                    deadline,
-                },
-            );
-            // The request is often there already.
-            self.advance(token, buffer);
-        }
-    }
-
-    fn advance(&mut self, token: Token, buffer: &mut [u8]) {
-        let Some(waiting) = self.waiting.get_mut(&token) else {
-            return;
-        };
-        let was_handshaking = waiting.stream.is_handshaking();
-        let progress = waiting.read(buffer, self.shared.limits.request_bytes);
-        let is_handshaking = waiting.stream.is_handshaking();
-        if matches!(progress, Progress::More) {
-            if was_handshaking && !is_handshaking {
-                waiting.deadline = Instant::now() + self.shared.limits.request_timeout;
-            }
-            return;
-        }
-        let Some(waiting) = self.waiting.remove(&token) else {
-            return;
-        };
-        // Fails only for a descriptor that is not registered; the stream is taken over or closed either way.
-        let _ = self
-            .poll
-            .registry()
-            .deregister(&mut SourceFd(&waiting.stream.socket().as_raw_fd()));
-        let counters = &self.shared.counters;
-        match progress {
-            Progress::Complete => {
-                let connection = Connection {
-                    stream: waiting.stream,
-                    peer: waiting.peer,
-                    request: waiting.bytes,
-                    slot: waiting.slot,
-                };
-                lock(&self.shared.ready).push_back(connection);
-                self.shared.ready_changed.notify_one();
-            }
-            Progress::Malformed(reason) => {
-                let detail = format!("{reason:?}");
-                self.shared
-                    .refuse(&counters.malformed, waiting.peer, "malformed_request", detail);
-                turn_away(&waiting.stream, &pdu::abort(reason));
-            }
-            Progress::Failed(detail) => {
-                self.shared
-                    .refuse(&counters.handshake, waiting.peer, "tls_handshake", detail);
-                turn_away(&waiting.stream, &[]);
-            }
-            Progress::Closed if is_handshaking => {
-                let detail = "the peer closed the connection".to_owned();
-                self.shared
-                    .refuse(&counters.handshake, waiting.peer, "tls_handshake", detail);
-            }
-            Progress::More | Progress::Closed => {}
-        }
-    }
-
-    fn expire(&mut self) {
-        let now = Instant::now();
-        let counters = &self.shared.counters;
-        self.waiting.retain(|_, waiting| {
-            let expired = waiting.deadline <= now;
-            // Counted before they are closed: whoever sees the end of the connection finds it counted.
-            if expired && waiting.stream.is_handshaking() {
-                let detail = "not over in time".to_owned();
-                self.shared
-                    .refuse(&counters.handshake, waiting.peer, "tls_handshake", detail);
-            } else if expired {
-                self.shared
-                    .refuse(&counters.timeout, waiting.peer, "request_timeout", String::new());
-            }
-            !expired
-        });
-    }
-}
-
-impl Waiting {
-    /// Reads no byte beyond the request: what follows belongs to the association.
-    fn read(&mut self, buffer: &mut [u8], most: u32) -> Progress {
-        loop {
-            let wanted = match self.bytes.first_chunk::<HEADER_BYTES>() {
-                None => HEADER_BYTES - self.bytes.len(),
-                Some(&header) => {
-                    let header = PduHeader::parse(header);
-                    match header.pdu_type {
-                        PduType::AssociateRq if header.length <= most => {}
-                        PduType::AssociateRq => return Progress::Malformed(AbortReason::InvalidPduParameter),
-                        PduType::Unrecognised => return Progress::Malformed(AbortReason::UnrecognisedPdu),
-                        _ => return Progress::Malformed(AbortReason::UnexpectedPdu),
-                    }
-                    let whole = HEADER_BYTES + usize::try_from(header.length).unwrap_or(usize::MAX);
-                    whole - self.bytes.len()
-                }
-            };
-            if wanted == 0 {
-                return Progress::Complete;
-            }
-            let room = wanted.min(buffer.len());
-            let mut source = &self.stream;
-            match source.read(buffer.get_mut(..room).unwrap_or_default()) {
-                Ok(0) => return Progress::Closed,
-                Ok(count) => self
-                    .bytes
-                    .extend_from_slice(buffer.get(..count).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::More,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Progress::Failed(error.to_string())
-                }
-                Err(_) => return Progress::Closed,
-            }
-        }
     }
 }
 

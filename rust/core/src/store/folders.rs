@@ -1,12 +1,13 @@
-//! Folders beneath the root, opened level by level without following a link.
+//! Folders beneath the root, opened without following a link.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::layout::InstancePath;
@@ -17,6 +18,8 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
+/// What `O_NOFOLLOW` does for the last name of a path, for all of them.
+const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// The folders of a storage root.
 #[derive(Debug)]
@@ -24,21 +27,20 @@ pub struct Folders {
     root: OwnedFd,
     /// Series folders whose names, and those of all their parents, were synced since start-up.
     durable: Mutex<HashSet<String>>,
+    /// Whether there is `openat2` (Linux 5.6), and no filter of system calls forbids it.
+    has_openat2: AtomicBool,
 }
 
-/// An open series folder with its parents.
+/// An open series folder.
 #[derive(Debug)]
-pub struct SeriesFolder {
-    /// Tenant, date and study folder.
-    parents: Vec<OwnedFd>,
-    series: OwnedFd,
-}
+pub struct SeriesFolder(OwnedFd);
 
 impl Folders {
     pub(super) fn new(root: OwnedFd) -> Self {
         Self {
             root,
             durable: Mutex::new(HashSet::new()),
+            has_openat2: AtomicBool::new(true),
         }
     }
 
@@ -47,7 +49,7 @@ impl Folders {
     /// # Errors
     /// What the file system says; a link or plain file in place of a folder is an error.
     pub fn open(&self, path: &InstancePath) -> io::Result<Option<SeriesFolder>> {
-        self.open_levels(path.folders().iter().map(String::as_str))
+        Ok(self.open_folder(&path.folders().join("/"))?.map(SeriesFolder))
     }
 
     /// Opens the series folder of an instance, making what is missing; a failure leaves no new folder behind.
@@ -72,7 +74,10 @@ impl Folders {
                 }
             }
         }
-        SeriesFolder::from_levels(levels).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        let series = levels
+            .pop()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(SeriesFolder(series))
     }
 
     fn open_or_make(
@@ -128,7 +133,7 @@ impl Folders {
             rustix::fs::fsync(folder.series())?;
             return Ok(());
         }
-        self.sync_all(folder)?;
+        self.sync_all(folder, &key)?;
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
         if durable.len() >= REMEMBERED {
             durable.clear();
@@ -142,54 +147,59 @@ impl Folders {
         let Some((folders, name)) = relative.rsplit_once('/') else {
             return Ok(None);
         };
-        let Some(folder) = self.open_levels(folders.split('/'))? else {
+        let Some(folder) = self.open_folder(folders)?.map(SeriesFolder) else {
             return Ok(None);
         };
         Ok(folder.open_file(name)?.map(|file| (folder, file)))
     }
 
-    fn open_levels<'n>(&self, names: impl Iterator<Item = &'n str>) -> io::Result<Option<SeriesFolder>> {
-        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
-        for name in names {
-            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
-            match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
-                Ok(level) => levels.push(level),
+    fn open_folder(&self, relative: &str) -> io::Result<Option<OwnedFd>> {
+        if self.has_openat2.load(Ordering::Relaxed) {
+            match rustix::fs::openat2(&self.root, relative, DIRECTORY, Mode::empty(), NO_LINKS) {
+                Ok(folder) => return Ok(Some(folder)),
                 Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::NOSYS | Errno::PERM) => self.has_openat2.store(false, Ordering::Relaxed),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(SeriesFolder::from_levels(levels))
+        Ok(self.open_levels(relative)?.pop())
+    }
+
+    /// Every folder on the way, or none where one is missing.
+    fn open_levels(&self, relative: &str) -> io::Result<Vec<OwnedFd>> {
+        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
+        for name in relative.split('/') {
+            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
+            match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+                Ok(level) => levels.push(level),
+                Err(Errno::NOENT) => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(levels)
     }
 
     /// Syncs a series folder and all its parents up to the root, the deepest first.
-    pub(super) fn sync_all(&self, folder: &SeriesFolder) -> io::Result<()> {
-        rustix::fs::fsync(&folder.series)?;
-        for parent in folder
-            .parents
-            .iter()
-            .rev()
-            .map(AsFd::as_fd)
-            .chain([self.root.as_fd()])
-        {
+    pub(super) fn sync_all(&self, folder: &SeriesFolder, relative: &str) -> io::Result<()> {
+        rustix::fs::fsync(&folder.0)?;
+        let (parents, _) = relative.rsplit_once('/').ok_or(io::ErrorKind::NotFound)?;
+        let parents = self.open_levels(parents)?;
+        if parents.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        for parent in parents.iter().rev() {
             rustix::fs::fsync(parent)?;
         }
+        rustix::fs::fsync(&self.root)?;
         Ok(())
     }
 }
 
 impl SeriesFolder {
-    fn from_levels(mut levels: Vec<OwnedFd>) -> Option<Self> {
-        let series = levels.pop()?;
-        Some(Self {
-            parents: levels,
-            series,
-        })
-    }
-
     /// The series folder itself.
     #[must_use]
     pub fn series(&self) -> rustix::fd::BorrowedFd<'_> {
-        self.series.as_fd()
+        self.0.as_fd()
     }
 
     /// Opens a regular file in the folder for reading; `None` when there is none.

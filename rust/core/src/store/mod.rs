@@ -223,7 +223,8 @@ impl Store {
             return Ok(false);
         }
         file.sync_data()?;
-        self.folders.sync_all(&folder)?;
+        let folders = relative.rsplit_once('/').map_or("", |(folders, _)| folders);
+        self.folders.sync_all(&folder, folders)?;
         Ok(true)
     }
 

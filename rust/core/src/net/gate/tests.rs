@@ -1,7 +1,8 @@
 //! Tests of the gate: whole requests, silence, junk and limits.
 
 use super::*;
-use std::net::TcpListener;
+use std::net::TcpStream;
+use std::time::Instant;
 
 fn limits() -> GateLimits {
     GateLimits {
@@ -13,17 +14,19 @@ fn limits() -> GateLimits {
     }
 }
 
-fn pair(listener: &TcpListener, gate: &Gate) -> TcpStream {
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    gate.add(listener.accept().unwrap().0).unwrap();
-    client
+/// A gate and where it listens.
+fn started(limits: GateLimits) -> (Gate, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let gate = Gate::start(limits, None).unwrap();
+    gate.listen(listener, false).unwrap();
+    (gate, address)
 }
 
 #[test]
 fn a_whole_request_passes_and_what_follows_stays_in_the_socket() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gate = Gate::start(limits(), None).unwrap();
-    let mut client = pair(&listener, &gate);
+    let (gate, address) = started(limits());
+    let mut client = TcpStream::connect(address).unwrap();
     client.write_all(&[1, 0, 0, 0, 0, 4, 9, 9]).unwrap();
     assert!(gate.next(Duration::from_millis(20)).is_none());
     client.write_all(&[9, 9, 4, 0]).unwrap();
@@ -41,21 +44,20 @@ fn a_whole_request_passes_and_what_follows_stays_in_the_socket() {
 
 #[test]
 fn silence_ends_at_the_deadline_and_junk_at_once() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gate = Gate::start(limits(), None).unwrap();
+    let (gate, address) = started(limits());
     let mut answer = Vec::new();
     for (sent, reason) in [
         (&[4u8, 0, 0, 0, 0, 4][..], 2),
         (b"GET / ", 1),
         (&[1, 0, 0xFF, 0xFF, 0xFF, 0xFF], 6),
     ] {
-        let mut client = pair(&listener, &gate);
+        let mut client = TcpStream::connect(address).unwrap();
         client.write_all(sent).unwrap();
         answer.clear();
         client.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, [7, 0, 0, 0, 0, 4, 0, 0, 2, reason]);
     }
-    let mut silent = pair(&listener, &gate);
+    let mut silent = TcpStream::connect(address).unwrap();
     answer.clear();
     silent.read_to_end(&mut answer).unwrap();
     assert!(answer.is_empty());
@@ -70,20 +72,38 @@ fn silence_ends_at_the_deadline_and_junk_at_once() {
 
 #[test]
 fn one_address_cannot_take_all_places() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gate = Gate::start(
-        GateLimits {
-            per_address: 2,
-            request_timeout: Duration::from_secs(30),
-            ..limits()
-        },
-        None,
-    )
-    .unwrap();
-    let _held = [pair(&listener, &gate), pair(&listener, &gate)];
-    let mut third = pair(&listener, &gate);
+    let (gate, address) = started(GateLimits {
+        per_address: 2,
+        request_timeout: Duration::from_secs(30),
+        ..limits()
+    });
+    let _held = [
+        TcpStream::connect(address).unwrap(),
+        TcpStream::connect(address).unwrap(),
+    ];
+    let mut third = TcpStream::connect(address).unwrap();
     let mut answer = Vec::new();
     third.read_to_end(&mut answer).unwrap();
     assert!(answer.is_empty());
     assert_eq!(gate.counters().per_address.load(Ordering::Relaxed), 1);
+    assert_eq!(gate.take_refused()[0].reason, "connections_per_address");
+}
+
+#[test]
+fn who_waits_hears_of_connections_turned_away_and_of_the_end() {
+    let (gate, address) = started(GateLimits {
+        connections: 0,
+        ..limits()
+    });
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| gate.next(Duration::from_secs(60)));
+        let mut client = TcpStream::connect(address).unwrap();
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+        assert!(waiting.join().unwrap().is_none());
+        assert_eq!(gate.take_refused()[0].reason, "connections");
+        let waiting = scope.spawn(|| gate.next(Duration::from_secs(60)));
+        gate.stop();
+        assert!(waiting.join().unwrap().is_none());
+    });
+    assert!(TcpStream::connect(address).is_err());
 }
