@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -17,13 +18,27 @@ def _what_happened_first(_logger: object, _name: str, event: structlog.types.Eve
     return first | {key: value for key, value in event.items() if key not in first}
 
 
+class _Lines:
+    """Where the service's own lines go. Not by way of `logging`: that takes longer than to negotiate an association."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        """Writes a line."""
+        # A log that cannot be written must not end what it is about, and there is nowhere to tell it.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
+
+    debug = info = warning = error = critical = exception = msg
+
+
 def configure(level: str, form: str) -> None:
-    """Sends everything, the libraries' records too, through one pipe to standard error."""
+    """Sends everything, the libraries' records too, through one form to standard error."""
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
     ]
     if form == "json":
         # ensure_ascii escapes control characters and everything a terminal could act on.
@@ -32,13 +47,9 @@ def configure(level: str, form: str) -> None:
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), repr_native_str=True)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, _what_happened_first, renderer],
+        logger_factory=_Lines,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -51,7 +62,6 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("storescp").setLevel(_LEVELS[level])
     # pydicom's warnings quote values of the data set.
     warnings.simplefilter("ignore")
     # pynetdicom dumps requests, data sets included, at its debug and info levels; pydicom warns with values.

@@ -156,8 +156,9 @@ impl From<ReadEnd> for End {
 pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &Agreement) -> Summary {
     let started = Instant::now();
     let registration = engine.register(stream.socket());
-    let mut exchange = Exchange::new(engine, stream, agreement, registration.id);
-    let mut reader = DeadlineReader::new(stream);
+    let (scratch, buffer) = engine.lend_memory();
+    let mut exchange = Exchange::new(engine, stream, agreement, registration.id, scratch);
+    let mut reader = DeadlineReader::new(stream, buffer);
     let end = match open(stream, accept_pdu) {
         Ok(()) => serve(engine, &mut reader, &mut exchange),
         Err(_) => ReadEnd::Closed.into(),
@@ -178,6 +179,7 @@ pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &
     summary.outcome = end.outcome;
     summary.reason = end.reason;
     summary.received_bytes = reader.received();
+    engine.take_memory_back((exchange.scratch, reader.into_buffer()));
     summary.seconds = started.elapsed().as_secs_f64();
     let tenant = agreement.source.tenant.as_ref().map_or("", TenantId::as_str);
     engine.count(&summary.statuses, tenant, summary.received_bytes);

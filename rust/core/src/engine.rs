@@ -11,6 +11,7 @@ use dicom_core::Tag;
 
 use crate::config::EngineConfig;
 use crate::events::EventRing;
+use crate::ingest::Scratch;
 use crate::layout::OUTBOX;
 use crate::outbox::health::{self, Condition, Damage};
 use crate::outbox::{Outbox, OutboxError, Settled};
@@ -19,6 +20,9 @@ use crate::status::Refusal;
 use crate::store::Store;
 use crate::tenants::{Tenants, TenantsError};
 use crate::transcode::pool::Pool;
+
+/// Of so many associations that are over, memory is kept.
+const KEPT_MEMORY: usize = 4;
 
 /// Why the engine cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +82,11 @@ pub struct Engine {
     active: Mutex<HashMap<u64, Arc<TcpStream>>>,
     recovery_stopped: AtomicBool,
     start_up: StartUp,
+    memory: Mutex<Vec<Memory>>,
 }
+
+/// What an association works with: for instances, and to read from the socket.
+type Memory = (Scratch, Vec<u8>);
 
 impl Engine {
     /// Opens storage and outbox and settles what an interrupted predecessor left.
@@ -132,6 +140,7 @@ impl Engine {
                 temporary_files,
                 damage,
             },
+            memory: Mutex::default(),
         })
     }
 
@@ -265,6 +274,22 @@ impl Engine {
         {
             // Wakes a blocked read; the association then finds the flag. A socket that is gone already is fine.
             let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
+
+    /// Memory of an association that is over, for the next one: pages that are touched for the first time are dear.
+    pub(crate) fn lend_memory(&self) -> Memory {
+        self.memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn take_memory_back(&self, memory: Memory) {
+        let mut kept = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT_MEMORY {
+            kept.push(memory);
         }
     }
 

@@ -61,7 +61,7 @@ pub(crate) struct Exchange<'e> {
     stream: &'e Stream,
     agreement: &'e Agreement,
     expect: Expect<'e>,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
     pub(crate) summary: Summary,
 }
 
@@ -71,6 +71,7 @@ impl<'e> Exchange<'e> {
         stream: &'e Stream,
         agreement: &'e Agreement,
         association: u64,
+        scratch: Scratch,
     ) -> Self {
         let summary = Summary {
             association,
@@ -96,7 +97,7 @@ impl<'e> Exchange<'e> {
                 bytes: Vec::new(),
                 context_id: None,
             },
-            scratch: Scratch::default(),
+            scratch,
             summary,
         }
     }
@@ -298,6 +299,8 @@ impl<'e> Exchange<'e> {
 
     fn dataset_ended(&mut self, request: &Request, state: DatasetState<'e>) -> Result<(), End> {
         let received = Instant::now();
+        // Closed when this returns, behind the answer.
+        let mut _open = None;
         let stored = match state {
             DatasetState::Receiving(reception) => contain(|| reception.finish()),
             DatasetState::Refused(refusal) => Err(refusal),
@@ -305,6 +308,7 @@ impl<'e> Exchange<'e> {
         let refusal = match stored {
             Ok(finished) => {
                 self.scratch = finished.scratch;
+                _open = Some(finished.open);
                 if self.engine.config().audit {
                     self.note_transfer(&finished.tenant, finished.index);
                 }

@@ -1,5 +1,7 @@
 //! The use case: one instance from its command set to "file and record are both durable".
 
+use std::fs::File;
+
 use chrono::Utc;
 use uuid::Uuid;
 
@@ -73,6 +75,8 @@ pub struct Finished {
     pub index: InstanceIndex,
     /// Memory for the next instance.
     pub scratch: Scratch,
+    /// What is still open; closing it need not delay the answer.
+    pub open: (Option<SeriesFolder>, Option<File>),
 }
 
 /// Memory that is used again: pages that are touched for the first time are dear.
@@ -95,6 +99,7 @@ pub struct Reception<'e> {
     store: &'e Store,
     in_flight: Option<Taken<'e>>,
     spool: Spool<'e>,
+    folder: Option<SeriesFolder>,
     scratch: Scratch,
     received_transfer_syntax: String,
     transfer_status: TransferStatus,
@@ -162,6 +167,7 @@ impl<'e> Reception<'e> {
             store,
             in_flight,
             spool,
+            folder: None,
             scratch,
             received_transfer_syntax: transfer_syntax.to_owned(),
             transfer_status: TransferStatus::NoNeedTransfer,
@@ -209,7 +215,7 @@ impl<'e> Reception<'e> {
         failpoint::hit("received");
         let attempt = self.transcode()?;
         let stored = self.commit(&tenant, &index, &path)?;
-        let buffer = self.spool.into_scratch();
+        let (buffer, file) = self.spool.into_scratch();
         if self.transfer_status == TransferStatus::Success {
             self.scratch.transcoded = buffer;
         } else {
@@ -221,6 +227,7 @@ impl<'e> Reception<'e> {
             tenant,
             index,
             scratch: self.scratch,
+            open: (self.folder, file),
         })
     }
 
@@ -251,7 +258,7 @@ impl<'e> Reception<'e> {
             Plan::Transcode(target) => match self.transcoded(engine.transcoders(), target) {
                 Ok(spool) => {
                     let original = std::mem::replace(&mut self.spool, spool);
-                    self.scratch.received = original.into_scratch();
+                    (self.scratch.received, _) = original.into_scratch();
                     None
                 }
                 // Our disk and not the object: the sender may try again.
@@ -417,6 +424,7 @@ impl<'e> Reception<'e> {
             }
         }
         failpoint::hit("folder_synced");
+        self.folder = Some(folder);
         Ok(())
     }
 

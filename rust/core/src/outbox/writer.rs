@@ -13,7 +13,7 @@ use crate::store::path_hash;
 
 const BATCH: usize = 512;
 /// How long a row may wait for company: it is durable in the journal, and only the publisher waits.
-const ROW_DELAY: Duration = Duration::from_millis(10);
+const ROW_DELAY: Duration = Duration::from_millis(25);
 /// The same for an acknowledgement of a topic: losing it costs a second delivery and no more.
 const DONE_DELAY: Duration = Duration::from_millis(100);
 /// After a commit that failed.

@@ -224,10 +224,13 @@ impl<'s> Spool<'s> {
         &self.transfer_syntax
     }
 
-    /// Gives the memory back for the next instance.
+    /// Gives the memory back for the next instance, and the file, where there is one, to be closed in a moment.
     #[must_use]
-    pub fn into_scratch(mut self) -> Vec<u8> {
-        std::mem::take(&mut self.buffer)
+    pub fn into_scratch(mut self) -> (Vec<u8>, Option<File>) {
+        (
+            std::mem::take(&mut self.buffer),
+            self.file.take().filter(|_| self.published),
+        )
     }
 }
 

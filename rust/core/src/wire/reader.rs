@@ -26,15 +26,22 @@ pub struct DeadlineReader<R> {
 }
 
 impl<R: Read> DeadlineReader<R> {
-    /// Wraps a source, for instance a socket with a read timeout of about a second.
-    pub fn new(source: R) -> Self {
+    /// Wraps a source, for instance a socket with a read timeout of about a second. `buffer` comes from
+    /// [`DeadlineReader::into_buffer`], or is empty.
+    pub fn new(source: R, mut buffer: Vec<u8>) -> Self {
+        buffer.resize(BUFFER_BYTES, 0);
         Self {
             source,
-            buffer: vec![0; BUFFER_BYTES],
+            buffer,
             start: 0,
             end: 0,
             received: 0,
         }
+    }
+
+    /// The memory, to be used again.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.buffer
     }
 
     /// Bytes taken from the source so far.
@@ -154,10 +161,13 @@ mod tests {
     #[test]
     fn trickling_bytes_and_silence_both_use_up_patience() {
         for bytes in [0, 1000] {
-            let mut reader = DeadlineReader::new(Trickle {
-                bytes,
-                pause: Duration::from_millis(2),
-            });
+            let mut reader = DeadlineReader::new(
+                Trickle {
+                    bytes,
+                    pause: Duration::from_millis(2),
+                },
+                Vec::new(),
+            );
             let mut patience = Patience::new(Duration::from_millis(20));
             assert!(matches!(
                 reader.array::<100>(&mut patience),
@@ -168,10 +178,13 @@ mod tests {
 
     #[test]
     fn our_own_slowness_does_not() {
-        let mut reader = DeadlineReader::new(Trickle {
-            bytes: 10,
-            pause: Duration::ZERO,
-        });
+        let mut reader = DeadlineReader::new(
+            Trickle {
+                bytes: 10,
+                pause: Duration::ZERO,
+            },
+            Vec::new(),
+        );
         let mut patience = Patience::new(Duration::from_millis(200));
         reader.array::<5>(&mut patience).unwrap();
         std::thread::sleep(Duration::from_millis(250));
