@@ -17,6 +17,7 @@
 pub mod association;
 pub mod config;
 pub mod dataset;
+pub mod digest;
 pub mod engine;
 pub mod events;
 mod exchange;

@@ -13,18 +13,18 @@ use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
-use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::dataset::index::{IndexPlan, InstanceIndex};
 use crate::dataset::scan::{ScanError, ScanLimits};
 use crate::dataset::stream::DatasetScan;
+use crate::digest::{Digest, Digester};
 use crate::engine::Engine;
 use crate::file_meta::{self, FileMeta};
 use crate::layout::{InstancePath, TenantId, OUTBOX};
 use crate::outbox::{NewRow, OutboxError};
 use crate::record::{Facts, TransferStatus};
 use crate::status::Refusal;
-use crate::store::{Digest, Store};
+use crate::store::Store;
 use crate::uid::Uid;
 use crate::IMPLEMENTATION_CLASS_UID;
 
@@ -92,7 +92,7 @@ pub fn examine(
     let meta = file_meta::decode(&head).ok_or(NotOurs::NoHeader)?;
     let plan = IndexPlan::new(&[]).map_err(|_| NotOurs::Index(Refusal::Bug))?;
     let mut scan = DatasetScan::new(&meta.transfer_syntax, plan.tags(), limits, max_decoded_bytes);
-    let mut hasher = Xxh3Default::new();
+    let mut hasher = Digester::default();
     hasher.update(&head);
     scan.feed(head.get(meta.dataset_at..).unwrap_or_default())?;
     let mut size = head.len() as u64;
@@ -116,7 +116,7 @@ pub fn examine(
     scan.finish()?;
     Ok(Examined {
         size,
-        digest: hasher.digest128().to_be_bytes(),
+        digest: hasher.digest(),
         meta,
         index: plan.read(scan.captured()).map_err(NotOurs::Index)?,
     })

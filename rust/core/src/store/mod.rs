@@ -16,15 +16,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use xxhash_rust::xxh3::{xxh3_64, Xxh3Default};
 
+use crate::digest::{self, Digest, Digester};
 use crate::file_meta;
 use crate::layout::{InstancePath, INCOMING, OUTBOX};
 use folders::{Folders, SeriesFolder};
 use spool::Spool;
-
-/// XXH3 with 128 bits over the whole file: tells at start-up and in `verify` whether it is the one recorded.
-pub type Digest = [u8; 16];
 
 /// How often free space is asked for, in milliseconds.
 const FREE_SPACE_INTERVAL_MS: u64 = 250;
@@ -254,20 +251,20 @@ fn sync_ancestors(root: &Path, root_fd: &OwnedFd) -> io::Result<()> {
 /// A stable hash of a relative path, for the outbox's index.
 #[must_use]
 pub fn path_hash(relative: &str) -> i64 {
-    i64::from_ne_bytes(xxh3_64(relative.as_bytes()).to_ne_bytes())
+    i64::from_ne_bytes(digest::checksum(relative.as_bytes()).to_ne_bytes())
 }
 
 /// Size and digest of a whole file.
 fn digest_of(mut file: &File) -> io::Result<(u64, Digest)> {
     use std::io::Seek as _;
     file.rewind()?;
-    let mut hasher = Xxh3Default::new();
+    let mut hasher = Digester::default();
     let mut buffer = vec![0; COPY_BYTES];
     let mut size = 0;
     loop {
         let count = file.read(&mut buffer)?;
         if count == 0 {
-            return Ok((size, hasher.digest128().to_be_bytes()));
+            return Ok((size, hasher.digest()));
         }
         size += count as u64;
         hasher.update(buffer.get(..count).unwrap_or_default());

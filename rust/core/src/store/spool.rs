@@ -6,10 +6,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
-use xxhash_rust::xxh3::Xxh3Default;
 
 use super::folders::SeriesFolder;
-use super::{Digest, Store};
+use super::Store;
+use crate::digest::{Digest, Digester};
 use crate::failpoint;
 use crate::transcode::pool::{Input, Sink};
 
@@ -30,7 +30,7 @@ pub struct Spool<'s> {
     published: bool,
     size: u64,
     header_bytes: u64,
-    digest: Xxh3Default,
+    digest: Digester,
 }
 
 impl<'s> Spool<'s> {
@@ -57,7 +57,7 @@ impl<'s> Spool<'s> {
             published: false,
             size: 0,
             header_bytes: header.len() as u64,
-            digest: Xxh3Default::new(),
+            digest: Digester::default(),
         };
         spool.append(header)?;
         Ok(spool)
@@ -209,7 +209,7 @@ impl<'s> Spool<'s> {
     /// Digest of the whole file.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.digest.digest128().to_be_bytes()
+        self.digest.digest()
     }
 
     /// Name of the temporary file in `.incoming`.

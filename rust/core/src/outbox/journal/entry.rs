@@ -1,7 +1,6 @@
 //! A row as bytes in the journal: header, fields, checksum.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
-
+use crate::digest::checksum_with_seed;
 use crate::outbox::NewRow;
 
 /// Length of the fields, number of the entry, checksum.
@@ -36,7 +35,7 @@ pub(super) fn encode(number: u64, row: &NewRow) -> Vec<u8> {
     let (number_at, checksum_at) = rest.split_at_mut(8);
     length_at.copy_from_slice(&length.to_le_bytes());
     number_at.copy_from_slice(&number.to_le_bytes());
-    checksum_at.copy_from_slice(&xxh3_64_with_seed(fields, number).to_le_bytes());
+    checksum_at.copy_from_slice(&checksum_with_seed(fields, number).to_le_bytes());
     entry
 }
 
@@ -57,7 +56,7 @@ fn decode(bytes: &mut &[u8]) -> Option<(u64, NewRow)> {
     let number = u64::from_le_bytes(array(bytes)?);
     let checksum = u64::from_le_bytes(array(bytes)?);
     let mut fields = take(bytes, length)?;
-    if xxh3_64_with_seed(fields, number) != checksum {
+    if checksum_with_seed(fields, number) != checksum {
         return None;
     }
     let mut text = || {
