@@ -6,6 +6,7 @@
 
 pub mod health;
 pub mod journal;
+mod rows;
 mod schema;
 mod settle;
 mod writer;
@@ -23,6 +24,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use crate::failpoint;
 use crate::store::path_hash;
 use journal::{Journal, Place, Syncing};
+pub use rows::{Backlog, ClaimedRow, Lag, NewRow, Newest, Settled};
 pub use schema::MIGRATIONS;
 use writer::{Lazy, LazyQueue, Op, Reply, Writer};
 
@@ -74,88 +76,6 @@ impl Topic {
             }
         }
     }
-}
-
-/// A record on its way into the queue.
-#[derive(Clone, Debug)]
-pub struct NewRow {
-    /// Trace id of the record.
-    pub trace_id: String,
-    /// `tenant_id/study_uid`: the key of both topics.
-    pub key: String,
-    /// The record, JSON.
-    pub payload: String,
-    /// Path of the file relative to the storage root.
-    pub path: String,
-    /// Name of the temporary file in `.incoming`.
-    pub temporary: String,
-    /// Size of the file.
-    pub size: u64,
-    /// Digest of the file.
-    pub digest: [u8; 16],
-    /// When it was received, microseconds since 1970: what the record says.
-    pub created: i64,
-}
-
-/// A record to be published.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimedRow {
-    /// Row id.
-    pub id: i64,
-    /// Order of acknowledgement to the sender.
-    pub ready: i64,
-    /// Trace id.
-    pub trace_id: String,
-    /// Key.
-    pub key: String,
-    /// The record, JSON.
-    pub payload: String,
-}
-
-/// What the topics have not taken yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Rows that a topic has not acknowledged.
-    pub pending: u64,
-    /// Rows that wait for nothing but an operator: a topic refused them.
-    pub dead: u64,
-    /// Payload bytes of both.
-    pub bytes: u64,
-}
-
-/// The newest row of a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Newest {
-    /// Row id.
-    pub id: i64,
-    /// Trace id.
-    pub trace_id: String,
-    /// When it was received, microseconds since 1970.
-    pub created: i64,
-    /// Whether a topic has not got it, or refused it.
-    pub waits: bool,
-    /// Whether its record is still there.
-    pub has_payload: bool,
-}
-
-/// What start-up found between insertion and publication.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// Rows whose file is there: kept.
-    pub kept: u64,
-    /// Rows whose file is not: never acknowledged, dropped.
-    pub dropped: u64,
-}
-
-/// How far a topic is behind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lag {
-    /// Rows that it has not acknowledged.
-    pub pending: u32,
-    /// When the oldest of them was received, microseconds since 1970.
-    pub oldest: Option<i64>,
-    /// Rows that it refused.
-    pub dead: u32,
 }
 
 #[derive(Debug)]
@@ -212,12 +132,6 @@ impl Drop for Entry {
     }
 }
 
-impl NewRow {
-    fn payload_bytes(&self) -> i64 {
-        i64::try_from(self.payload.len()).unwrap_or(0)
-    }
-}
-
 impl Shared {
     fn count(&self, rows: i64, bytes: i64) {
         self.pending.fetch_add(rows, Ordering::Relaxed);
@@ -255,6 +169,7 @@ impl Outbox {
         let settled = settle::settle(&mut connection, folder, on_disk)?;
         let journal = Journal::create(folder, synchronous)
             .map_err(|error| OutboxError(format!("the journal: {error}")))?;
+        begin_log(&mut connection)?;
         let (pending, dead, bytes): (i64, i64, i64) = connection.query_row(
             "SELECT coalesce(sum(pending <> 0), 0), coalesce(sum(pending = 0), 0),
                  coalesce(sum(length(CAST(payload AS BLOB))), 0)
@@ -604,6 +519,19 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn now_micros() -> i64 {
     chrono::Utc::now().timestamp_micros()
+}
+
+/// From now on `SQLite`'s log is not empty, which tells the next start of an end that was not orderly, also where the journal
+/// was lost before the first row came out of it.
+fn begin_log(connection: &mut Connection) -> Result<(), OutboxError> {
+    let transaction = connection.transaction()?;
+    for change in [1, -1] {
+        transaction.execute(
+            "UPDATE topic SET failures = failures + ?1 WHERE number = 0",
+            [change],
+        )?;
+    }
+    Ok(transaction.commit()?)
 }
 
 /// Larger than the order of every pending row, also when the clock went back.

@@ -207,7 +207,7 @@ fn multi_byte_payloads_are_counted_in_bytes_on_both_ways() {
 }
 
 /// The folder as an interruption leaves it, for a successor.
-fn interrupted(folder: &Path) -> tempfile::TempDir {
+fn left_by_an_interruption(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(folder).unwrap() {
         let file = file.unwrap();
@@ -226,7 +226,7 @@ fn start_up_keeps_rows_whose_file_is_there_and_drops_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
     let entries: Vec<Entry> = (0..4).map(|n| durable(&outbox, row(n))).collect();
-    let copy = interrupted(folder.path());
+    let copy = left_by_an_interruption(folder.path());
     drop((entries, outbox));
     let path = copy.path().join("outbox.sqlite");
     let (outbox, settled) = open(&path);
@@ -251,7 +251,7 @@ fn start_up_takes_no_row_twice_and_none_whose_successor_is_there() {
     outbox.publishable(durable(&outbox, again)).unwrap();
     outbox.publishable(durable(&outbox, row(4))).unwrap();
     outbox.flush().unwrap();
-    let copy = interrupted(folder.path());
+    let copy = left_by_an_interruption(folder.path());
     drop(outbox);
     let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
     assert_eq!(settled, Settled::default());
@@ -281,7 +281,7 @@ fn a_file_that_changes_and_changes_back_has_its_last_record_after_an_interruptio
             ..row(2)
         },
     );
-    let copy = interrupted(folder.path());
+    let copy = left_by_an_interruption(folder.path());
     drop((three, outbox));
     let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
     assert_eq!(settled, Settled { kept: 1, dropped: 0 });
@@ -304,7 +304,7 @@ fn a_journal_that_is_torn_or_damaged_gives_what_lies_before() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
     let entries: Vec<Entry> = (0..10).map(|n| durable(&outbox, row(2 * n))).collect();
-    let whole = interrupted(folder.path());
+    let whole = left_by_an_interruption(folder.path());
     drop((entries, outbox));
     let journal = whole.path().join("journal-0");
     let bytes = std::fs::read(&journal).unwrap();
@@ -341,7 +341,7 @@ fn the_journal_goes_round_and_round() {
             .publishable(std::mem::replace(&mut kept, durable(&outbox, row)))
             .unwrap();
     }
-    let copy = interrupted(folder.path());
+    let copy = left_by_an_interruption(folder.path());
     drop((kept, outbox));
     let (outbox, settled) =
         Outbox::open(&copy.path().join("outbox.sqlite"), false, |_, _, _| Ok(true)).unwrap();
@@ -375,11 +375,20 @@ fn an_orderly_end_is_seen_as_such() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.sqlite");
     let (outbox, _) = open(&path);
+    let interrupted =
+        |path: &Path| matches!(health::examine(path).unwrap(), health::Condition::Interrupted(_));
+    let copy = left_by_an_interruption(folder.path());
+    assert!(interrupted(&copy.path().join("outbox.sqlite")));
+    let copy = left_by_an_interruption(folder.path());
+    for name in ["journal-0", "journal-1"] {
+        std::fs::remove_file(copy.path().join(name)).unwrap();
+    }
+    assert!(
+        interrupted(&copy.path().join("outbox.sqlite")),
+        "without its journal"
+    );
     stored(&outbox, 0..3);
-    assert!(matches!(
-        health::examine(&path).unwrap(),
-        health::Condition::Interrupted(_)
-    ));
+    assert!(interrupted(&path));
     drop(outbox);
     assert_eq!(health::examine(&path).unwrap(), health::Condition::Clean);
 }

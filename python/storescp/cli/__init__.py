@@ -1,0 +1,220 @@
+"""The command line: `storescpd` and `python -m storescp`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from storescp import _core, logs
+from storescp.cli import instances, licences, links, queue
+from storescp.cli.common import (
+    EXIT_BUG,
+    EXIT_CONFIG,
+    EXIT_FOUND,
+    EXIT_LICENCE,
+    EXIT_UNAVAILABLE,
+    config_option,
+    configuration,
+)
+from storescp.errors import BindError, ConfigError, LicenceError, StorescpError
+
+_SHORT = 62
+_TOPICS = {
+    "Before the start": ("check-config", "license", "passcode"),
+    "Links": ("echo", "send"),
+    "Files": ("inspect", "transcode", "verify"),
+    "Records": ("outbox", "index"),
+}
+
+# Command line parameter -> section and key of the configuration.
+_OPTION_KEYS = {
+    "calling_ae_title": ("dicom_store_scp", "ae_title"),
+    "strict": ("dicom_store_scp", "strict"),
+    "uncompressed_only": ("dicom_store_scp", "uncompressed_only"),
+    "promiscuous": ("dicom_store_scp", "promiscuous"),
+    "max_pdu_length": ("dicom_store_scp", "max_pdu_length"),
+    "port": ("dicom_store_scp", "port"),
+    "host": ("dicom_store_scp", "host"),
+    "non_blocking": ("dicom_store_scp", "non_blocking"),
+    "output_directory": ("local_storage", "dicm_store_path"),
+}
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    build = dict(_core.build_info())
+    rest = ", ".join(f"{name} {version}" for name, version in build.items() if name != "version")
+    click.echo(f"storescp {build['version']} (Python {platform.python_version()}, {rest})")
+    context.exit()
+
+
+class _ByTopic(click.Group):
+    """Its help groups commands by topic."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a section for each topic."""
+        for topic, names in _TOPICS.items():
+            with formatter.section(topic):
+                commands = [(name, self.get_command(ctx, name)) for name in names]
+                formatter.write_dl(
+                    [(name, command.get_short_help_str(_SHORT)) for name, command in commands if command]
+                )
+
+
+@click.group(
+    cls=_ByTopic,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="An option beats STORESCP_SECTION__KEY in the environment, that beats the file.",
+)
+@click.option(
+    "-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's application.json."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Debug log.")
+@click.option(
+    "--calling-ae-title",
+    "--ae-title",
+    metavar="TITLE",
+    default="STORE-SCP",
+    help="Our AE title.  [STORE-SCP]",
+)
+@click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is longer than announced.")
+@click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
+@click.option("--promiscuous", is_flag=True, help="Accept unknown and private SOP classes.")
+@click.option(
+    "-m",
+    "--max-pdu-length",
+    type=click.IntRange(4096, 131072),
+    metavar="N",
+    default=16384,
+    help="Announced maximum PDU length, 4096 to 131072.  [16384]",
+)
+@click.option(
+    "-p",
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    default=11111,
+    help="Port; 0: any free one, printed.  [11111]",
+)
+@click.option("--host", metavar="ADDR", help="Bind address.  [0.0.0.0; evaluation: 127.0.0.1]")
+@click.option(
+    "-n",
+    "--non-blocking/--blocking",
+    default=True,
+    help="Many associations at once, or one at a time.  [many]",
+)
+@click.option(
+    "-o",
+    "--output-directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default="storescp-data",
+    help="Storage root.  [storescp-data]",
+)
+@click.option("--engine", type=click.Choice(["rust", "python"]), default="rust", help="Data path.  [rust]")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Versions of it and of what it is built with.",
+)
+@click.pass_context
+def main_group(context: click.Context, /, **parameters: Any) -> None:
+    """Receive DICOM instances, store them durably, publish a record for each.
+
+    Without a command it serves; without a configuration, in evaluation mode on 127.0.0.1.
+    """
+    given = {
+        key: parameters[name]
+        for name, key in _OPTION_KEYS.items()
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    }
+    if parameters["verbose"]:
+        given["log", "level"] = "debug"
+    context.obj = {"options": given, "config": parameters["config"], "engine": parameters["engine"]}
+    if context.invoked_subcommand is None:
+        _serve(context)
+
+
+def _serve(context: click.Context) -> None:
+    from storescp.service import Service  # noqa: PLC0415 - other commands start faster without it
+
+    found = configuration(context)
+    logs.configure(found.settings.log.level, found.settings.log.format)
+    sys.exit(Service(found, context.obj["engine"]).run())
+
+
+@click.command("check-config")
+@config_option
+@click.pass_context
+def check_config(context: click.Context, config: Path | None) -> None:
+    """Print every value and where it comes from, secrets masked."""
+    found = configuration(context, config)
+    rows = list(found.rows())
+    width = max(len(key) for key, _, _ in rows)
+    for key, value, source in rows:
+        click.echo(f"{key:<{width}} = {value}  # {source}")
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if found.evaluation:
+        click.echo("no configuration file and no licence section: evaluation mode", err=True)
+
+
+for command in (
+    check_config,
+    licences.license_group,
+    licences.passcode_command,
+    links.echo_command,
+    links.send_command,
+    instances.inspect_command,
+    instances.transcode_command,
+    instances.verify_command,
+    queue.outbox_group,
+    queue.index_command,
+):
+    main_group.add_command(command)
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with the codes of the manual."""
+    try:
+        # Not standalone, click returns the code of `context.exit`.
+        returned = main_group(standalone_mode=False)
+        code: Any = returned if isinstance(returned, int) else 0
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"storescp: configuration: {problem}", err=True)
+        code = EXIT_CONFIG
+    except LicenceError as error:
+        click.echo(f"storescp: licence: {error}", err=True)
+        code = EXIT_LICENCE
+    except BindError as error:
+        click.echo(f"storescp: {error}", err=True)
+        code = EXIT_UNAVAILABLE
+    except StorescpError as error:
+        click.echo(f"storescp: {error}", err=True)
+        code = EXIT_FOUND
+    except Exception as error:  # noqa: BLE001 - the last line of defence names the bug and its exit code
+        import traceback  # noqa: PLC0415
+
+        traceback.print_exc()
+        click.echo(f"storescp: internal error: {error!r}", err=True)
+        code = EXIT_BUG
+    sys.exit(code)

@@ -1,0 +1,126 @@
+"""Commands about files: inspect, transcode, verify."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from storescp import _core
+from storescp.cli.common import EXIT_FOUND, config_option, configuration, name_of
+from storescp.errors import CoreError, StorescpError
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@config_option
+@click.pass_context
+def inspect_command(context: click.Context, config: Path | None, file: Path) -> None:
+    """Show what FILE is and what would become of it. Exit 1 where it would be refused."""
+    from storescp.transcode import FileTranscoder, read_source  # noqa: PLC0415
+
+    settings = configuration(context, config).settings
+    try:
+        source = read_source(file)
+    except StorescpError as error:
+        raise StorescpError(f"{file}: {error}") from None
+    dataset = file.read_bytes()[source.offset :]
+    click.echo(f"transfer syntax     {source.transfer_syntax} {name_of(source.transfer_syntax)}".rstrip())
+    required = list(settings.dicom_store_scp.required_attributes)
+    try:
+        found = _core.scan(dataset, source.transfer_syntax, required)
+    except CoreError as error:
+        click.echo(f"would be refused    {error}")
+        context.exit(EXIT_FOUND)
+    click.echo(f"SOP class           {found.sop_class_uid} {name_of(found.sop_class_uid)}".rstrip())
+    click.echo(f"SOP instance        {found.sop_instance_uid}")
+    day = (found.study_date or "00000000").replace("-", "")
+    place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
+    click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
+    scp = settings.dicom_store_scp
+    viewers, target = set(scp.cornerstonejs_supported_transfer_syntax), scp.unsupported_ts_change_to
+    outcome, why = _core.transcode_plan(source.transfer_syntax, found.has_pixel_data, viewers, target)
+    if outcome == "as received":
+        click.echo(f"would be stored     as received: {why}")
+        return
+    failure = why if outcome == "impossible" else FileTranscoder(settings).try_out(source, target)
+    if failure is None:
+        click.echo(f"would be stored     as {target} {name_of(target)}".rstrip())
+    else:
+        click.echo(f"would be stored     as received, recorded as Failed: {failure}")
+
+
+@click.command("transcode")
+@click.argument("source", metavar="SRC", type=click.Path(exists=True, path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--to", "transfer_syntax", required=True, metavar="UID", help="Transfer syntax that is wanted.")
+@config_option
+@click.pass_context
+def transcode_command(
+    context: click.Context, config: Path | None, source: Path, target: Path, transfer_syntax: str
+) -> None:
+    """Transcode a file, or all of a folder, to DST.
+
+    Exit 1 where one could not be.
+    """
+    from storescp.settings import TARGETS  # noqa: PLC0415
+    from storescp.transcode import Totals, plan_files, transcode_files  # noqa: PLC0415
+
+    if transfer_syntax not in TARGETS:
+        raise click.BadParameter(f"one of {', '.join(TARGETS)}", param_hint="--to")
+    settings = configuration(context, config).settings
+    pairs = plan_files(source, target)
+    totals, failures = Totals(), []
+    with click.progressbar(
+        transcode_files(settings, pairs, transfer_syntax), length=len(pairs), file=sys.stderr, label="transcoding"
+    ) as files:
+        for one in files:
+            totals.note(one)
+            if one.error:
+                failures.append(f"not transcoded {one.source}: {one.error}")
+    for failure in failures:
+        click.echo(failure, err=True)
+    click.echo(totals.text())
+    context.exit(EXIT_FOUND if totals.failed else 0)
+
+
+@click.command("verify")
+@click.option(
+    "--republish",
+    type=click.Choice(["unrecorded", "all"]),
+    help="Have the service publish the records of files that have none, or of all files.",
+)
+@config_option
+@click.pass_context
+def verify_command(context: click.Context, config: Path | None, republish: str | None) -> None:
+    """Compare every stored file with its record.
+
+    One line for each that is missing, changed, unreadable, misplaced or foreign; exit code 1 where there is any.
+    """
+    from storescp import verify  # noqa: PLC0415
+    from storescp.outbox import open_outbox  # noqa: PLC0415
+
+    settings = configuration(context, config).settings
+    own_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
+    root = settings.local_storage.dicm_store_path
+    roots, database = verify.Roots(root, own_roots), open_outbox(root, write=republish is not None)
+    found: list[verify.Looked] = []
+    wished: list[str] = []
+    files = size = 0
+    with click.progressbar(length=verify.count_paths(database), label="comparing", file=sys.stderr) as bar:
+        for looked in verify.verify(roots, database):
+            bar.update(looked.kind != "foreign")
+            if looked.kind == "whole":
+                files, size = files + 1, size + looked.bytes
+            else:
+                found.append(looked)
+            if looked.is_unrecorded or (looked.kind == "whole" and republish == "all"):
+                wished.append(looked.path)
+    for looked in found:
+        click.echo(f"{looked.kind}  {looked.path}" + (f"  ({looked.reason})" if looked.reason else ""))
+    click.echo(f"{files} files, {size} bytes compared, {len(found)} findings", err=True)
+    if republish is not None:
+        count = verify.request_republication(database, wished)
+        click.echo(f"{count} records wished for: the service takes them up at once, or when it starts", err=True)
+    context.exit(EXIT_FOUND if found else 0)

@@ -1,0 +1,69 @@
+"""Commands that test a link: echo, send."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from storescp import logs
+from storescp.cli.common import EXIT_FOUND
+
+_calling_option = click.option(
+    "--calling", metavar="TITLE", default="STORESCU", show_default=True, help="Our AE title."
+)
+_called_option = click.option(
+    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, help="The peer's AE title."
+)
+
+
+@click.command("echo")
+@click.argument("host")
+@click.argument("port", type=click.IntRange(1, 65535))
+@_calling_option
+@_called_option
+def echo_command(host: str, port: int, calling: str, called: str) -> None:
+    """Send a C-ECHO to HOST PORT."""
+    from storescp.peer import echo  # noqa: PLC0415
+
+    logs.configure("error", "console")
+    click.echo(f"{host}:{port} answered in {echo(host, port, calling, called) * 1000:.1f} ms")
+
+
+@click.command("send")
+@click.argument("host")
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@_calling_option
+@_called_option
+@click.pass_context
+def send_command(
+    context: click.Context, host: str, port: int, files: tuple[Path, ...], calling: str, called: str
+) -> None:
+    """Send files, or all of folders, to HOST PORT.
+
+    They are sent as they are. Exit 1 where one was not taken.
+    """
+    from storescp.files import find_files  # noqa: PLC0415
+    from storescp.peer import PeerError, read_header, send  # noqa: PLC0415
+
+    logs.configure("error", "console")
+    outgoing, unreadable = [], 0
+    for path in find_files(files):
+        try:
+            outgoing.append(read_header(path))
+        except PeerError as error:
+            unreadable += 1
+            click.echo(f"skipped   {error}", err=True)
+    total = sum(file.bytes for file in outgoing)
+    with click.progressbar(length=total, label="sending", file=sys.stderr) as bar:
+        report = send(host, port, calling, called, outgoing, bar.update)
+    for path, reason in report.refused:
+        click.echo(f"not taken {path}: {reason}", err=True)
+    sent = report.statuses[0]
+    rate = sent / report.seconds if report.seconds else 0.0
+    speed = report.bytes / report.seconds / 1e6 if report.seconds else 0.0
+    told = f"{report.bytes} bytes, {report.seconds:.2f} s, {rate:.0f}/s, {speed:.1f} MB/s"
+    click.echo(f"{sent} of {len(outgoing)} stored, {told}")
+    context.exit(EXIT_FOUND if report.refused or unreadable else 0)

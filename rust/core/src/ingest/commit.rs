@@ -1,0 +1,185 @@
+//! The commit of an instance: duplicates, file, name, record.
+
+use chrono::Utc;
+
+use super::{Reception, Stored};
+use crate::config::Duplicates;
+use crate::dataset::index::InstanceIndex;
+use crate::digest::Digest;
+use crate::failpoint;
+use crate::layout::{InstancePath, TenantId};
+use crate::outbox::NewRow;
+use crate::record::Facts;
+use crate::status::Refusal;
+use crate::store::folders::SeriesFolder;
+use crate::store::Existing;
+
+impl Reception<'_> {
+    pub(super) fn commit(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+    ) -> Result<Stored, Refusal> {
+        let store = self.store;
+        let _one_writer = store.lock(path);
+        let folder = store.folders().open(path)?;
+        match store.existing(folder.as_ref(), path, &mut self.spool)? {
+            Existing::Absent => self.commit_new(tenant, index, path, folder, None),
+            Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
+            Existing::Different { size } => match self.engine.config().duplicates {
+                Duplicates::Replace => self.commit_new(tenant, index, path, folder, Some(size)),
+                Duplicates::Reject => Err(Refusal::DuplicateRejected),
+                Duplicates::Keep => {
+                    self.make_existing_durable(path)?;
+                    Ok(Stored::Kept)
+                }
+            },
+        }
+    }
+
+    /// The commit. The order of its steps is the promise; see "What 0000 means" in ARCHITECTURE.md. `replaced` is the size of
+    /// the file whose place it takes.
+    fn commit_new(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+        folder: Option<SeriesFolder>,
+        replaced: Option<u64>,
+    ) -> Result<Stored, Refusal> {
+        let in_its_place = replaced.is_some();
+        let (size, before) = (self.spool.size(), replaced.unwrap_or(0));
+        let room = self
+            .engine
+            .tenants()
+            .reserve(tenant, size.saturating_sub(before))?;
+        let outbox = self.engine.outbox();
+        let sync_data = self.engine.config().durability.syncs_data();
+        if in_its_place {
+            // Until it is in the database, the record of the file that goes depends on it.
+            outbox.flush_rows()?;
+        }
+        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
+        // The row is synced while the data is written and synced: neither needs the other.
+        let mut entry = outbox.insert(row)?;
+        failpoint::hit("row_asked_for");
+        let written = self.spool.write_out(sync_data);
+        failpoint::hit("data_synced");
+        entry.wait()?;
+        failpoint::hit("row_durable");
+        let named = written.and_then(|()| self.name(path, folder, in_its_place));
+        let stays = named.is_ok() || (self.spool.is_published() && in_its_place);
+        if let Some(room) = room.filter(|_| stays) {
+            room.keep(before.saturating_sub(size));
+        }
+        if stays {
+            // Also where it failed: what was acknowledged before is gone, so what took its place stays, with its record.
+            outbox.publishable(entry)?;
+            failpoint::hit("row_publishable");
+        }
+        named?;
+        Ok(Stored::New)
+    }
+
+    /// The name, and its durability. Data was synced before: a name may reach the disk before the data otherwise.
+    fn name(
+        &mut self,
+        path: &InstancePath,
+        folder: Option<SeriesFolder>,
+        replaces: bool,
+    ) -> std::io::Result<()> {
+        let folders = self.store.folders();
+        let folder = match folder {
+            Some(folder) => folder,
+            None => folders.create(path)?,
+        };
+        failpoint::hit("folder_made");
+        self.spool.publish(&folder, path.file_name())?;
+        failpoint::hit("renamed");
+        if self.engine.config().durability.syncs_directories() {
+            if let Err(error) = folders.sync(&folder, path) {
+                if !replaces {
+                    folder.remove_file(path.file_name())?;
+                }
+                return Err(error);
+            }
+        }
+        failpoint::hit("folder_synced");
+        self.folder = Some(folder);
+        Ok(())
+    }
+
+    /// The same instance again: the file stays, and gets a record only if it has none.
+    fn confirm(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+        size: u64,
+        digest: Digest,
+    ) -> Result<Stored, Refusal> {
+        self.make_existing_durable(path)?;
+        let outbox = self.engine.outbox();
+        if !outbox.describes(&path.relative(), size, digest)? {
+            let mut entry = outbox.insert(self.row(tenant, index, path, size, digest)?)?;
+            entry.wait()?;
+            outbox.publishable(entry)?;
+        }
+        Ok(Stored::Identical)
+    }
+
+    /// The first copy may have been stored at a lower durability than we promise now.
+    fn make_existing_durable(&self, path: &InstancePath) -> std::io::Result<()> {
+        let durability = self.engine.config().durability;
+        let folders = self.store.folders();
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let folder = folders.open(path)?.ok_or_else(missing)?;
+        if durability.syncs_data() {
+            folder
+                .open_file(path.file_name())?
+                .ok_or_else(missing)?
+                .sync_data()?;
+        }
+        if durability.syncs_directories() {
+            folders.sync(&folder, path)?;
+        }
+        Ok(())
+    }
+
+    fn row(
+        &self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+        size: u64,
+        digest: Digest,
+    ) -> Result<NewRow, Refusal> {
+        let file_path = self.store.absolute(path);
+        let created = Utc::now();
+        let facts = Facts {
+            trace_id: self.trace_id,
+            tenant,
+            index,
+            file: (&file_path, size),
+            transfer_syntaxes: (&self.received_transfer_syntax, self.spool.transfer_syntax()),
+            transfer_status: self.transfer_status,
+            created,
+            sender: (
+                &self.source.address,
+                &self.source.calling_ae_title,
+                &self.source.called_ae_title,
+            ),
+        };
+        Ok(NewRow {
+            trace_id: self.trace_id.to_string(),
+            key: facts.key(),
+            payload: facts.to_json().map_err(|_| Refusal::Bug)?,
+            path: path.relative(),
+            temporary: self.spool.name().to_owned(),
+            size,
+            digest,
+            created: created.timestamp_micros(),
+        })
+    }
+}
