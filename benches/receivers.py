@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ _WITHOUT_OURS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CARGO_TARGET = Path(__file__).parents[1] / "target" / "release"
 
 
-class Receiver:
+class Receiver(ABC):
     """A receiver and its folder. `label` is what tables call it."""
 
     label = ""
@@ -37,8 +38,9 @@ class Receiver:
     def is_installed() -> bool:
         return True
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """Program and arguments."""
 
     def environment(self) -> dict[str, str]:
         return {}
@@ -66,7 +68,8 @@ class Receiver:
                 return
             assert time.monotonic() < deadline, f"{self.label} does not listen"
             assert self._process.poll() is None, f"{self.label} ended with {self._process.returncode}"
-            time.sleep(0.05)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
 
     def kill(self) -> None:
         """With all processes that it started."""

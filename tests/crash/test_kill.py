@@ -15,7 +15,7 @@ import pytest
 
 from storescp import _core
 from support.compressed import JPEG_LS, ONLY_EXPLICIT
-from support.faults import Row, rounds, slice_of_any_size
+from support.faults import Row, kill_under_load, rounds
 from support.instances import Instance, ct_slice
 from support.load import Ledger, Make, start_senders, study_of
 from support.scu import EXPLICIT
@@ -37,13 +37,7 @@ def test_kill_under_load_loses_nothing_that_was_acknowledged(start_service: Star
         root = service.root
         row.started(service)
         assert service.temporary_files() == []
-        senders = start_senders(
-            service.port, ledger, senders=8, count=10_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
-        )
-        ledger.wait_for(random.randint(10, 60))
-        service.kill()
-        for sender in senders:
-            sender.join(30)
+        kill_under_load(service, ledger, f"1.2.826.0.{number}", senders=8, after=(10, 60))
     service = start_service(root=root, engine=engine)
     assert service.stop() == 0
     row.reconcile(service, ledger)
@@ -60,13 +54,7 @@ def test_each_engine_takes_up_what_the_other_left(start_service: StartService) -
         service = start_service(root=root, engine=("rust", "python")[number % 2])
         root = service.root
         row.started(service)
-        senders = start_senders(
-            service.port, ledger, senders=4, count=10_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
-        )
-        ledger.wait_for(random.randint(10, 40))
-        service.kill()
-        for sender in senders:
-            sender.join(30)
+        kill_under_load(service, ledger, f"1.2.826.0.{number}", senders=4, after=(10, 40))
     service = start_service(root=root)
     assert service.stop() == 0
     row.reconcile(service, ledger)

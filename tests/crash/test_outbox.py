@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.faults import Row, rounds, slice_of_any_size
-from support.load import Ledger, start_senders
+from support.faults import Row, kill_under_load, rounds
+from support.load import Ledger
 from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
@@ -97,13 +97,7 @@ def test_a_damaged_outbox_loses_no_record(start_service: StartService) -> None:
         fault = FAULTS[number % len(FAULTS)]
         service = start_service(root=root)
         root = service.root
-        senders = start_senders(
-            service.port, ledger, senders=4, count=100_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
-        )
-        ledger.wait_for(random.randint(20, 80))
-        service.kill()
-        for sender in senders:
-            sender.join(30)
+        kill_under_load(service, ledger, f"1.2.826.0.{number}", senders=4, after=(20, 80))
         fault(root / ".outbox")
         service = start_service(root=root)
         row.started(service)

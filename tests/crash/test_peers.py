@@ -6,7 +6,6 @@ import random
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +18,10 @@ from support.instances import CT, Instance, ct_slice, dataset_of, explicit, text
 from support.load import CONTEXTS, Ledger, send
 from support.scu import Aborted, Closed, RawAssociation, Rejected
 from support.service import ServiceProcess
+from support.waiting import wait_until
 
 StartService = Callable[..., ServiceProcess]
 RESET = struct.pack("ii", 1, 0)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> float:
-    """How long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def descriptors_at_rest(service: ServiceProcess, ledger: Ledger) -> int:

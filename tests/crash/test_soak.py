@@ -15,6 +15,7 @@ import pytest
 from support.faults import TOPICS, Row, rounds
 from support.load import Ledger, send
 from support.service import ServiceProcess
+from support.waiting import wait_until
 
 StartService = Callable[..., ServiceProcess]
 IS_FULL = "STORESCP_CRASH_ROUNDS" in os.environ
@@ -59,8 +60,8 @@ def test_nothing_grows_with_the_number_of_instances(start_service: StartService)
         for sender in senders:
             sender.start()
         for tenth in range(1, 2 * TENTHS + 1):
-            while ledger.statuses[0] < count * tenth / (2 * TENTHS):
-                time.sleep(0.02)
+            goal = count * tenth / (2 * TENTHS)
+            wait_until(lambda goal=goal: ledger.statuses[0] >= goal, 600)  # type: ignore[misc]
             samples.append(
                 Sample(
                     ledger.statuses[0],
@@ -75,10 +76,7 @@ def test_nothing_grows_with_the_number_of_instances(start_service: StartService)
         for sender in senders:
             sender.join(60)
         gc.enable()
-    deadline = time.monotonic() + 10
-    while service.descriptors() > at_rest:
-        assert time.monotonic() < deadline, f"{service.descriptors()} descriptors, {at_rest} before"
-        time.sleep(0.01)
+    wait_until(lambda: service.descriptors() <= at_rest, 10, f"more than the {at_rest} descriptors of before")
     assert service.stop(120) == 0
     row.reconcile(service, ledger)
     settled = samples[TENTHS // 2 :]

@@ -21,6 +21,7 @@ from support.compressed import JPEG_2000, JPEG_LS, ONLY_EXPLICIT, RLE, compresse
 from support.instances import CT, Instance, dataset_of
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
+from support.waiting import wait_until
 
 StartService = Callable[..., ServiceProcess]
 CORES = len(os.sched_getaffinity(0))
@@ -62,13 +63,6 @@ def stored(service: ServiceProcess, one: Instance) -> Path:
 def record_of(service: ServiceProcess, one: Instance, count: int) -> dict[str, Any]:
     [record] = [record for record in service.records(count=count) if record["sop_uid"] == one.sop_instance]
     return record
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 @pytest.mark.parametrize("source", [RLE, JPEG_LS, JPEG_2000, "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2"])

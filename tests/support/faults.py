@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.instances import Instance, ct_slice, dataset_of
-from support.load import Ledger, digest, study_of
+from support.load import Ledger, digest, start_senders, study_of
 from support.service import ServiceProcess
 
 _ROUNDS = os.environ.get("STORESCP_CRASH_ROUNDS")
@@ -25,6 +25,17 @@ def rounds(full: int, few: int) -> int:
 def slice_of_any_size(series: str, number: int) -> Instance:
     """Some are written at their end only, and some are spilled before."""
     return ct_slice(number, study=study_of(series), series=series, rows=random.choice((8, 64, 256)))
+
+
+def kill_under_load(
+    service: ServiceProcess, ledger: Ledger, prefix: str, *, senders: int, after: tuple[int, int]
+) -> None:
+    """Ends the process when so many instances, a random number in between, were acknowledged while senders go on."""
+    threads = start_senders(service.port, ledger, senders=senders, count=100_000, prefix=prefix, make=slice_of_any_size)
+    ledger.wait_for(random.randint(*after))
+    service.kill()
+    for thread in threads:
+        thread.join(30)
 
 
 def _is_whole(file: Path, digests: Collection[bytes]) -> bool:

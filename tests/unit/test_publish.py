@@ -25,6 +25,7 @@ from storescp.pure.engine import PureEngine
 from storescp.settings import Settings
 from support.instances import ct_slice
 from support.operator import Operator
+from support.waiting import wait_until
 
 TOPICS = ("main", "log")
 
@@ -128,13 +129,6 @@ def ingest(engine: Engine, number: int, study: str = "1.2.3") -> None:
         one.dataset, one.sop_class, one.sop_instance, one.transfer_syntax, "A", "B", "127.0.0.1", "t"
     )
     assert status == (0, "")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 PublishFrom = Callable[..., Publisher]
