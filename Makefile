@@ -80,11 +80,14 @@ kafka: $(STAMPS)/build $(STAMPS)/test-tools ## A Kafka broker on 127.0.0.1:9092 
 	PYTHONPATH=tests $(BIN)/python -m support.broker
 
 bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine
-	$(BIN)/python -m pytest benches -s --timeout 900 --ignore benches/bench_peers.py --ignore benches/bench_durability.py --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+	$(BIN)/python -m pytest benches -s --timeout 900 --ignore benches/bench_peers.py --ignore benches/bench_durability.py --ignore benches/bench_scale.py --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 bench-peers: $(STAMPS)/build $(STAMPS)/test-tools ## Other receivers and us, ROUNDS rounds (default 5)
 	$(CARGO) build --release --locked --quiet -p storescp-sink
 	STORESCP_PEERS_ROUNDS=$${ROUNDS:-5} $(BIN)/python -m pytest benches/bench_peers.py -s --timeout 0
+
+bench-scale: $(STAMPS)/build $(STAMPS)/test-tools ## More associations, a million rows, a hundred tenants, ROUNDS rounds (default 5)
+	STORESCP_PEERS_ROUNDS=$${ROUNDS:-5} $(BIN)/python -m pytest benches/bench_scale.py -s --timeout 0
 
 bench-durability: $(STAMPS)/build $(STAMPS)/test-tools ## What we and others lose under kill -9 and power cuts, ROUNDS times (default 100)
 	STORESCP_DURABILITY_ROUNDS=$${ROUNDS:-100} $(BIN)/python -m pytest benches/bench_durability.py -s --timeout 0
@@ -115,4 +118,4 @@ wheel: | check-tools ## Build a wheel into dist/
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench bench-peers bench-durability soak tables crash fuzz wheel clean
+.PHONY: help check-tools build run test lint format kafka bench bench-peers bench-scale bench-durability soak tables crash fuzz wheel clean

@@ -9,34 +9,45 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
 
 from quiet import quiet
 from receivers import (
     Dcmtk,
+    DcmtkAnySyntax,
     DcmtkAsReceived,
     DcmtkForking,
     DicomRs,
     DurableSink,
     Orthanc,
     Ours,
+    OursTranscoding,
     OursUnsynced,
     Pynetdicom,
     Receiver,
     Sink,
 )
 from storescp import _core
-from support.instances import CT, ct_slice, explicit
+from support.compressed import JPEG_2000
+from support.instances import CT, Instance, ct_slice, dataset_of, explicit
 from support.scu import EXPLICIT
 
 ROUNDS = int(os.environ.get("STORESCP_PEERS_ROUNDS", "5"))
-CONTEXT = (CT, EXPLICIT)
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
+# What large workstations propose.
+MANY_CONTEXTS = [(f"1.2.840.10008.5.1.4.1.1.{number}", EXPLICIT) for number in range(1, 129)]
+SET_UPS = 60
 SERIES = "1.2.826.0.1.3680043.10.9999.55"
 FRAME_BYTES = 512 * 512 * 2
 ALL: list[type[Receiver]] = [
@@ -62,6 +73,7 @@ class Load:
     associations: int
     rows: int = 512
     frames: int = 1
+    transfer_syntax: str = EXPLICIT
 
     def make(self, number: int) -> list[tuple[str, bytes]]:
         """The instances of a round, each with a UID of its own and the same length."""
@@ -74,9 +86,30 @@ class Load:
                 0x7FE00010: explicit(0x7FE00010, b"OW", pixels),
             }
         template = ct_slice(10000, series=series, rows=self.rows, changes=changes)
+        if self.transfer_syntax == JPEG_LOSSLESS:
+            template = _with_jpeg_lossless(template)
+        elif self.transfer_syntax != EXPLICIT:
+            template = replace(
+                template, dataset=_core.transcode(template.dataset, EXPLICIT, self.transfer_syntax, 1 << 30)
+            )
         placeholder = template.sop_instance.encode()
         uids = [f"{series}.{10001 + index}" for index in range(self.count)]
         return [(uid, template.dataset.replace(placeholder, uid.encode())) for uid in uids]
+
+
+def _with_jpeg_lossless(one: Instance) -> Instance:
+    """By DCMTK: there is no such encoder in this project."""
+    with tempfile.TemporaryDirectory() as folder:
+        native, compressed = Path(folder) / "native.dcm", Path(folder) / "compressed.dcm"
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(one.sop_class), UID(one.sop_instance)
+        meta.TransferSyntaxUID = UID(EXPLICIT)
+        with native.open("wb") as file:
+            file.write(bytes(128) + b"DICM")
+            write_file_meta_info(file, meta, enforce_standard=True)
+            file.write(one.dataset)
+        subprocess.run(["dcmcjpeg", "+e1", "+un", native, compressed], check=True)
+        return replace(one, dataset=dataset_of(compressed))
 
 
 LOADS = [
@@ -85,6 +118,18 @@ LOADS = [
     Load("(c) 8 KB, 1 association", 1000, 1, rows=64),
     Load("(d) 8 KB, an association each", 200, 0, rows=64),
     Load("(e) one 500 MB instance", 1, 1, frames=954),
+    Load("(f) CT in JPEG Lossless, 1 association", 100, 1, transfer_syntax=JPEG_LOSSLESS),
+    Load("(f) CT in JPEG 2000, 1 association", 100, 1, transfer_syntax=JPEG_2000),
+]
+COMPRESSED: list[type[Receiver]] = [
+    Sink,
+    OursUnsynced,
+    OursTranscoding,
+    DurableSink,
+    Ours,
+    DcmtkAnySyntax,
+    Orthanc,
+    Pynetdicom,
 ]
 
 
@@ -115,12 +160,14 @@ class Measured:
 def send(port: int, load: Load, instances: list[tuple[str, bytes]]) -> list[float]:
     """Seconds of each instance; an association of its own counts with it."""
 
+    context = (CT, load.transfer_syntax)
+
     def associate() -> _core.Sender:
-        return _core.Sender("127.0.0.1", port, "BENCH", "ANY-SCP", [CONTEXT], 120)
+        return _core.Sender("127.0.0.1", port, "BENCH", "ANY-SCP", [context], 120)
 
     def send_some(some: list[tuple[str, bytes]]) -> list[tuple[int, float]]:
         association = associate()
-        answers = association.store_many(*CONTEXT, some)
+        answers = association.store_many(*context, some)
         association.release()
         return answers
 
@@ -140,21 +187,30 @@ def send(port: int, load: Load, instances: list[tuple[str, bytes]]) -> list[floa
     return [seconds for _, seconds in answers]
 
 
+StartReceivers = Callable[[list[type[Receiver]], int], list[Receiver]]
+
+
 @pytest.fixture
-def receivers(bench_folder: Path, request: pytest.FixtureRequest) -> Iterator[list[Receiver]]:
-    started = []
-    for number, kind in enumerate(ALL):
-        if kind.is_installed():
-            started.append(kind(bench_folder / str(number), request.param))
-            started[-1].start()
-    yield started
+def start_receivers(bench_folder: Path) -> Iterator[StartReceivers]:
+    """Starts those that are installed."""
+    started: list[Receiver] = []
+
+    def start(kinds: list[type[Receiver]], max_pdu: int) -> list[Receiver]:
+        for number, kind in enumerate(kinds):
+            if kind.is_installed():
+                started.append(kind(bench_folder / str(number), max_pdu))
+                started[-1].start()
+        return started
+
+    yield start
     for receiver in started:
         receiver.kill()
 
 
-@pytest.mark.parametrize("receivers", [16384, 131072], indirect=True, ids=["PDU 16 KB", "PDU 128 KB"])
+@pytest.mark.parametrize("max_pdu", [16384, 131072], ids=["PDU 16 KB", "PDU 128 KB"])
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.label)
-def test_receive(bench_folder: Path, receivers: list[Receiver], load: Load) -> None:
+def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load, max_pdu: int) -> None:
+    receivers = start_receivers(ALL if load.transfer_syntax == EXPLICIT else COMPRESSED, max_pdu)
     measured = {receiver.label: Measured() for receiver in receivers}
     idle = {receiver.label: receiver.rss_kib("VmRSS") for receiver in receivers}
     expected = 0
@@ -178,8 +234,28 @@ def test_receive(bench_folder: Path, receivers: list[Receiver], load: Load) -> N
         assert sum(sizes) >= megabytes * 1e6 * (ROUNDS + 1), f"{receiver.label} stored too little"
         measured[receiver.label].grown_kib = receiver.rss_kib("VmHWM") - idle[receiver.label]
         shutil.rmtree(receiver.folder, ignore_errors=True)
-    print(f"\n{load.label}, PDU {receivers[0].max_pdu}\n")
+    print(f"\n{load.label}, PDU {max_pdu}\n")
     print("| receiver | syncs | instances/s (range) | MB/s | p50 ms | p99 ms | CPU ms each | peak RSS MiB above idle |")
     print("|---|---|---|---|---|---|---|---|")
     for receiver in receivers:
         print(f"| {receiver.label} | {receiver.syncs} | {measured[receiver.label].cells(load, megabytes)} |")
+
+
+@pytest.mark.parametrize("contexts", [MANY_CONTEXTS[1:2], MANY_CONTEXTS], ids=["1 context", "128 contexts"])
+def test_association_set_up(start_receivers: StartReceivers, contexts: list[tuple[str, str]]) -> None:
+    """From the connection to the A-ASSOCIATE-AC."""
+    receivers = start_receivers(ALL, 16384)
+    seconds: dict[str, list[float]] = {receiver.label: [] for receiver in receivers}
+    for _ in range(SET_UPS):
+        for receiver in receivers:
+            began = time.perf_counter()
+            association = _core.Sender("127.0.0.1", receiver.port, "BENCH", "ANY-SCP", contexts, 60)
+            seconds[receiver.label].append(time.perf_counter() - began)
+            association.release()
+    print(f"\nAssociation set-up, {len(contexts)} contexts\n")
+    print("| receiver | first ms | then p50 ms | p99 ms |")
+    print("|---|---|---|---|")
+    for label, (first, *rest) in seconds.items():
+        rest.sort()
+        p50, p99 = rest[len(rest) // 2], rest[int(len(rest) * 0.99)]
+        print(f"| {label} | {first * 1000:.2f} | {p50 * 1000:.2f} | {p99 * 1000:.2f} |")

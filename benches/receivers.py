@@ -16,6 +16,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.compressed import ONLY_EXPLICIT
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _WITHOUT_OURS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CARGO_TARGET = Path(__file__).parents[1] / "target" / "release"
@@ -118,6 +120,15 @@ class OursUnsynced(Ours):
     syncs = "no"
 
 
+class OursTranscoding(OursUnsynced):
+    """Nothing compressed is in the list of what viewers read, so all of it is decoded."""
+
+    label = "storescp, durability none, transcoding"
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | ONLY_EXPLICIT
+
+
 class Sink(Receiver):
     """The least that a receiver can do."""
 
@@ -169,6 +180,11 @@ class DcmtkForking(Dcmtk):
 class DcmtkAsReceived(Dcmtk):
     label = "DCMTK storescp +B --fork"
     options = ("+B", "--fork")
+
+
+class DcmtkAnySyntax(Dcmtk):
+    label = "DCMTK storescp +xa +B --fork"
+    options = ("+xa", "+B", "--fork")
 
 
 class Pynetdicom(Receiver):
