@@ -1,4 +1,4 @@
-"""Whether the rate stays: more associations, a million instances stored before, a hundred tenants; what idling costs."""
+"""Whether the rate stays: more associations, a million instances stored, a hundred tenants; and what idling costs."""
 
 from __future__ import annotations
 
