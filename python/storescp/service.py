@@ -34,6 +34,7 @@ from storescp.settings import Settings
 from storescp.signals import listening
 
 if TYPE_CHECKING:
+    from storescp.http.server import HttpServer
     from storescp.publish.kafka import KafkaSink
 
 log = structlog.get_logger("storescp.service")
@@ -229,6 +230,7 @@ class Service:
         self._woken = threading.Event()
         self._measuring: threading.Thread | None = None
         self._events_over = threading.Event()
+        self._is_listening = False
 
     def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -260,13 +262,18 @@ class Service:
             self._start_events(engine, running)
             trail.started()
             running.callback(trail.stopped, settings.service.publish_timeout)
+            http = self._start_http(engine, server, publisher, running)
             server.start()
+            self._is_listening = True
             running.callback(self._drain, server, engine)
             self._start_recovery(engine, running)
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
                 print(f"{line} (TLS)" if address.tls else line, flush=True)  # noqa: T201
+            if http is not None:
+                host, port = http.address
+                print(f"http on {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
             notify("READY=1")
             self._wait(server, engine, trail)
         log.info("service.stopped")
@@ -289,6 +296,44 @@ class Service:
         if not self._licence.was_valid:
             return "licence_expired"
         return engine.unavailable()
+
+    def _start_http(
+        self, engine: Engine, server: Server, publisher: Publisher, running: contextlib.ExitStack
+    ) -> HttpServer | None:
+        """Before associations are let in, and until the last is over: probes see both."""
+        settings = self._settings
+        if settings.http is None:
+            return None
+        from storescp.http.health import Probe  # noqa: PLC0415 - only where it is configured
+        from storescp.http.server import HttpServer  # noqa: PLC0415
+
+        probe = Probe(
+            engine=engine,
+            admission=self._admission,
+            publisher=publisher,
+            topics=(settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive),
+            licence_expiry=lambda: self._licence.licence.not_after,
+            refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
+            not_ready=lambda: self._reasons_not_ready(engine),
+        )
+        http = HttpServer(settings.http, probe)
+        http.start()
+        running.callback(http.stop)
+        return http
+
+    def _reasons_not_ready(self, engine: Engine) -> list[str]:
+        reasons = []
+        if not self._is_listening:
+            reasons.append("not listening yet")
+        if self._stop_requested.is_set():
+            reasons.append("draining")
+        if not self._licence.was_valid:
+            reasons.append("licence expired")
+        try:
+            unavailable = engine.unavailable()
+        except CoreError as error:
+            unavailable = str(error)
+        return [*reasons, unavailable] if unavailable else reasons
 
     def _make_publisher(self, engine: Engine) -> Publisher:
         settings = self._settings
@@ -319,8 +364,6 @@ class Service:
                     text="evaluation mode is reachable from other machines",
                     host=configuration.host,
                 )
-        if settings.http is not None:
-            log.warning("http.not_built_in", text="this version has no HTTP endpoint; [http] has no effect")
         if self._engine_name == "python":
             log.warning(
                 "engine.python",

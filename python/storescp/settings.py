@@ -292,6 +292,7 @@ class Http(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8042
+    token: SecretStr | None = Field(None, description="bearer token that everything but /livez and /readyz asks for")
 
 
 class Transcoding(Section):

@@ -65,6 +65,18 @@ class Admission:
         self._active = 0
         self._active_by_address: Counter[str] = Counter()
         self._active_by_calling: Counter[str] = Counter()
+        self._total = 0
+        self._refused: Counter[str] = Counter()
+
+    def counts(self) -> tuple[int, int, dict[str, int]]:
+        """Associations now, associations that were let in since the start, and those rejected by cause."""
+        with self._lock:
+            return self._active, self._total, dict(self._refused)
+
+    def note_refusal(self, cause: str) -> None:
+        """Counts an association that was rejected."""
+        with self._lock:
+            self._refused[cause] += 1
 
     def enter(self, address: str) -> Rejection | None:
         """Takes a place, before the request is looked at. `leave` gives it back."""
@@ -79,6 +91,7 @@ class Admission:
             if self._per_address is not None and self._active_by_address[address] >= self._per_address:
                 return LOCAL_LIMIT
             self._active += 1
+            self._total += 1
             self._active_by_address[address] += 1
         return None
 

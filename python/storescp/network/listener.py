@@ -108,6 +108,10 @@ class Listener:
         """New connections get other certificates; those that are open go on."""
         self._gate.set_tls(tls)
 
+    def refused_connections(self) -> dict[str, int]:
+        """Connections turned away before they were associations, by reason."""
+        return dict(self._gate.refused())
+
     def start(self) -> None:
         """Begins to accept."""
         for listening, address in zip(self._sockets, self.addresses, strict=True):
@@ -177,6 +181,7 @@ class Listener:
 
     def _refuse(self, connection: _core.Connection, peer: Peer, rejection: Rejection) -> None:
         log_rejection(rejection, peer.address, peer.port)
+        self._admission.note_refusal(rejection.cause)
         self._trail.association_rejected(peer, rejection.cause)
         connection.refuse(rejection.pdu())
 

@@ -54,6 +54,7 @@ class PureAcse(ACSE):
         rejection = server.admit(self.assoc, request)
         if rejection is not None:
             log_rejection(rejection, str(self.requestor.address), int(self.requestor.port or 0))
+            server.note_refusal(rejection)
             self.send_reject(rejection.result, rejection.source, rejection.reason)
             evt.trigger(self.assoc, evt.EVT_REJECTED, {})
             self.assoc.kill()
@@ -110,6 +111,10 @@ class PureServer(ThreadedAssociationServer):
         elif self._turn is not None:
             self._turn.release()
         return rejection
+
+    def note_refusal(self, rejection: Rejection) -> None:
+        """Counts it."""
+        self._admission.note_refusal(rejection.cause)
 
     def _wait_for_turn(self) -> None:
         """In blocking mode one association is served and the others wait."""

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use crate::engine::{Engine, Transcoded};
 use crate::exchange::Exchange;
 use crate::ingest::Source;
-use crate::layout::TenantId;
 use crate::net::stream::Stream;
 use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, PDV_HEADER_BYTES};
 use crate::wire::reader::{DeadlineReader, Patience, ReadEnd};
@@ -181,8 +180,6 @@ pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &
     summary.received_bytes = reader.received();
     engine.take_memory_back((exchange.scratch, reader.into_buffer()));
     summary.seconds = started.elapsed().as_secs_f64();
-    let tenant = agreement.source.tenant.as_ref().map_or("", TenantId::as_str);
-    engine.count(&summary.statuses, tenant, summary.received_bytes);
     summary
 }
 

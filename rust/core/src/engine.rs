@@ -16,6 +16,7 @@ use crate::layout::OUTBOX;
 use crate::outbox::health::{self, Condition, Damage};
 use crate::outbox::{Outbox, OutboxError, Settled};
 use crate::recovery::{self, Concerned};
+use crate::stages::Stages;
 use crate::status::Refusal;
 use crate::store::Store;
 use crate::tenants::{Tenants, TenantsError};
@@ -77,6 +78,7 @@ pub struct Engine {
     transcoders: Pool,
     events: EventRing,
     counters: Counters,
+    stages: Stages,
     aborting: AtomicBool,
     next_association: AtomicU64,
     active: Mutex<HashMap<u64, Arc<TcpStream>>>,
@@ -131,6 +133,7 @@ impl Engine {
             tenants,
             events: EventRing::default(),
             counters: Counters::default(),
+            stages: Stages::default(),
             aborting: AtomicBool::new(false),
             next_association: AtomicU64::new(1),
             active: Mutex::new(HashMap::new()),
@@ -205,7 +208,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes received since start, and instances by status and tenant.
+    /// Bytes of data sets received since start, and C-STOREs by status and tenant.
     #[must_use]
     pub fn counters(&self) -> (u64, BTreeMap<(u16, String), u64>) {
         let instances = self
@@ -215,6 +218,12 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         (self.counters.received_bytes.load(Ordering::Relaxed), instances)
+    }
+
+    /// How long the stages of instances took.
+    #[must_use]
+    pub fn stages(&self) -> &Stages {
+        &self.stages
     }
 
     /// Transcodings since start.
@@ -237,16 +246,16 @@ impl Engine {
             .or_default() += 1;
     }
 
-    pub(crate) fn count(&self, statuses: &BTreeMap<u16, u64>, tenant: &str, bytes: u64) {
+    /// An instance that was answered; its tenant is empty where that is not known.
+    pub(crate) fn count(&self, status: u16, tenant: &str, bytes: u64) {
         self.counters.received_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let mut instances = self
+        *self
             .counters
             .instances
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (&status, &count) in statuses {
-            *instances.entry((status, tenant.to_owned())).or_default() += count;
-        }
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((status, tenant.to_owned()))
+            .or_default() += 1;
     }
 
     /// Ends a walk of [`Engine::recover`] early; the next start begins it again.

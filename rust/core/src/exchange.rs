@@ -305,6 +305,7 @@ impl<'e> Exchange<'e> {
             DatasetState::Receiving(reception) => contain(|| reception.finish()),
             DatasetState::Refused(refusal) => Err(refusal),
         };
+        let mut tenant = None;
         let refusal = match stored {
             Ok(finished) => {
                 self.scratch = finished.scratch;
@@ -315,6 +316,7 @@ impl<'e> Exchange<'e> {
                 if let Some(attempt) = finished.attempt {
                     self.note_transcoding(attempt);
                 }
+                tenant = Some(finished.tenant);
                 match finished.stored {
                     Stored::New => {}
                     Stored::Identical => self.summary.identical += 1,
@@ -325,7 +327,7 @@ impl<'e> Exchange<'e> {
             Err(refusal) => Some(refusal),
         };
         if request.operation == Operation::CStore {
-            self.note(request, refusal.as_ref(), received);
+            self.note(request, refusal.as_ref(), tenant.as_ref(), received);
         }
         match refusal {
             // The one place where an instance is acknowledged: file and record are durable.
@@ -340,7 +342,7 @@ impl<'e> Exchange<'e> {
 
     fn refuse(&mut self, request: &Request, refusal: &Refusal) -> Result<(), End> {
         if request.operation == Operation::CStore {
-            self.note(request, Some(refusal), Instant::now());
+            self.note(request, Some(refusal), None, Instant::now());
         }
         self.respond(request, refusal.status(), Some(&refusal.comment()))
     }
@@ -376,8 +378,17 @@ impl<'e> Exchange<'e> {
         *self.summary.transcodes.entry(transcoded).or_default() += 1;
     }
 
-    fn note(&mut self, request: &Request, refusal: Option<&Refusal>, received: Instant) {
+    fn note(
+        &mut self,
+        request: &Request,
+        refusal: Option<&Refusal>,
+        tenant: Option<&TenantId>,
+        received: Instant,
+    ) {
         let status = refusal.map_or(SUCCESS, Refusal::status);
+        let tenant = tenant.or(self.agreement.source.tenant.as_ref());
+        self.engine
+            .count(status, tenant.map_or("", TenantId::as_str), request.bytes);
         *self.summary.statuses.entry(status).or_default() += 1;
         let comment = refusal.map(Refusal::comment).unwrap_or_default();
         if refusal.is_some() {

@@ -3,6 +3,7 @@
 mod commit;
 
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use crate::failpoint;
 use crate::file_meta;
 use crate::layout::{InstancePath, TenantId};
 use crate::record::TransferStatus;
+use crate::stages::Stage;
 use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
 use crate::store::spool::Spool;
@@ -102,6 +104,8 @@ pub struct Reception<'e> {
     scratch: Scratch,
     received_transfer_syntax: String,
     transfer_status: TransferStatus,
+    began: Instant,
+    scanning: Duration,
 }
 
 impl<'e> Reception<'e> {
@@ -170,6 +174,8 @@ impl<'e> Reception<'e> {
             scratch,
             received_transfer_syntax: transfer_syntax.to_owned(),
             transfer_status: TransferStatus::NoNeedTransfer,
+            began: Instant::now(),
+            scanning: Duration::ZERO,
         })
     }
 
@@ -182,7 +188,10 @@ impl<'e> Reception<'e> {
         if self.spool.dataset_bytes() + bytes.len() as u64 > most {
             return Err(Refusal::TooLarge(most));
         }
-        self.scan.feed(bytes)?;
+        let began = Instant::now();
+        let scanned = self.scan.feed(bytes);
+        self.scanning += began.elapsed();
+        scanned?;
         Ok(self.spool.append(bytes)?)
     }
 
@@ -191,6 +200,8 @@ impl<'e> Reception<'e> {
     /// # Errors
     /// [`Refusal`]; nothing of the instance is left then.
     pub fn finish(mut self) -> Result<Finished, Refusal> {
+        self.engine.stages().note(Stage::Receive, self.began.elapsed());
+        self.engine.stages().note(Stage::Scan, self.scanning);
         self.scan.finish()?;
         let tenants = self.engine.tenants();
         let tenant = self.tenant();
@@ -307,7 +318,10 @@ impl<'e> Reception<'e> {
             max_decoded_bytes: config.limits.max_decoded_bytes,
             input: self.spool.as_input()?,
         };
-        pool.transcode(&task, &mut result)?;
+        let began = Instant::now();
+        let transcoded = pool.transcode(&task, &mut result);
+        self.engine.stages().note(Stage::Transcode, began.elapsed());
+        transcoded?;
         failpoint::hit("transcoded");
         Ok(result)
     }

@@ -30,6 +30,7 @@ pub mod outbox;
 pub mod record;
 pub mod recovery;
 pub mod sender;
+pub mod stages;
 pub mod status;
 pub mod store;
 pub mod tenants;

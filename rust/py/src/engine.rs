@@ -40,6 +40,9 @@ pub struct AssociationSummary {
     seconds: f64,
 }
 
+/// Stage, buckets, sum.
+type StageReading = (&'static str, Vec<(f64, u64)>, f64);
+
 /// Tenant, study, patient, accession number, instances by SOP class.
 type TransferredStudy = (String, String, String, Option<String>, Vec<(String, u64)>);
 
@@ -285,7 +288,7 @@ impl Engine {
             .collect())
     }
 
-    /// Bytes received since start, and C-STOREs as (status, tenant, count).
+    /// Bytes of data sets received since start, and C-STOREs as (status, tenant, count).
     fn counters(&self) -> PyResult<(u64, Vec<(u16, String, u64)>)> {
         let (bytes, instances) = self.inner()?.counters();
         Ok((
@@ -300,6 +303,14 @@ impl Engine {
     /// Transcodings since start: source, target, `Success` or what kind of failure, count.
     fn transcodes(&self) -> PyResult<Vec<(String, String, String, u64)>> {
         Ok(flat(self.inner()?.transcodes()))
+    }
+
+    /// How long stages took: stage, (upper limit in seconds, how many up to it), all of them together in seconds.
+    fn stages(&self) -> PyResult<Vec<StageReading>> {
+        let readings = self.inner()?.stages().read().into_iter();
+        Ok(readings
+            .map(|one| (one.stage.as_str(), one.buckets, one.sum))
+            .collect())
     }
 
     /// Free bytes in the file system of the storage root.

@@ -1,5 +1,7 @@
 //! The commit of an instance: duplicates, file, name, record.
 
+use std::time::Instant;
+
 use chrono::Utc;
 
 use super::{Reception, Stored};
@@ -10,6 +12,7 @@ use crate::failpoint;
 use crate::layout::{InstancePath, TenantId};
 use crate::outbox::NewRow;
 use crate::record::Facts;
+use crate::stages::Stage;
 use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
 use crate::store::Existing;
@@ -62,11 +65,24 @@ impl Reception<'_> {
         }
         let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
         // The row is synced while the data is written and synced: neither needs the other.
+        let stages = self.engine.stages();
+        let mut began = Instant::now();
+        let mut note = |stage| {
+            let now = Instant::now();
+            stages.note(stage, now - std::mem::replace(&mut began, now));
+        };
         let mut entry = outbox.insert(row)?;
         failpoint::hit("row_asked_for");
-        let written = self.spool.write_out(sync_data);
+        let mut written = self.spool.write_out();
+        note(Stage::Write);
+        if sync_data {
+            failpoint::hit("data_written");
+            written = written.and_then(|()| self.spool.sync());
+            note(Stage::Sync);
+        }
         failpoint::hit("data_synced");
         entry.wait()?;
+        note(Stage::Outbox);
         failpoint::hit("row_durable");
         let named = written.and_then(|()| self.name(path, folder, in_its_place));
         let stays = named.is_ok() || (self.spool.is_published() && in_its_place);

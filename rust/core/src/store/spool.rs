@@ -10,7 +10,6 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use super::folders::SeriesFolder;
 use super::Store;
 use crate::digest::{Digest, Digester};
-use crate::failpoint;
 use crate::transcode::pool::{Input, Sink};
 
 /// What a spilled instance gathers before one write.
@@ -77,16 +76,16 @@ impl<'s> Spool<'s> {
             self.memory_bytes
         };
         if self.buffer.len() >= most.max(1) {
-            self.write_out(false)?;
+            self.write_out()?;
         }
         Ok(())
     }
 
-    /// Writes all bytes to the temporary file, and syncs them where asked.
+    /// Writes all bytes to the temporary file.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn write_out(&mut self, sync: bool) -> io::Result<()> {
+    pub fn write_out(&mut self) -> io::Result<()> {
         let file = match self.file.take() {
             Some(file) => file,
             None => File::from(create(self.store, &self.name)?),
@@ -94,11 +93,15 @@ impl<'s> Spool<'s> {
         let file = self.file.insert(file);
         file.write_all(&self.buffer)?;
         self.buffer.clear();
-        if sync {
-            failpoint::hit("data_written");
-            file.sync_data()?;
-        }
         Ok(())
+    }
+
+    /// Syncs what is written.
+    ///
+    /// # Errors
+    /// What `fdatasync` says; the instance is lost then, because the kernel may have thrown away its pages.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
     }
 
     /// Gives the complete file its name, replacing what is there atomically.
@@ -150,7 +153,7 @@ impl<'s> Spool<'s> {
     /// What the file system says.
     pub fn as_input(&mut self) -> io::Result<Input<'_>> {
         if self.file.is_some() {
-            self.write_out(false)?;
+            self.write_out()?;
         }
         if let Some(file) = &self.file {
             return Ok(Input::File(file.as_fd(), self.header_bytes));
@@ -169,7 +172,7 @@ impl<'s> Spool<'s> {
             return Ok(false);
         }
         if self.file.is_some() {
-            self.write_out(false)?;
+            self.write_out()?;
         }
         let mut theirs = vec![0; WRITE_BYTES];
         let mut ours = vec![0; WRITE_BYTES];
@@ -251,7 +254,7 @@ impl Sink for Spool<'_> {
     }
 
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
-        self.write_out(false)?;
+        self.write_out()?;
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Ok((file.as_fd(), self.header_bytes))
     }
@@ -333,7 +336,7 @@ mod tests {
             let store = Store::open(root.path()).unwrap();
             let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
             let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
-            spool.write_out(true).unwrap();
+            spool.write_out().unwrap();
             let folder = store.folders().create(&path()).unwrap();
             spool.publish(&folder, "3.dcm").unwrap();
             store.folders().sync(&folder, &path()).unwrap();
@@ -421,7 +424,7 @@ mod tests {
             let mut moved = spool(&stores[0], "a.part", &dataset, memory_bytes);
             moved.move_to(&stores[1]).unwrap();
             moved.append(b"more").unwrap();
-            moved.write_out(false).unwrap();
+            moved.write_out().unwrap();
             let there = std::fs::read(roots[1].path().join(".incoming/a.part")).unwrap();
             assert_eq!(there, [header(), dataset, b"more".to_vec()].concat());
             assert_eq!(incoming(roots[0].path()), 0);
