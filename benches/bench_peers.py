@@ -77,7 +77,7 @@ class Load:
 
     def make(self, number: int) -> list[tuple[str, bytes]]:
         """The instances of a round, each with a UID of its own and the same length."""
-        series = f"{SERIES}.{number:04}"
+        series = f"{SERIES}.{1000 + number}"
         changes: dict[int, bytes | None] = {}
         if self.frames > 1:
             pixels = os.urandom(FRAME_BYTES) * self.frames
