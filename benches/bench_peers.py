@@ -234,7 +234,7 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
         assert sum(sizes) >= megabytes * 1e6 * (ROUNDS + 1), f"{receiver.label} stored too little"
         measured[receiver.label].grown_kib = receiver.rss_kib("VmHWM") - idle[receiver.label]
         if load.frames > 1:
-            # Few and large. Many small ones stay until the end: ext4 looks around inodes that were deleted in the last minutes.
+            # Few and large. Small ones stay until the end: ext4 avoids inodes that were deleted in the last minutes.
             shutil.rmtree(receiver.folder, ignore_errors=True)
     print(f"\n{load.label}, PDU {max_pdu}\n")
     print("| receiver | syncs | instances/s (range) | MB/s | p50 ms | p99 ms | CPU ms each | peak RSS MiB above idle |")

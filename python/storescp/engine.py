@@ -44,6 +44,9 @@ class RecordQueue(Protocol):
     def outbox_wait(self, after: int, timeout: float) -> int:
         """Waits up to `timeout` seconds for a publishable row later than `after`; order of the last there was."""
 
+    def outbox_stop_waiting(self) -> None:
+        """Ends every `outbox_wait`, now and from now on."""
+
     def outbox_claim(self, topic_number: int, after: int, most: int) -> Sequence[QueuedRecord]:
         """The first publishable rows later than `after`, in the order of acknowledgement to the sender."""
 

@@ -21,7 +21,7 @@ from storescp.publish.sink import Outcome, Sink, SinkError
 
 log = structlog.get_logger("storescp.publish")
 BATCH = 2000
-_WAIT_SECONDS = 0.2
+_WAIT_SECONDS = 5.0
 # A row that was acknowledged a moment ago becomes claimable with the next commit.
 _LAST_ROWS_SECONDS = 0.01
 _FIRST_PAUSE_SECONDS = 0.2
@@ -70,6 +70,7 @@ class Publisher:
     def stop(self, timeout: float) -> bool:
         """Publishes what is left, for `timeout` seconds at most; whether nothing is pending then."""
         self._stopping.set()
+        self._queue.outbox_stop_waiting()
         self._thread.join(timeout)
         if self._thread.is_alive() and self._loop is not None and self._main_task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it has just ended
@@ -209,7 +210,9 @@ class _Lane:
             await asyncio.sleep(_LAST_ROWS_SECONDS)
             return
         # Not `_after`: the last row that this topic still wants is older than those that it has.
-        newest = await asyncio.to_thread(self._queue.outbox_wait, self._newest, _WAIT_SECONDS)
+        # Rows that could not be delivered are tried again after a pause, also when no others come.
+        seconds = _WAIT_SECONDS if self._failed_at is None else _FIRST_PAUSE_SECONDS
+        newest = await asyncio.to_thread(self._queue.outbox_wait, self._newest, seconds)
         if newest > self._newest:
             self._newest = newest
             await asyncio.sleep(self._publisher.gather_seconds)

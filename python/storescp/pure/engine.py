@@ -134,6 +134,10 @@ class PureEngine:
         """Waits for something to publish."""
         return self._outbox.wait(after, timeout)
 
+    def outbox_stop_waiting(self) -> None:
+        """Ends every `outbox_wait`, now and from now on."""
+        self._outbox.stop_waiting()
+
     def outbox_claim(self, topic_number: int, after: int, most: int) -> list[Row]:
         """The first publishable rows later than `after`."""
         return self._outbox.claim(topic_number, after, most)

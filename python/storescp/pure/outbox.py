@@ -61,6 +61,7 @@ class Outbox:
 
     def __init__(self, path: Path, *, synchronous: bool, on_disk: Callable[[str, int, bytes], bool]) -> None:
         self._lock = threading.Condition()
+        self._is_over = False
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if synchronous else 'OFF'}")
@@ -126,8 +127,14 @@ class Outbox:
     def wait(self, after: int, timeout: float) -> int:
         """Waits for a publishable row later than `after`; the order of the last one there was."""
         with self._lock:
-            self._lock.wait_for(lambda: self._last_ready > after, timeout)
+            self._lock.wait_for(lambda: self._last_ready > after or self._is_over, timeout)
             return self._last_ready
+
+    def stop_waiting(self) -> None:
+        """Ends every `wait`, now and from now on."""
+        with self._lock:
+            self._is_over = True
+            self._lock.notify_all()
 
     def claim(self, topic: int, after: int, most: int) -> list[Row]:
         """The first publishable rows later than `after`."""

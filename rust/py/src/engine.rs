@@ -371,6 +371,12 @@ impl Engine {
         })
     }
 
+    /// Ends every `outbox_wait`, now and from now on.
+    fn outbox_stop_waiting(&self) -> PyResult<()> {
+        self.inner()?.outbox().stop_waiting();
+        Ok(())
+    }
+
     /// The first publishable rows later than `after`, in the order of acknowledgement.
     fn outbox_claim(
         &self,

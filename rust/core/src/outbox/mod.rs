@@ -13,7 +13,7 @@ mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -88,6 +88,7 @@ struct Shared {
     lazy: Mutex<LazyQueue>,
     /// `ready` of the last row that became publishable.
     last_ready: Mutex<i64>,
+    is_over: AtomicBool,
     changed: Condvar,
 }
 
@@ -185,6 +186,7 @@ impl Outbox {
             bytes: AtomicI64::new(bytes),
             lazy: Mutex::default(),
             last_ready: Mutex::new(next_ready - 1),
+            is_over: AtomicBool::new(false),
             changed: Condvar::new(),
         });
         let reader = Connection::open_with_flags(
@@ -336,9 +338,19 @@ impl Outbox {
         let (last_ready, _) = self
             .shared
             .changed
-            .wait_timeout_while(guard, timeout, |last_ready| *last_ready <= after)
+            .wait_timeout_while(guard, timeout, |last_ready| {
+                *last_ready <= after && !self.shared.is_over.load(Ordering::Acquire)
+            })
             .unwrap_or_else(PoisonError::into_inner);
         *last_ready
+    }
+
+    /// Ends every [`Outbox::wait`], now and from now on: the publisher is to stop.
+    pub fn stop_waiting(&self) {
+        self.shared.is_over.store(true, Ordering::Release);
+        // Under the lock: nobody is between looking and falling asleep.
+        let _last_ready = lock(&self.shared.last_ready);
+        self.shared.changed.notify_all();
     }
 
     /// The first publishable rows later than `after` that the topic has not acknowledged, in the order of their

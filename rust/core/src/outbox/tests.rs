@@ -68,6 +68,19 @@ fn rows_are_claimed_in_the_order_of_acknowledgement_and_only_once_publishable() 
 }
 
 #[test]
+fn who_waits_for_rows_hears_of_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let newest = outbox.wait(0, Duration::ZERO);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| outbox.wait(newest, Duration::from_secs(60)));
+        outbox.stop_waiting();
+        assert_eq!(waiting.join().unwrap(), newest);
+    });
+    assert_eq!(outbox.wait(newest, Duration::from_secs(60)), newest);
+}
+
+#[test]
 fn each_topic_has_its_own_way_through_the_rows() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
