@@ -22,6 +22,8 @@ from storescp.settings import Settings
 log = structlog.get_logger("storescp.network")
 BACKLOG = 512
 _WAIT_SECONDS = 60.0
+_REPORT_SECONDS = 1.0
+# A flood of connections must not become one of log lines: so many in a second, the others in one line.
 _REFUSED_LINES = 20
 
 
@@ -103,6 +105,10 @@ class Listener:
         self._lock = threading.Lock()
         self._workers: list[threading.Thread] = []
         self._idle = 0
+        self._reporting = threading.Lock()
+        self._reported = 0.0
+        self._lines_left = 0
+        self._unreported = 0
 
     def set_tls(self, tls: _core.Tls) -> None:
         """New connections get other certificates; those that are open go on."""
@@ -128,6 +134,7 @@ class Listener:
         deadline = time.monotonic() + timeout
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
+        self._report_refused(final=True)
         return not any(worker.is_alive() for worker in self._workers)
 
     def _see_to_an_idle_worker(self) -> None:
@@ -144,7 +151,7 @@ class Listener:
     def _work(self) -> None:
         """Takes connections and serves those that are admitted; begins as an idle worker."""
         while not self._stopping.is_set():
-            connection = self._gate.next(_WAIT_SECONDS)
+            connection = self._gate.next(_REPORT_SECONDS if self._unreported else _WAIT_SECONDS)
             self._report_refused()
             if connection is None or not self._may_enter(connection):
                 continue
@@ -156,20 +163,29 @@ class Listener:
             with self._lock:
                 self._idle += 1
 
-    def _report_refused(self) -> None:
-        refused = self._gate.take_refused()
-        for peer, reason, detail in refused[:_REFUSED_LINES]:
+    def _report_refused(self, *, final: bool = False) -> None:
+        with self._reporting:
+            now = time.monotonic()
+            if final or now - self._reported >= _REPORT_SECONDS:
+                if self._unreported:
+                    log.warning("connection.refused_more", count=self._unreported)
+                self._reported, self._lines_left, self._unreported = now, _REFUSED_LINES, 0
+            for peer, reason, detail in self._gate.take_refused():
+                self._report(peer, reason, detail)
+            if final and self._unreported:
+                log.warning("connection.refused_more", count=self._unreported)
+
+    def _report(self, peer: tuple[str, int] | None, reason: str, detail: str) -> None:
+        if self._lines_left == 0:
+            self._unreported += 1
+        else:
+            self._lines_left -= 1
             if peer is None:
                 log.warning("connection.not_accepted", reason=detail)
             else:
-                address, port = peer
-                log.warning("connection.refused", peer=address, port=port, cause=reason, detail=detail or None)
-        if len(refused) > _REFUSED_LINES:
-            # A flood of connections must not become one of log lines.
-            log.warning("connection.refused_more", count=len(refused) - _REFUSED_LINES)
-        for peer, reason, detail in refused:
-            if peer is not None:
-                self._trail.connection_refused(peer[0], reason, detail)
+                log.warning("connection.refused", peer=peer[0], port=peer[1], cause=reason, detail=detail or None)
+        if peer is not None:
+            self._trail.connection_refused(peer[0], reason, detail)
 
     def _may_enter(self, connection: _core.Connection) -> bool:
         """Whether there is a place for it, which it then has; else it is refused."""

@@ -230,10 +230,9 @@ impl<'s> Spool<'s> {
     /// Gives the memory back for the next instance, and the file, where there is one, to be closed in a moment.
     #[must_use]
     pub fn into_scratch(mut self) -> (Vec<u8>, Option<File>) {
-        (
-            std::mem::take(&mut self.buffer),
-            self.file.take().filter(|_| self.published),
-        )
+        // One without a name is removed when this is dropped.
+        let file = if self.published { self.file.take() } else { None };
+        (std::mem::take(&mut self.buffer), file)
     }
 }
 
@@ -451,6 +450,10 @@ mod tests {
         let spool = spool(&store, "a.part", &[0; 5000], 1);
         assert_eq!(incoming(root.path()), 1);
         drop(spool);
+        assert_eq!(incoming(root.path()), 0);
+        let spool = self::spool(&store, "a.part", &[0; 5000], 1);
+        let (_, file) = spool.into_scratch();
+        assert!(file.is_none());
         assert_eq!(incoming(root.path()), 0);
     }
 
