@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,19 +36,13 @@ Start = Callable[..., ServiceProcess]
 
 
 @pytest.fixture
-def start(bench_folder: Path) -> Iterator[Start]:
-    started: list[ServiceProcess] = []
+def start(start_bench_service: Start) -> Start:
+    """Starts a service on a folder with a name."""
 
     def start(name: str, *, durability: str = "none", env: dict[str, str] | None = None) -> ServiceProcess:
-        settings = {"STORESCP_LOCAL_STORAGE__DURABILITY": durability} | (env or {})
-        service = ServiceProcess(bench_folder / name, engine="rust", env=settings)
-        started.append(service)
-        return service
+        return start_bench_service("rust", durability=durability, max_pdu=16384, name=name, env=env)
 
-    yield start
-    for service in started:
-        if service.process.poll() is None:
-            service.stop()
+    return start
 
 
 def rate(service: ServiceProcess, load: Load, number: int, folder: Path) -> float:
@@ -108,7 +103,8 @@ def test_idling(start: Start) -> None:
     service = start("idle")
     association = _core.Sender("127.0.0.1", service.port, "BENCH", "ANY-SCP", [(CT, EXPLICIT)], 60)
     before = _cpu_seconds(service)
-    time.sleep(IDLE_SECONDS)
+    with pytest.raises(subprocess.TimeoutExpired):
+        service.process.wait(IDLE_SECONDS)
     spent = _cpu_seconds(service) - before
     association.release()
     print(f"\nidle, one association open: {spent / IDLE_SECONDS * 100:.2f} % of a core")

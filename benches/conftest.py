@@ -28,20 +28,23 @@ def bench_folder(all_bench_folders: Path) -> Path:
 
 @pytest.fixture
 def start_bench_service(bench_folder: Path) -> Iterator[Callable[..., ServiceProcess]]:
-    """Starts services with an engine, durability and maximum PDU length."""
+    """Starts services with an engine, durability and maximum PDU length; `name` is that of the folder."""
     started: list[ServiceProcess] = []
 
-    def start(engine: str, *, durability: str, max_pdu: int) -> ServiceProcess:
+    def start(
+        engine: str, *, durability: str, max_pdu: int, name: str | None = None, env: dict[str, str] | None = None
+    ) -> ServiceProcess:
         service = ServiceProcess(
-            bench_folder / f"{engine}-{durability}-{max_pdu}-{len(started)}",
+            bench_folder / (name or f"{engine}-{durability}-{max_pdu}-{len(started)}"),
             "-m",
             str(max_pdu),
             engine=engine,
-            env={"STORESCP_LOCAL_STORAGE__DURABILITY": durability},
+            env={"STORESCP_LOCAL_STORAGE__DURABILITY": durability} | (env or {}),
         )
         started.append(service)
         return service
 
     yield start
     for service in started:
-        service.stop()
+        if service.process.poll() is None:
+            service.stop()

@@ -8,9 +8,7 @@ import resource
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -19,8 +17,8 @@ from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.config import Configuration
 from storescp.engine import Engine, engine_config
-from storescp.errors import ConfigError, ConfigProblem, CoreError, LicenceError
-from storescp.licence import WARN_BEFORE, Licence, issue_licence, validate_client_certificate
+from storescp.errors import ConfigError, ConfigProblem, CoreError
+from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence, make_root
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.identity import Users
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("storescp.service")
 EXIT_OK = 0
 _HOURLY_SECONDS = 3600.0
-_EVALUATION_DAYS = 90
 _EVENT_WAIT_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 _DESCRIPTORS = 65536
@@ -61,94 +58,6 @@ class Server(Protocol):
 
     def join(self, timeout: float) -> bool:
         """Waits for the associations; whether all are over."""
-
-
-@dataclass
-class _LicenceWatch:
-    """The licence, looked at now and then while the service runs."""
-
-    licence: Licence
-    was_valid: bool = True
-
-    def check(self, now: datetime) -> None:
-        """Warns from 30 days before the end."""
-        self.was_valid = self.licence.is_valid_at(now)
-        if not self.was_valid:
-            log.error("licence.expired", not_after=self.licence.not_after.isoformat())
-        elif self.licence.not_after - now < WARN_BEFORE:
-            log.warning("licence.expires_soon", days=self.licence.days_left(now))
-
-
-def evaluation_licence(settings: Settings) -> Licence:
-    """The licence of evaluation mode: made on the spot, reused, checked like any other.
-
-    Raises:
-        LicenceError: it cannot be made or has expired.
-        ConfigError: the storage root cannot be written.
-    """
-    root = settings.local_storage.dicm_store_path
-    folder = root / ".outbox" / "evaluation"
-    _make_root(root)
-    try:
-        (root / ".outbox").mkdir(mode=0o700, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        client_id, key_file = "evaluation", folder / "license_key"
-        if not key_file.exists():
-            for name in ("ca.pem", "ca.key", "client.pem", "client.key"):
-                (folder / name).unlink(missing_ok=True)
-            issued = issue_licence(client_id, _EVALUATION_DAYS, folder)
-            key_file.touch(mode=0o600)
-            key_file.write_text(issued.license_key, encoding="ascii")
-        license_key = key_file.read_text(encoding="ascii")
-    except OSError as error:
-        raise _storage_problem(root, error) from None
-    try:
-        return validate_client_certificate(
-            client_certificate=folder / "client.pem",
-            ca_certificate=folder / "ca.pem",
-            client_id=client_id,
-            license_key=license_key,
-        )
-    except LicenceError as error:
-        raise LicenceError(f"evaluation: {error}; remove {folder} to make a new one") from None
-
-
-def configured_licence(settings: Settings) -> Licence:
-    """The licence of the configuration.
-
-    Raises:
-        LicenceError: it does not allow to serve.
-    """
-    section = settings.dicom_license_server
-    if section is None:
-        raise LicenceError(
-            "the configuration has no [dicom_license_server] section. Make a licence and add what is printed:\n"
-            "  python -m storescp license issue --client-id ID DIRECTORY\n"
-            "  python -m storescp license verify -c CONFIG"
-        )
-    return validate_client_certificate(
-        client_certificate=section.client_certificate,
-        ca_certificate=section.ca_certificate,
-        client_id=section.client_id,
-        license_key=section.license_key.get_secret_value(),
-        hash_code_oid=section.hash_code_oid,
-    )
-
-
-def _make_root(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _storage_problem(root, error) from None
-    if not os.access(root, os.W_OK | os.X_OK):
-        raise ConfigError(
-            ConfigProblem("local_storage.dicm_store_path", str(root), "a folder that can be written", "configuration")
-        )
-
-
-def _storage_problem(root: Path, error: OSError) -> ConfigError:
-    expected = f"a folder that can be written ({error.strerror})"
-    return ConfigError(ConfigProblem("local_storage.dicm_store_path", str(root), expected, "configuration"))
 
 
 def _load_users(settings: Settings) -> Users | None:
@@ -200,7 +109,7 @@ def open_engine(settings: Settings, engine: str) -> Engine:
         ConfigError: the storage root cannot be used.
     """
     root = settings.local_storage.dicm_store_path
-    _make_root(root)
+    make_root(root)
     try:
         if engine == "python":
             from storescp.pure.engine import PureEngine  # noqa: PLC0415 - only where it is asked for
@@ -242,7 +151,7 @@ class Service:
         _refuse_unavailable(settings, self._engine_name)
         _raise_descriptor_limit()
         licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
-        self._licence = _LicenceWatch(licence)
+        self._licence = LicenceWatch(licence)
         self._licence.check(datetime.now(UTC))
         self._kafka = _kafka_sink(settings)
         trail = Trail(settings)

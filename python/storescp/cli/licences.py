@@ -61,7 +61,7 @@ def license_show(context: click.Context, config: Path | None, certificate: Path 
 @click.pass_context
 def license_verify(context: click.Context, config: Path | None) -> None:
     """Check the licence of the configuration as the start does."""
-    from storescp.service import configured_licence  # noqa: PLC0415
+    from storescp.licensing import configured_licence  # noqa: PLC0415
 
     licence = configured_licence(configuration(context, config).settings)
     click.echo(f"valid for {licence.client_id}, {licence.days_left(datetime.now(UTC))} days left")

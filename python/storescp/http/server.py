@@ -21,6 +21,7 @@ from storescp.network.listener import bind
 from storescp.settings import Http
 
 _STOP_SECONDS = 5.0
+_MOST_CONNECTIONS = 100
 
 
 def make_app(probe: Probe, token: str | None) -> Starlette:
@@ -70,6 +71,7 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)

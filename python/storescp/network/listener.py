@@ -151,9 +151,8 @@ class Listener:
     def _work(self) -> None:
         """Takes connections and serves those that are admitted; begins as an idle worker."""
         while not self._stopping.is_set():
-            connection = self._gate.next(_REPORT_SECONDS if self._unreported else _WAIT_SECONDS)
-            self._report_refused()
-            if connection is None or not self._may_enter(connection):
+            connection = self._next()
+            if connection is None:
                 continue
             with self._lock:
                 self._idle -= 1
@@ -162,6 +161,17 @@ class Listener:
             self._serve_guarded(connection)
             with self._lock:
                 self._idle += 1
+
+    def _next(self) -> _core.Connection | None:
+        """A connection that has got its place."""
+        try:
+            connection = self._gate.next(_REPORT_SECONDS if self._unreported else _WAIT_SECONDS)
+            self._report_refused()
+            return connection if connection is not None and self._may_enter(connection) else None
+        except Exception:
+            # Without a worker nobody would be let in any more.
+            log.exception("connection.failed")
+            return None
 
     def _report_refused(self, *, final: bool = False) -> None:
         with self._reporting:

@@ -64,7 +64,8 @@ class Outbox:
         self._is_over = False
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute(f"PRAGMA synchronous = {'FULL' if synchronous else 'OFF'}")
+        # What a journal holds may have been promised at a higher durability than is configured now.
+        self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate()
         self.kept, self.dropped = self._settle(on_disk)
         self._pending, self._dead, self._bytes = self._connection.execute(
@@ -73,6 +74,8 @@ class Outbox:
         ).fetchone()
         self._last_ready = self._next_ready() - 1
         self._adopt_journal(path.parent, on_disk)
+        if not synchronous:
+            self._connection.execute("PRAGMA synchronous = OFF")
 
     def insert(self, row: NewRow) -> int:
         """A durable row that is not publishable yet."""

@@ -60,7 +60,8 @@ pub struct StartUp {
 #[derive(Debug, Default)]
 pub struct Counters {
     received_bytes: AtomicU64,
-    instances: Mutex<BTreeMap<(u16, String), u64>>,
+    /// By tenant and status.
+    instances: Mutex<BTreeMap<String, BTreeMap<u16, u64>>>,
     transcodes: Mutex<BTreeMap<Transcoded, u64>>,
 }
 
@@ -208,9 +209,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes of data sets received since start, and C-STOREs by status and tenant.
+    /// Bytes of data sets received since start, and C-STOREs by tenant and status.
     #[must_use]
-    pub fn counters(&self) -> (u64, BTreeMap<(u16, String), u64>) {
+    pub fn counters(&self) -> (u64, BTreeMap<String, BTreeMap<u16, u64>>) {
         let instances = self
             .counters
             .instances
@@ -249,13 +250,17 @@ impl Engine {
     /// An instance that was answered; its tenant is empty where that is not known.
     pub(crate) fn count(&self, status: u16, tenant: &str, bytes: u64) {
         self.counters.received_bytes.fetch_add(bytes, Ordering::Relaxed);
-        *self
+        let mut instances = self
             .counters
             .instances
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry((status, tenant.to_owned()))
-            .or_default() += 1;
+            .unwrap_or_else(PoisonError::into_inner);
+        if !instances.contains_key(tenant) {
+            instances.insert(tenant.to_owned(), BTreeMap::new());
+        }
+        if let Some(of_tenant) = instances.get_mut(tenant) {
+            *of_tenant.entry(status).or_default() += 1;
+        }
     }
 
     /// Ends a walk of [`Engine::recover`] early; the next start begins it again.

@@ -291,13 +291,12 @@ impl Engine {
     /// Bytes of data sets received since start, and C-STOREs as (status, tenant, count).
     fn counters(&self) -> PyResult<(u64, Vec<(u16, String, u64)>)> {
         let (bytes, instances) = self.inner()?.counters();
-        Ok((
-            bytes,
-            instances
+        let counts = instances.into_iter().flat_map(|(tenant, statuses)| {
+            statuses
                 .into_iter()
-                .map(|((status, tenant), count)| (status, tenant, count))
-                .collect(),
-        ))
+                .map(move |(status, count)| (status, tenant.clone(), count))
+        });
+        Ok((bytes, counts.collect()))
     }
 
     /// Transcodings since start: source, target, `Success` or what kind of failure, count.

@@ -164,10 +164,14 @@ impl Outbox {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", if synchronous { "FULL" } else { "OFF" })?;
+        // What the journal holds may have been promised at a higher durability than is configured now.
+        connection.pragma_update(None, "synchronous", "FULL")?;
         schema::migrate(&mut connection)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let settled = settle::settle(&mut connection, folder, on_disk)?;
+        if !synchronous {
+            connection.pragma_update(None, "synchronous", "OFF")?;
+        }
         let journal = Journal::create(folder, synchronous)
             .map_err(|error| OutboxError(format!("the journal: {error}")))?;
         begin_log(&mut connection)?;

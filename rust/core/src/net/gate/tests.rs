@@ -107,3 +107,19 @@ fn who_waits_hears_of_connections_turned_away_and_of_the_end() {
     });
     assert!(TcpStream::connect(address).is_err());
 }
+
+#[test]
+fn more_than_are_accepted_at_once_come_in_all_the_same() {
+    let (gate, address) = started(GateLimits {
+        connections: 1000,
+        per_address: 1000,
+        request_timeout: Duration::from_secs(30),
+        ..limits()
+    });
+    let clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let patience = Instant::now() + Duration::from_secs(10);
+    while gate.connections() < clients.len() && Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    assert_eq!(gate.connections(), 200);
+}

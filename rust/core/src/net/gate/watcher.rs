@@ -19,6 +19,7 @@ use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, HEADER_BYTES};
 
 pub(super) const WAKE: Token = Token(0);
 const READ_BYTES: usize = 64 * 1024;
+const ACCEPTED_AT_ONCE: usize = 64;
 /// Until the next attempt to accept where no descriptor was left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,7 +47,7 @@ pub(super) struct Watcher {
     arrivals: Arc<Arrivals>,
     encrypted: bool,
     listeners: HashMap<Token, TcpListener>,
-    /// When to try again after descriptors had run out.
+    /// When to go on accepting: at once, or after descriptors had run out.
     accept_again: Option<Instant>,
     waiting: HashMap<Token, Waiting>,
     next_token: usize,
@@ -117,10 +118,10 @@ impl Watcher {
         }
     }
 
-    /// All that wait in the backlog.
+    /// Those that wait in the backlog; of many the rest in a moment, so that they do not hold up connections that are in.
     fn accept(&mut self, token: Token, buffer: &mut [u8]) {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        loop {
+        for _ in 0..ACCEPTED_AT_ONCE {
             let Some(listener) = self.listeners.get(&token) else {
                 return;
             };
@@ -143,6 +144,7 @@ impl Watcher {
                 }
             }
         }
+        self.accept_again = Some(Instant::now());
     }
 
     /// Takes an accepted connection; one over a limit is closed at once.

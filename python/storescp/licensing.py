@@ -1,0 +1,110 @@
+"""Which licence the service starts with, and a look at it now and then."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+
+from storescp.errors import ConfigError, ConfigProblem, LicenceError
+from storescp.licence import WARN_BEFORE, Licence, issue_licence, validate_client_certificate
+from storescp.settings import Settings
+
+log = structlog.get_logger("storescp.service")
+_EVALUATION_DAYS = 90
+
+
+@dataclass
+class LicenceWatch:
+    """The licence, looked at now and then while the service runs."""
+
+    licence: Licence
+    was_valid: bool = True
+
+    def check(self, now: datetime) -> None:
+        """Warns from 30 days before the end."""
+        self.was_valid = self.licence.is_valid_at(now)
+        if not self.was_valid:
+            log.error("licence.expired", not_after=self.licence.not_after.isoformat())
+        elif self.licence.not_after - now < WARN_BEFORE:
+            log.warning("licence.expires_soon", days=self.licence.days_left(now))
+
+
+def evaluation_licence(settings: Settings) -> Licence:
+    """The licence of evaluation mode: made on the spot, reused, checked like any other.
+
+    Raises:
+        LicenceError: it cannot be made or has expired.
+        ConfigError: the storage root cannot be written.
+    """
+    root = settings.local_storage.dicm_store_path
+    folder = root / ".outbox" / "evaluation"
+    make_root(root)
+    try:
+        (root / ".outbox").mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        client_id, key_file = "evaluation", folder / "license_key"
+        if not key_file.exists():
+            for name in ("ca.pem", "ca.key", "client.pem", "client.key"):
+                (folder / name).unlink(missing_ok=True)
+            issued = issue_licence(client_id, _EVALUATION_DAYS, folder)
+            key_file.touch(mode=0o600)
+            key_file.write_text(issued.license_key, encoding="ascii")
+        license_key = key_file.read_text(encoding="ascii")
+    except OSError as error:
+        raise _storage_problem(root, error) from None
+    try:
+        return validate_client_certificate(
+            client_certificate=folder / "client.pem",
+            ca_certificate=folder / "ca.pem",
+            client_id=client_id,
+            license_key=license_key,
+        )
+    except LicenceError as error:
+        raise LicenceError(f"evaluation: {error}; remove {folder} to make a new one") from None
+
+
+def configured_licence(settings: Settings) -> Licence:
+    """The licence of the configuration.
+
+    Raises:
+        LicenceError: it does not allow to serve.
+    """
+    section = settings.dicom_license_server
+    if section is None:
+        raise LicenceError(
+            "the configuration has no [dicom_license_server] section. Make a licence and add what is printed:\n"
+            "  python -m storescp license issue --client-id ID DIRECTORY\n"
+            "  python -m storescp license verify -c CONFIG"
+        )
+    return validate_client_certificate(
+        client_certificate=section.client_certificate,
+        ca_certificate=section.ca_certificate,
+        client_id=section.client_id,
+        license_key=section.license_key.get_secret_value(),
+        hash_code_oid=section.hash_code_oid,
+    )
+
+
+def make_root(root: Path) -> None:
+    """Makes the storage root.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _storage_problem(root, error) from None
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ConfigError(
+            ConfigProblem("local_storage.dicm_store_path", str(root), "a folder that can be written", "configuration")
+        )
+
+
+def _storage_problem(root: Path, error: OSError) -> ConfigError:
+    expected = f"a folder that can be written ({error.strerror})"
+    return ConfigError(ConfigProblem("local_storage.dicm_store_path", str(root), expected, "configuration"))
