@@ -1,6 +1,7 @@
 """The Rust core. Every call releases the GIL; `storescp.errors.CoreError` and `CoreBug` are raised."""
 
 from os import PathLike
+from pathlib import Path
 from typing import final
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Engine",
     "Gate",
     "InstanceFact",
+    "LiveAssociation",
     "OutboxRow",
+    "RecentInstance",
     "ScanResult",
     "Sender",
     "Tls",
@@ -21,8 +24,10 @@ __all__ = [
     "examine_file",
     "outbox_migrations",
     "read_journal",
+    "refusals",
     "remove_journal",
     "scan",
+    "thumbnail",
     "transcode",
     "transcode_plan",
     "transcode_worker",
@@ -101,6 +106,37 @@ class InstanceFact:
     commit_seconds: float
 
 @final
+class LiveAssociation:
+    association: int
+    address: str
+    calling_ae_title: str
+    called_ae_title: str
+    tenant: str | None
+    seconds: float
+    bytes: int
+    stored: int
+    refused: int
+
+@final
+class RecentInstance:
+    number: int
+    at: float
+    association: int
+    tenant: str
+    status: int
+    comment: str
+    modality: str
+    sop_class_uid: str
+    patient_id: str
+    bytes: int
+    frames: int
+    received_as: str
+    transcoded_to: str | None
+    transcode_failure: str | None
+    commit_seconds: float
+    file: Path | None
+
+@final
 class OutboxRow:
     id: int
     ready: int
@@ -142,8 +178,12 @@ class Engine:
     def republish_wished(self, most: int) -> list[tuple[str, str | None]]: ...
     def counters(self) -> tuple[int, list[tuple[int, str, int]]]: ...
     def transcodes(self) -> list[tuple[str, str, str, int]]: ...
+    def quotas(self) -> list[tuple[str, int, int]]: ...
     def stages(self) -> list[tuple[str, list[tuple[float, int]], float]]: ...
     def free_bytes(self) -> int: ...
+    def associations(self) -> list[LiveAssociation]: ...
+    def watch_instances(self) -> None: ...
+    def recent_instances(self, failed: bool) -> list[RecentInstance]: ...
     def enable_events(self, enabled: bool) -> None: ...
     def events(self, timeout: float) -> tuple[list[InstanceFact], int]: ...
     def measure_tenants(self) -> None: ...
@@ -207,11 +247,13 @@ class Transcoder:
     def live(self) -> int: ...
 
 def transcode(dataset: bytes, source: str, target: str, max_decoded_bytes: int, threads: int = 1) -> bytes: ...
+def thumbnail(path: str | PathLike[str], edge: int, max_frame_bytes: int) -> bytes: ...
 def transcode_plan(
     transfer_syntax: str, has_pixel_data: bool, viewer_transfer_syntaxes: set[str], target: str
 ) -> tuple[str, str]: ...
 def transcode_worker(memory_bytes: int) -> None: ...
 def transfer_syntaxes() -> list[tuple[str, str, bool, bool]]: ...
+def refusals() -> list[tuple[int, str]]: ...
 def build_info() -> list[tuple[str, str]]: ...
 def outbox_migrations() -> list[str]: ...
 def read_journal(folder: PathLike[str]) -> list[tuple[str, str, str, str, int, bytes, int]]: ...

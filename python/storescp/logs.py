@@ -1,11 +1,16 @@
-"""Logs: events with keys, one line each, to standard error."""
+"""Logs: events with keys, one line each, to standard error; the last warnings are kept for the status page."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
+import threading
+import time
 import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,6 +21,49 @@ def _what_happened_first(_logger: object, _name: str, event: structlog.types.Eve
     """Time, level and event before the details, for those who read a line from the left."""
     first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
     return first | {key: value for key, value in event.items() if key not in first}
+
+
+_KEPT_WARNINGS = 50
+_TELLING = ("cause", "reason", "topic", "status", "outcome")
+
+
+@dataclass
+class Warned:
+    """Warnings of one kind: the last line, how many, when the first and the last came (seconds since 1970)."""
+
+    line: Mapping[str, object]
+    count: int
+    first: float
+    last: float
+
+
+class Warnings:
+    """The last kinds of warnings and errors. No line of the log has patient data in it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kinds: OrderedDict[tuple[str, ...], Warned] = OrderedDict()
+
+    def __call__(self, _logger: object, name: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        """The step in the pipe of structlog."""
+        if event.get("level", name) in ("warning", "error", "critical"):
+            self._keep(dict(event))
+        return event
+
+    def kinds(self) -> list[Warned]:
+        """The newest first."""
+        with self._lock:
+            return [Warned(kind.line, kind.count, kind.first, kind.last) for kind in reversed(self._kinds.values())]
+
+    def _keep(self, line: dict[str, object]) -> None:
+        key = (str(line.get("event")), *(str(line.get(name)) for name in _TELLING))
+        now = time.time()
+        with self._lock:
+            known = self._kinds.pop(key, None)
+            first, count = (now, 0) if known is None else (known.first, known.count)
+            self._kinds[key] = Warned(line, count + 1, first, now)
+            while len(self._kinds) > _KEPT_WARNINGS:
+                self._kinds.popitem(last=False)
 
 
 class _Lines:
@@ -33,8 +81,9 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg
 
 
-def configure(level: str, form: str) -> None:
-    """Sends everything, the libraries' records too, through one form to standard error."""
+def configure(level: str, form: str) -> Warnings:
+    """Sends everything, the libraries' records too, through one form to standard error; what was warned of."""
+    warned = Warnings()
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -47,7 +96,7 @@ def configure(level: str, form: str) -> None:
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), repr_native_str=True)
     structlog.configure(
-        processors=[*shared, _what_happened_first, renderer],
+        processors=[*shared, warned, _what_happened_first, renderer],
         logger_factory=_Lines,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         cache_logger_on_first_use=False,
@@ -55,7 +104,7 @@ def configure(level: str, form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, warned],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _what_happened_first, renderer],
         )
     )
@@ -67,3 +116,4 @@ def configure(level: str, form: str) -> None:
     # pynetdicom dumps requests, data sets included, at its debug and info levels; pydicom warns with values.
     for name in ("pynetdicom", "pydicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    return warned

@@ -19,10 +19,11 @@ from storescp.config import Configuration
 from storescp.engine import Engine, engine_config
 from storescp.errors import ConfigError, ConfigProblem, CoreError
 from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence, make_root
+from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.identity import Users
-from storescp.network.listener import Address, Listener
+from storescp.network.listener import Address, Listener, is_loopback
 from storescp.network.negotiation import Negotiator
 from storescp.network.tls import load_tls
 from storescp.notify import notify, notify_reloading
@@ -130,7 +131,8 @@ def open_engine(settings: Settings, engine: str) -> Engine:
 class Service:
     """Everything that runs, from start to drain."""
 
-    def __init__(self, configuration: Configuration, engine: str) -> None:
+    def __init__(self, configuration: Configuration, engine: str, warned: Warnings) -> None:
+        self._warned = warned
         self._configuration = configuration
         self._settings = configuration.settings
         self._engine_name = engine
@@ -217,14 +219,18 @@ class Service:
         from storescp.http.server import HttpServer  # noqa: PLC0415
 
         probe = Probe(
+            settings=settings,
+            host=self._configuration.host,
+            warned=self._warned,
             engine=engine,
             admission=self._admission,
             publisher=publisher,
-            topics=(settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive),
-            licence_expiry=lambda: self._licence.licence.not_after,
+            licence=lambda: self._licence.licence,
             refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
             not_ready=lambda: self._reasons_not_ready(engine),
         )
+        if not is_loopback(settings.http.host) and settings.http.token is None:
+            log.warning("http.exposed", text="the status page is reachable from other machines without a token")
         http = HttpServer(settings.http, probe)
         http.start()
         running.callback(http.stop)
@@ -267,7 +273,7 @@ class Service:
                 f"{'Kafka' if settings.kafka else 'JSON lines'}, reachable on {configuration.host} only",
                 storage=str(settings.local_storage.dicm_store_path),
             )
-            if configuration.host not in ("127.0.0.1", "::1", "localhost"):
+            if not is_loopback(configuration.host):
                 log.warning(
                     "evaluation.exposed",
                     text="evaluation mode is reachable from other machines",

@@ -293,6 +293,10 @@ class Http(Section):
     host: str = "127.0.0.1"
     port: Port = 8042
     token: SecretStr | None = Field(None, description="bearer token that everything but /livez and /readyz asks for")
+    show_patient_data: bool = Field(False, description="patient IDs and pictures on the status page")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="host names that the status page answers to besides addresses, localhost and the machine's own"
+    )
 
 
 class Transcoding(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import threading
@@ -18,6 +17,7 @@ from support.instances import CT, ct_slice
 from support.scu import EXPLICIT, RawAssociation, Rejected
 from support.service import ServiceProcess
 from support.waiting import wait_until
+from support.web import get, http_port
 
 StartService = Callable[..., ServiceProcess]
 HTTP = {"STORESCP_HTTP__PORT": "0"}
@@ -36,22 +36,6 @@ PROMISED = {
     "storescp_licence_expiry_timestamp_seconds",
     "storescp_build_info",
 }
-
-
-def http_port(service: ServiceProcess) -> int:
-    assert service.process.stdout is not None
-    found = re.fullmatch(r"http on 127\.0\.0\.1:(\d+)\n", service.process.stdout.readline())
-    assert found
-    return int(found[1])
-
-
-def get(port: int, path: str, token: str | None = None) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    return response.status, text
 
 
 def metrics(port: int) -> dict[str, Metric]:

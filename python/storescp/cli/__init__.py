@@ -150,8 +150,8 @@ def _serve(context: click.Context) -> None:
     from storescp.service import Service  # noqa: PLC0415 - other commands start faster without it
 
     found = configuration(context)
-    logs.configure(found.settings.log.level, found.settings.log.format)
-    sys.exit(Service(found, context.obj["engine"]).run())
+    warned = logs.configure(found.settings.log.level, found.settings.log.format)
+    sys.exit(Service(found, context.obj["engine"], warned).run())
 
 
 @click.command("check-config")

@@ -13,21 +13,32 @@ from prometheus_client.registry import Collector
 
 from storescp import _core
 from storescp.engine import Engine
+from storescp.licence import Licence
+from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.publish.publisher import Publisher
+from storescp.settings import Settings
 
 
 @dataclass(frozen=True)
 class Probe:
     """The parts of a running service that can be asked while it works."""
 
+    settings: Settings
+    host: str
+    warned: Warnings
     engine: Engine
     admission: Admission
     publisher: Publisher
-    topics: tuple[str, str]
-    licence_expiry: Callable[[], datetime]
+    licence: Callable[[], Licence]
     refused_connections: Callable[[], dict[str, int]]
     not_ready: Callable[[], list[str]]  # a word or a sentence for each reason; none where it is ready
+
+    @property
+    def topics(self) -> tuple[str, str]:
+        """The names of `topic_main` and `topic_dicom_receive`."""
+        queue = self.settings.message_queue
+        return queue.topic_main, queue.topic_dicom_receive
 
 
 class ServiceCollector(Collector):
@@ -109,7 +120,7 @@ class ServiceCollector(Collector):
         yield GaugeMetricFamily(
             "storescp_licence_expiry_timestamp_seconds",
             "When the licence ends.",
-            self._probe.licence_expiry().timestamp(),
+            self._probe.licence().not_after.timestamp(),
         )
         yield GaugeMetricFamily(
             "storescp_ready", "Whether new associations are let in.", 0.0 if self._probe.not_ready() else 1.0

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
 from storescp import _core
+from storescp.advice import Knock
 from storescp.audit.trail import Trail
 from storescp.errors import BindError
 from storescp.network.admission import Admission, congestion
 from storescp.network.identity import Peer
-from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection
+from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection, titles_of
+from storescp.network.report import Report
 from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.network")
 BACKLOG = 512
 _WAIT_SECONDS = 60.0
 _REPORT_SECONDS = 1.0
-# A flood of connections must not become one of log lines: so many in a second, the others in one line.
-_REFUSED_LINES = 20
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -46,6 +46,16 @@ def bind(host: str, port: int) -> socket.socket:
         if isinstance(error, OSError) and error.errno:
             reason = os.strerror(error.errno)
         raise BindError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Listener:
         self._admission = admission
         self._negotiator = negotiator
         self._trail = trail
+        self._report = Report(settings)
         self._non_blocking = scp.non_blocking
         self._gate = _core.Gate(
             max_connections=limits.max_connections,
@@ -105,10 +116,6 @@ class Listener:
         self._lock = threading.Lock()
         self._workers: list[threading.Thread] = []
         self._idle = 0
-        self._reporting = threading.Lock()
-        self._reported = 0.0
-        self._lines_left = 0
-        self._unreported = 0
 
     def set_tls(self, tls: _core.Tls) -> None:
         """New connections get other certificates; those that are open go on."""
@@ -165,7 +172,7 @@ class Listener:
     def _next(self) -> _core.Connection | None:
         """A connection that has got its place."""
         try:
-            connection = self._gate.next(_REPORT_SECONDS if self._unreported else _WAIT_SECONDS)
+            connection = self._gate.next(_REPORT_SECONDS if self._report.has_untold else _WAIT_SECONDS)
             self._report_refused()
             return connection if connection is not None and self._may_enter(connection) else None
         except Exception:
@@ -174,28 +181,11 @@ class Listener:
             return None
 
     def _report_refused(self, *, final: bool = False) -> None:
-        with self._reporting:
-            now = time.monotonic()
-            if final or now - self._reported >= _REPORT_SECONDS:
-                if self._unreported:
-                    log.warning("connection.refused_more", count=self._unreported)
-                self._reported, self._lines_left, self._unreported = now, _REFUSED_LINES, 0
-            for peer, reason, detail in self._gate.take_refused():
-                self._report(peer, reason, detail)
-            if final and self._unreported:
-                log.warning("connection.refused_more", count=self._unreported)
-
-    def _report(self, peer: tuple[str, int] | None, reason: str, detail: str) -> None:
-        if self._lines_left == 0:
-            self._unreported += 1
-        else:
-            self._lines_left -= 1
-            if peer is None:
-                log.warning("connection.not_accepted", reason=detail)
-            else:
-                log.warning("connection.refused", peer=peer[0], port=peer[1], cause=reason, detail=detail or None)
-        if peer is not None:
-            self._trail.connection_refused(peer[0], reason, detail)
+        for peer, reason, detail in self._gate.take_refused():
+            self._report.connection_refused(peer, reason, detail)
+            if peer is not None:
+                self._trail.connection_refused(peer[0], reason, detail)
+        self._report.settle(final=final)
 
     def _may_enter(self, connection: _core.Connection) -> bool:
         """Whether there is a place for it, which it then has; else it is refused."""
@@ -206,7 +196,7 @@ class Listener:
         return rejection is None
 
     def _refuse(self, connection: _core.Connection, peer: Peer, rejection: Rejection) -> None:
-        log_rejection(rejection, peer.address, peer.port)
+        self._report.rejected(rejection, Knock(peer.address, *titles_of(connection.request)), peer.port)
         self._admission.note_refusal(rejection.cause)
         self._trail.association_rejected(peer, rejection.cause)
         connection.refuse(rejection.pdu())
@@ -225,16 +215,18 @@ class Listener:
         try:
             peer = Peer.of(connection.peer, connection.tls)
         except ValueError as error:
-            address, port = connection.peer
-            log.warning("association.unreadable_certificate", peer=address, port=port, reason=str(error))
-            self._trail.connection_refused(address, "unreadable_certificate", "")
+            cause = "unreadable_certificate"
+            self._report.association_unreadable(f"association.{cause}", cause, connection.peer, str(error))
+            self._trail.connection_refused(connection.peer[0], cause, "")
             connection.refuse(MalformedRequest.pdu)
             return
         try:
             answer = self._negotiator.negotiate(connection.request)
         except MalformedRequest as error:
             reason = str(error.__cause__ or "")
-            log.warning("association.malformed_request", peer=peer.address, port=peer.port, reason=reason)
+            self._report.association_unreadable(
+                "association.malformed_request", "malformed_request", connection.peer, reason
+            )
             connection.refuse(MalformedRequest.pdu)
             return
         if isinstance(answer, Rejection):
@@ -250,6 +242,7 @@ class Listener:
             self._refuse(connection, peer, rejection)
             return
         self._trail.association_accepted(peer, calling)
+        self._report.accepted(answer, peer, calling)
         try:
             tenancy = self._admission.tenancy(called, calling, peer)
             summary = self._engine.receive(
@@ -266,68 +259,4 @@ class Listener:
         finally:
             self._admission.leave_calling(calling)
         self._trail.association_over(summary, peer, calling, called)
-        log_summary(summary, peer, calling, called, tenancy.tenant, answer.rejected_contexts)
-
-
-def log_rejection(rejection: Rejection, address: str, port: int) -> None:
-    """One line for an association that was not accepted."""
-    log.warning(
-        "association.rejected",
-        peer=address,
-        port=port,
-        cause=rejection.cause,
-        result=rejection.result,
-        source=rejection.source,
-        reason=rejection.reason,
-    )
-
-
-def log_summary(
-    summary: _core.AssociationSummary,
-    peer: Peer,
-    calling: str,
-    called: str,
-    tenant: str | None,
-    rejected_contexts: int,
-) -> None:
-    """One line for an association that is over."""
-    statuses = {f"{status:04X}": count for status, count in summary.statuses}
-    level = log.info if summary.outcome == "released" and not summary.failures else log.warning
-    extra: dict[str, Any] = {}
-    if summary.reason:
-        extra["reason"] = summary.reason
-    if summary.failures:
-        extra["failures"] = [
-            {"status": f"{status:04X}", "comment": comment, "count": count}
-            for status, comment, count in summary.failures
-        ]
-    if summary.transcodes:
-        extra["transcodes"] = [
-            {"source": source, "target": target, "outcome": outcome, "count": count}
-            for source, target, outcome, count in summary.transcodes
-        ]
-    if summary.transcode_failures:
-        extra["transcode_failures"] = dict(summary.transcode_failures)
-    if summary.oversized_pdus:
-        extra["oversized_pdus"] = summary.oversized_pdus
-    if summary.identical or summary.kept:
-        extra |= {"identical": summary.identical, "kept": summary.kept}
-    if peer.tls_version:
-        extra |= {"tls": peer.tls_version, "tls_subject": peer.subject_text}
-    if rejected_contexts:
-        extra["rejected_contexts"] = rejected_contexts
-    level(
-        f"association.{summary.outcome}",
-        association=summary.association,
-        peer=peer.address,
-        port=peer.port,
-        calling_ae=calling,
-        called_ae=called,
-        tenant=tenant,
-        instances=sum(count for _, count in summary.statuses),
-        statuses=statuses,
-        echoes=summary.echoes,
-        bytes=summary.received_bytes,
-        seconds=round(summary.seconds, 3),
-        **extra,
-    )
+        self._report.over(summary, peer, calling, called, tenancy.tenant, len(answer.rejected_contexts))

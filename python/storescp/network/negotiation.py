@@ -73,14 +73,18 @@ class MalformedRequest(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """A request that negotiation accepts, and the A-ASSOCIATE-AC for it."""
+    """A request that negotiation accepts, and the A-ASSOCIATE-AC for it.
+
+    `contexts`: id, abstract and transfer syntax; `rejected_contexts`: abstract syntax, result (PS3.8 Table 9-18),
+    transfer syntaxes that were offered for it.
+    """
 
     calling_ae_title: str
     called_ae_title: str
     peer_implementation: str
     peer_max_pdu_length: int
     contexts: tuple[tuple[int, str, str], ...]
-    rejected_contexts: int
+    rejected_contexts: tuple[tuple[str, int, tuple[str, ...]], ...]
     user: UserIdentity | None
     pdu: bytes
 
@@ -166,7 +170,11 @@ class Negotiator:
             peer_implementation=peer.implementation,
             peer_max_pdu_length=peer.max_pdu_length,
             contexts=accepted,
-            rejected_contexts=len(results) - len(accepted),
+            rejected_contexts=tuple(
+                (str(asked.abstract_syntax), int(result.result or 0), tuple(map(str, asked.transfer_syntax)))
+                for asked, result in zip(primitive.presentation_context_definition_list, results, strict=True)
+                if result.result != 0
+            ),
             user=peer.user,
             pdu=self._accept_pdu(primitive, results, acknowledge_user=self._answers_users and peer.wants_user_response),
         )
@@ -234,6 +242,14 @@ def _addressed(answer: Answer, request: bytes) -> Answer:
         called_ae_title=_title(request[_CALLED]),
         pdu=answer.pdu[: _CALLED.start] + titles + answer.pdu[_CALLING.stop :],
     )
+
+
+def titles_of(request: bytes) -> tuple[str, str]:
+    """The calling and called AE title of an A-ASSOCIATE-RQ that may be rejected; what is not ASCII is escaped."""
+    calling, called = (
+        field.strip(b" \0").decode("ascii", "backslashreplace") for field in (request[_CALLING], request[_CALLED])
+    )
+    return calling, called
 
 
 def _title(field: bytes) -> str:

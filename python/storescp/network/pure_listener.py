@@ -24,11 +24,12 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from storescp import _core
+from storescp.advice import Knock
 from storescp.errors import BindError
 from storescp.network.admission import Admission, congestion
 from storescp.network.contexts import Offer
 from storescp.network.identity import Peer
-from storescp.network.listener import BACKLOG, Address, log_rejection
+from storescp.network.listener import BACKLOG, Address
 from storescp.network.negotiation import (
     APPLICATION_CONTEXT_NAME,
     BAD_CALLED_AE_TITLE,
@@ -37,6 +38,7 @@ from storescp.network.negotiation import (
     Rejection,
     negotiate_contexts,
 )
+from storescp.network.report import Report
 from storescp.pure.engine import PureEngine, Source
 from storescp.settings import Settings
 
@@ -53,8 +55,9 @@ class PureAcse(ACSE):
         self.requestor.ae_title = request.calling_ae_title
         rejection = server.admit(self.assoc, request)
         if rejection is not None:
-            log_rejection(rejection, str(self.requestor.address), int(self.requestor.port or 0))
-            server.note_refusal(rejection)
+            titles = (str(request.calling_ae_title).strip(), str(request.called_ae_title).strip())
+            knock = Knock(str(self.requestor.address), *titles)
+            server.note_refusal(rejection, knock, int(self.requestor.port or 0))
             self.send_reject(rejection.result, rejection.source, rejection.reason)
             evt.trigger(self.assoc, evt.EVT_REJECTED, {})
             self.assoc.kill()
@@ -87,9 +90,18 @@ class PureServer(ThreadedAssociationServer):
     daemon_threads = True
 
     def __init__(
-        self, ae: ApplicationEntity, address: Any, handlers: Any, admission: Admission, offer: Offer, *, blocking: bool
+        self,
+        ae: ApplicationEntity,
+        address: Any,
+        handlers: Any,
+        admission: Admission,
+        offer: Offer,
+        report: Report,
+        *,
+        blocking: bool,
     ) -> None:
         self.offer = offer
+        self._report = report
         self._turn = threading.Semaphore(1) if blocking else None
         self.draining = False
         self._admission = admission
@@ -112,8 +124,9 @@ class PureServer(ThreadedAssociationServer):
             self._turn.release()
         return rejection
 
-    def note_refusal(self, rejection: Rejection) -> None:
-        """Counts it."""
+    def note_refusal(self, rejection: Rejection, knock: Knock, port: int) -> None:
+        """Tells and counts it."""
+        self._report.rejected(rejection, knock, port)
         self._admission.note_refusal(rejection.cause)
 
     def _wait_for_turn(self) -> None:
@@ -162,6 +175,7 @@ class PureListener:
         ae.implementation_version_name = _core.IMPLEMENTATION_VERSION_NAME
         self._engine = engine
         self._admission = admission
+        self._report = Report(settings)
         handlers = [
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_C_ECHO, lambda _event: 0x0000),
@@ -169,7 +183,8 @@ class PureListener:
         ]
         address = (host, scp.port, 0, 0) if ":" in host else (host, scp.port)
         try:
-            self._server = PureServer(ae, address, handlers, admission, offer, blocking=not scp.non_blocking)
+            blocking = not scp.non_blocking
+            self._server = PureServer(ae, address, handlers, admission, offer, self._report, blocking=blocking)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise BindError(f"cannot listen on {host}:{scp.port}: {reason}") from None
@@ -198,6 +213,7 @@ class PureListener:
         deadline = time.monotonic() + timeout
         for association in self._server.active_associations:
             association.join(max(0.0, deadline - time.monotonic()))
+        self._report.settle(final=True)
         return not self._server.active_associations
 
     def abort_all(self) -> None:

@@ -40,7 +40,8 @@ _REPUBLISH_FILES = 100
 class Publisher:
     """Owns its thread: `start` and `stop`.
 
-    `published` counts rows by topic and outcome: delivered, rejected, and failed for each attempt.
+    `published` counts rows by topic and outcome: delivered, rejected, and failed for each attempt; `failing` has the
+    topics that take nothing now, and why.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Publisher:
         keep_delivered: float = 604800.0,
     ) -> None:
         self.published: Counter[tuple[str, str]] = Counter()
+        self.failing: dict[str, str] = {}
         self._queue = queue
         self._sink = sink
         self._topics = topics
@@ -255,6 +257,7 @@ class _Lane:
     async def _fail(self, reason: str) -> None:
         self._failing = True
         self._publisher.published[self._topic, "failed"] += 1
+        self._publisher.failing[self._topic] = reason
         log.warning("publish.failed", topic=self._topic, reason=reason)
         try:
             await asyncio.to_thread(self._queue.outbox_fail, self._number, reason)
@@ -265,6 +268,7 @@ class _Lane:
         self._pause = _FIRST_PAUSE_SECONDS
         if self._failing:
             self._failing = False
+            self._publisher.failing.pop(self._topic, None)
             log.info("publish.recovered", topic=self._topic)
 
     def _is_pause_over(self) -> bool:

@@ -154,9 +154,9 @@ impl From<ReadEnd> for End {
 /// Never panics and never returns an error: everything that can happen is an [`Outcome`].
 pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &Agreement) -> Summary {
     let started = Instant::now();
-    let registration = engine.register(stream.socket());
+    let registration = engine.register(stream.socket(), &agreement.source);
     let (scratch, buffer) = engine.lend_memory();
-    let mut exchange = Exchange::new(engine, stream, agreement, registration.id, scratch);
+    let mut exchange = Exchange::new(engine, stream, agreement, &registration.live, scratch);
     let mut reader = DeadlineReader::new(stream, buffer);
     let end = match open(stream, accept_pdu) {
         Ok(()) => serve(engine, &mut reader, &mut exchange),

@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use dicom_core::Tag;
 
+use crate::activity::{LiveAssociation, Recent};
 use crate::config::EngineConfig;
 use crate::events::EventRing;
-use crate::ingest::Scratch;
+use crate::ingest::{Scratch, Source};
 use crate::layout::OUTBOX;
 use crate::outbox::health::{self, Condition, Damage};
 use crate::outbox::{Outbox, OutboxError, Settled};
@@ -82,7 +83,8 @@ pub struct Engine {
     stages: Stages,
     aborting: AtomicBool,
     next_association: AtomicU64,
-    active: Mutex<HashMap<u64, Arc<TcpStream>>>,
+    active: Mutex<HashMap<u64, Arc<LiveAssociation>>>,
+    recent: Recent,
     recovery_stopped: AtomicBool,
     start_up: StartUp,
     memory: Mutex<Vec<Memory>>,
@@ -138,6 +140,7 @@ impl Engine {
             aborting: AtomicBool::new(false),
             next_association: AtomicU64::new(1),
             active: Mutex::new(HashMap::new()),
+            recent: Recent::default(),
             recovery_stopped: AtomicBool::new(false),
             start_up: StartUp {
                 settled,
@@ -280,15 +283,23 @@ impl Engine {
     pub fn abort_all(&self) {
         self.aborting.store(true, Ordering::Release);
         self.transcoders.abort();
-        for stream in self
-            .active
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-        {
+        for association in self.associations() {
             // Wakes a blocked read; the association then finds the flag. A socket that is gone already is fine.
-            let _ = stream.shutdown(Shutdown::Read);
+            let _ = association.socket.shutdown(Shutdown::Read);
         }
+    }
+
+    /// The associations that run.
+    #[must_use]
+    pub fn associations(&self) -> Vec<Arc<LiveAssociation>> {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        active.values().cloned().collect()
+    }
+
+    /// The last instances.
+    #[must_use]
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// Memory of an association that is over, for the next one: pages that are touched for the first time are dear.
@@ -311,13 +322,14 @@ impl Engine {
         self.aborting.load(Ordering::Acquire)
     }
 
-    pub(crate) fn register(&self, stream: &Arc<TcpStream>) -> Registration<'_> {
+    pub(crate) fn register(&self, stream: &Arc<TcpStream>, source: &Source) -> Registration<'_> {
         let id = self.next_association.fetch_add(1, Ordering::Relaxed);
+        let live = Arc::new(LiveAssociation::new(id, source, Arc::clone(stream)));
         self.active
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Arc::clone(stream));
-        Registration { engine: self, id }
+            .insert(id, Arc::clone(&live));
+        Registration { engine: self, live }
     }
 
     /// Seconds of the configuration as a duration; never negative, never infinite.
@@ -345,7 +357,7 @@ fn make_sound(root: &Path, database: &Path, tenants: &Tenants) -> Result<Option<
 /// An association in the list of those that `abort_all` reaches.
 pub(crate) struct Registration<'e> {
     engine: &'e Engine,
-    pub(crate) id: u64,
+    pub(crate) live: Arc<LiveAssociation>,
 }
 
 impl Drop for Registration<'_> {
@@ -354,6 +366,6 @@ impl Drop for Registration<'_> {
             .active
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.id);
+            .remove(&self.live.id);
     }
 }

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
 
+use crate::activity::{LiveAssociation, RecentInstance};
 use crate::association::{Agreement, End, Outcome, Summary, Transfer};
 use crate::dataset::index::InstanceIndex;
 use crate::engine::Engine;
 use crate::events::InstanceFact;
 use crate::failpoint;
-use crate::ingest::{Attempt, Reception, Scratch, Stored};
+use crate::ingest::{Attempt, Finished, Reception, Scratch, Stored};
 use crate::layout::TenantId;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
@@ -60,6 +62,7 @@ pub(crate) struct Exchange<'e> {
     engine: &'e Engine,
     stream: &'e Stream,
     agreement: &'e Agreement,
+    live: &'e LiveAssociation,
     expect: Expect<'e>,
     pub(crate) scratch: Scratch,
     pub(crate) summary: Summary,
@@ -70,11 +73,11 @@ impl<'e> Exchange<'e> {
         engine: &'e Engine,
         stream: &'e Stream,
         agreement: &'e Agreement,
-        association: u64,
+        live: &'e LiveAssociation,
         scratch: Scratch,
     ) -> Self {
         let summary = Summary {
-            association,
+            association: live.id,
             outcome: Outcome::ConnectionLost,
             reason: "",
             statuses: BTreeMap::new(),
@@ -93,6 +96,7 @@ impl<'e> Exchange<'e> {
             engine,
             stream,
             agreement,
+            live,
             expect: Expect::Command {
                 bytes: Vec::new(),
                 context_id: None,
@@ -172,6 +176,7 @@ impl<'e> Exchange<'e> {
             }
             Expect::Dataset { request, state } => {
                 request.bytes += chunk.len() as u64;
+                self.live.received(chunk.len());
                 // A refused instance is read to its end so that it can be answered, but not for ever.
                 let most = self.engine.config().limits.max_instance_bytes;
                 let endless = most.saturating_add(most.max(DISCARDED_BYTES));
@@ -306,8 +311,12 @@ impl<'e> Exchange<'e> {
             DatasetState::Refused(refusal) => Err(refusal),
         };
         let mut tenant = None;
+        let mut shown = Shown::default();
         let refusal = match stored {
             Ok(finished) => {
+                if self.engine.recent().is_watched() {
+                    shown = Shown::of(&finished);
+                }
                 self.scratch = finished.scratch;
                 _open = Some(finished.open);
                 if self.engine.config().audit {
@@ -327,7 +336,7 @@ impl<'e> Exchange<'e> {
             Err(refusal) => Some(refusal),
         };
         if request.operation == Operation::CStore {
-            self.note(request, refusal.as_ref(), tenant.as_ref(), received);
+            self.note(request, refusal.as_ref(), tenant.as_ref(), received, shown);
         }
         match refusal {
             // The one place where an instance is acknowledged: file and record are durable.
@@ -342,7 +351,7 @@ impl<'e> Exchange<'e> {
 
     fn refuse(&mut self, request: &Request, refusal: &Refusal) -> Result<(), End> {
         if request.operation == Operation::CStore {
-            self.note(request, Some(refusal), None, Instant::now());
+            self.note(request, Some(refusal), None, Instant::now(), Shown::default());
         }
         self.respond(request, refusal.status(), Some(&refusal.comment()))
     }
@@ -384,11 +393,13 @@ impl<'e> Exchange<'e> {
         refusal: Option<&Refusal>,
         tenant: Option<&TenantId>,
         received: Instant,
+        shown: Shown,
     ) {
         let status = refusal.map_or(SUCCESS, Refusal::status);
         let tenant = tenant.or(self.agreement.source.tenant.as_ref());
-        self.engine
-            .count(status, tenant.map_or("", TenantId::as_str), request.bytes);
+        let tenant = tenant.map_or("", TenantId::as_str);
+        self.engine.count(status, tenant, request.bytes);
+        self.live.answered(refusal.is_none());
         *self.summary.statuses.entry(status).or_default() += 1;
         let comment = refusal.map(Refusal::comment).unwrap_or_default();
         if refusal.is_some() {
@@ -396,6 +407,9 @@ impl<'e> Exchange<'e> {
             if self.summary.failures.len() < FAILURE_KINDS || self.summary.failures.contains_key(&key) {
                 *self.summary.failures.entry(key).or_default() += 1;
             }
+        }
+        if self.engine.recent().is_watched() {
+            self.show(request, (status, comment.clone()), tenant, received, shown);
         }
         self.engine.events().push(|| InstanceFact {
             association: self.summary.association,
@@ -408,6 +422,41 @@ impl<'e> Exchange<'e> {
                 .unwrap_or_default(),
             bytes: request.bytes,
             commit_seconds: received.elapsed().as_secs_f64(),
+        });
+    }
+
+    fn show(
+        &self,
+        request: &Request,
+        (status, comment): (u16, String),
+        tenant: &str,
+        received: Instant,
+        shown: Shown,
+    ) {
+        let context = self.agreement.contexts.get(&request.context_id);
+        self.engine.recent().push(RecentInstance {
+            number: 0,
+            at: SystemTime::now(),
+            association: self.live.id,
+            tenant: tenant.to_owned(),
+            status,
+            comment,
+            modality: shown.modality,
+            sop_class_uid: request
+                .sop_class_uid
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            patient_id: shown.patient_id,
+            bytes: request.bytes,
+            frames: shown.frames,
+            received_as: context
+                .map(|context| context.transfer_syntax.clone())
+                .unwrap_or_default(),
+            transcoded_to: shown.transcoded_to,
+            transcode_failure: shown.transcode_failure,
+            commit_seconds: received.elapsed().as_secs_f64(),
+            file: shown.file,
         });
     }
 
@@ -431,6 +480,35 @@ impl<'e> Exchange<'e> {
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
         let mut sink = self.stream;
         sink.write_all(bytes).map_err(|_| End::from(ReadEnd::Closed))
+    }
+}
+
+/// What a status page shows of an instance that was stored.
+#[derive(Default)]
+struct Shown {
+    modality: String,
+    patient_id: String,
+    frames: u32,
+    transcoded_to: Option<String>,
+    transcode_failure: Option<String>,
+    file: Option<PathBuf>,
+}
+
+impl Shown {
+    fn of(finished: &Finished) -> Self {
+        let attempt = finished.attempt.as_ref();
+        Self {
+            modality: finished.index.modality.clone(),
+            patient_id: finished.index.patient_id.clone(),
+            frames: finished.index.number_of_frames,
+            transcoded_to: attempt
+                .filter(|attempt| attempt.error.is_none())
+                .map(|attempt| attempt.target.clone()),
+            transcode_failure: attempt
+                .and_then(|attempt| attempt.error.as_ref())
+                .map(ToString::to_string),
+            file: finished.file.clone(),
+        }
     }
 }
 

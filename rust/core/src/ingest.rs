@@ -3,6 +3,7 @@
 mod commit;
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -74,6 +75,8 @@ pub struct Finished {
     pub tenant: TenantId,
     /// What it is.
     pub index: InstanceIndex,
+    /// Where it is, if anybody watches what happens.
+    pub file: Option<PathBuf>,
     /// Memory for the next instance.
     pub scratch: Scratch,
     /// What is still open; closing it need not delay the answer.
@@ -236,6 +239,7 @@ impl<'e> Reception<'e> {
             attempt,
             tenant,
             index,
+            file: (self.engine.recent().is_watched()).then(|| self.store.absolute(&path).into()),
             scratch: self.scratch,
             open: (self.folder, file),
         })

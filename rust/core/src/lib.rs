@@ -14,6 +14,7 @@
     )
 )]
 
+pub mod activity;
 pub mod association;
 pub mod config;
 pub mod dataset;

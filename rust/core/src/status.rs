@@ -93,6 +93,34 @@ impl Refusal {
         }
     }
 
+    /// One of each kind, for tables of what there is.
+    #[must_use]
+    pub fn kinds() -> Vec<Self> {
+        let keyword = || "PatientID".to_owned();
+        let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+        vec![
+            Self::Storage(std::io::ErrorKind::StorageFull.into()),
+            Self::LowSpace,
+            Self::Outbox(rusqlite::Error::SqliteFailure(full, None).into()),
+            Self::OutboxFull,
+            Self::TenantQuota,
+            Self::TenantBusy,
+            Self::TooLarge(8 << 30),
+            Self::IdentityMismatch("SOPInstanceUID"),
+            Self::AttributeMissing(keyword()),
+            Self::AttributeInvalid(keyword()),
+            Self::DuplicateRejected,
+            Self::Malformed(ScanError::Truncated),
+            Self::DatasetUid("StudyInstanceUID"),
+            Self::CommandInstanceUid,
+            Self::ClassMismatch,
+            Self::TenantNotAuthorised,
+            Self::Bug,
+            Self::Unrecognised,
+            Self::Mistyped,
+        ]
+    }
+
     /// The Error Comment (0000,0902): LO, at most 64 characters of the default repertoire.
     #[must_use]
     pub fn comment(&self) -> String {
@@ -120,12 +148,12 @@ mod tests {
 
     #[test]
     fn comments_fit_an_lo_value() {
-        for refusal in [
+        let strange = [
             Refusal::AttributeMissing("X".repeat(100)),
             Refusal::TooLarge(u64::MAX),
-            Refusal::DuplicateRejected,
             Refusal::Storage(std::io::Error::other("back\\slash é")),
-        ] {
+        ];
+        for refusal in Refusal::kinds().into_iter().chain(strange) {
             let comment = refusal.comment();
             assert!(
                 comment.chars().count() <= 64 && comment.is_ascii() && !comment.contains('\\'),

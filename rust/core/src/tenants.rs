@@ -224,6 +224,17 @@ impl Tenants {
         Ok(true)
     }
 
+    /// Tenants with a quota: bytes that they use, and bytes that they may use.
+    #[must_use]
+    pub fn quotas(&self) -> Vec<(&TenantId, u64, u64)> {
+        let own = self.own.iter();
+        own.filter_map(|(id, tenant)| {
+            let quota = tenant.quota.as_ref()?;
+            Some((id, quota.used.load(Ordering::Acquire), quota.most))
+        })
+        .collect()
+    }
+
     pub(crate) fn plan(&self, tenant: Option<&TenantId>) -> &IndexPlan {
         &tenant.map_or(&self.common, |tenant| self.of(tenant)).plan
     }

@@ -1,8 +1,9 @@
 //! The Rust engine, as Python sees it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use storescp_core::association::{receive, Agreement, Context};
@@ -55,6 +56,41 @@ pub struct InstanceFact {
     sop_instance_uid: String,
     bytes: u64,
     commit_seconds: f64,
+}
+
+/// An association that runs.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct LiveAssociation {
+    association: u64,
+    address: String,
+    calling_ae_title: String,
+    called_ae_title: String,
+    tenant: Option<String>,
+    seconds: f64,
+    bytes: u64,
+    stored: u64,
+    refused: u64,
+}
+
+/// A C-STORE that was answered.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct RecentInstance {
+    number: u64,
+    at: f64,
+    association: u64,
+    tenant: String,
+    status: u16,
+    comment: String,
+    modality: String,
+    sop_class_uid: String,
+    patient_id: String,
+    bytes: u64,
+    frames: u32,
+    received_as: String,
+    transcoded_to: Option<String>,
+    transcode_failure: Option<String>,
+    commit_seconds: f64,
+    file: Option<PathBuf>,
 }
 
 /// A record to be published.
@@ -304,6 +340,15 @@ impl Engine {
         Ok(flat(self.inner()?.transcodes()))
     }
 
+    /// Tenants with a quota: bytes that they use, and bytes that they may use.
+    fn quotas(&self) -> PyResult<Vec<(String, u64, u64)>> {
+        let engine = self.inner()?;
+        let quotas = engine.tenants().quotas().into_iter();
+        Ok(quotas
+            .map(|(tenant, used, most)| (tenant.as_str().to_owned(), used, most))
+            .collect())
+    }
+
     /// How long stages took: stage, (upper limit in seconds, how many up to it), all of them together in seconds.
     fn stages(&self) -> PyResult<Vec<StageReading>> {
         let readings = self.inner()?.stages().read().into_iter();
@@ -316,6 +361,73 @@ impl Engine {
     fn free_bytes(&self, py: Python<'_>) -> PyResult<u64> {
         let engine = self.inner()?;
         run(py, || engine.tenants().store(None).free_bytes())
+    }
+
+    /// The associations that run.
+    fn associations(&self) -> PyResult<Vec<LiveAssociation>> {
+        let live = self.inner()?.associations();
+        Ok(live
+            .iter()
+            .map(|one| {
+                let (bytes, stored, refused) = one.counts();
+                LiveAssociation {
+                    association: one.id,
+                    address: one.source.address.clone(),
+                    calling_ae_title: one.source.calling_ae_title.clone(),
+                    called_ae_title: one.source.called_ae_title.clone(),
+                    tenant: one
+                        .source
+                        .tenant
+                        .as_ref()
+                        .map(|tenant| tenant.as_str().to_owned()),
+                    seconds: one.since.elapsed().as_secs_f64(),
+                    bytes,
+                    stored,
+                    refused,
+                }
+            })
+            .collect())
+    }
+
+    /// From now on the last instances are kept for `recent_instances`.
+    fn watch_instances(&self) -> PyResult<()> {
+        self.inner()?.recent().watch();
+        Ok(())
+    }
+
+    /// The last instances, or the last of those that failed, the oldest first; `at` in seconds since 1970.
+    fn recent_instances(&self, failed: bool) -> PyResult<Vec<RecentInstance>> {
+        let engine = self.inner()?;
+        let recent = if failed {
+            engine.recent().failed()
+        } else {
+            engine.recent().instances()
+        };
+        Ok(recent
+            .into_iter()
+            .map(|one| RecentInstance {
+                number: one.number,
+                at: one
+                    .at
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default()
+                    .as_secs_f64(),
+                association: one.association,
+                tenant: one.tenant,
+                status: one.status,
+                comment: one.comment,
+                modality: one.modality,
+                sop_class_uid: one.sop_class_uid,
+                patient_id: one.patient_id,
+                bytes: one.bytes,
+                frames: one.frames,
+                received_as: one.received_as,
+                transcoded_to: one.transcoded_to,
+                transcode_failure: one.transcode_failure,
+                commit_seconds: one.commit_seconds,
+                file: one.file,
+            })
+            .collect())
     }
 
     /// Turns facts about single instances on or off.

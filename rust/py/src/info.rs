@@ -90,6 +90,13 @@ pub fn examine_file(py: Python<'_>, path: PathBuf, tenant: &str) -> PyResult<(u6
     })
 }
 
+/// Why a C-STORE may be refused: DIMSE status and an example of the Error Comment, one for each kind.
+#[pyfunction]
+pub fn refusals() -> Vec<(u16, String)> {
+    let kinds = Refusal::kinds().into_iter();
+    kinds.map(|kind| (kind.status(), kind.comment())).collect()
+}
+
 /// The transfer syntaxes that are known: UID, name, whether pixel data of it can be decoded, and whether encoded.
 #[pyfunction]
 pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str, bool, bool)> {

@@ -28,11 +28,14 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::AssociationSummary>()?;
     module.add_class::<engine::InstanceFact>()?;
+    module.add_class::<engine::LiveAssociation>()?;
+    module.add_class::<engine::RecentInstance>()?;
     module.add_class::<engine::OutboxRow>()?;
     module.add_class::<info::ScanResult>()?;
     module.add_function(wrap_pyfunction!(info::scan, module)?)?;
     module.add_function(wrap_pyfunction!(info::examine_file, module)?)?;
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
+    module.add_function(wrap_pyfunction!(info::refusals, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(info::outbox_migrations, module)?)?;
     module.add_function(wrap_pyfunction!(info::read_journal, module)?)?;
@@ -42,5 +45,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(transcode::transcode, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_plan, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_worker, module)?)?;
+    module.add_function(wrap_pyfunction!(transcode::thumbnail, module)?)?;
     Ok(())
 }

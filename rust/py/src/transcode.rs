@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use storescp_core::transcode::plan::{self, Plan};
 use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Sink, Task};
+use storescp_core::transcode::thumbnail::thumbnail_of;
 use storescp_core::transcode::{worker, Job, TranscodeError};
 
 use crate::boundary::{run, CoreError};
@@ -66,6 +67,23 @@ pub fn transcode_plan(
 #[pyfunction]
 pub fn transcode_worker(py: Python<'_>, memory_bytes: u64) -> PyResult<()> {
     run(py, || worker::serve(memory_bytes))
+}
+
+/// The middle frame of a PS3.10 file as PNG, at most `edge` pixels wide and high. Raises `CoreError` where there is none, or
+/// where it takes more than `max_frame_bytes`.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+pub fn thumbnail(
+    py: Python<'_>,
+    path: PathBuf,
+    edge: u16,
+    max_frame_bytes: u64,
+) -> PyResult<Bound<'_, PyBytes>> {
+    let png = run(py, || {
+        let file = File::open(&path).map_err(TranscodeError::from).map_err(coded)?;
+        thumbnail_of(&file, edge, max_frame_bytes).map_err(coded)
+    })?;
+    Ok(PyBytes::new(py, &png))
 }
 
 /// A file behind its header.

@@ -15,12 +15,13 @@ const PATIENT_ID_CHARACTERS: usize = 64;
 const ACCESSION_NUMBER_CHARACTERS: usize = 16;
 
 /// The tags whose values are always kept by the scan, in the order of [`IndexPlan::tags`].
-const INDEX_TAGS: [Tag; 9] = [
+const INDEX_TAGS: [Tag; 10] = [
     tags::SPECIFIC_CHARACTER_SET,
     tags::SOP_CLASS_UID,
     tags::SOP_INSTANCE_UID,
     tags::STUDY_DATE,
     tags::ACCESSION_NUMBER,
+    tags::MODALITY,
     tags::PATIENT_ID,
     tags::STUDY_INSTANCE_UID,
     tags::SERIES_INSTANCE_UID,
@@ -58,6 +59,8 @@ pub struct InstanceIndex {
     pub accession_number: Option<String>,
     /// Number of Frames, 1 where it is absent or no positive number.
     pub number_of_frames: u32,
+    /// Modality, a code of PS3.3 C.7.3.1.1.1; empty where it is absent or no code.
+    pub modality: String,
 }
 
 impl IndexPlan {
@@ -140,6 +143,7 @@ impl IndexPlan {
             accession_number: Some(text(&charset, bytes(tags::ACCESSION_NUMBER)))
                 .filter(|number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count())),
             number_of_frames: frames(bytes(tags::NUMBER_OF_FRAMES)),
+            modality: code(bytes(tags::MODALITY)),
         };
         for (tag, keyword) in &self.required {
             if bytes(*tag).iter().all(|&byte| byte == b' ' || byte == 0) {
@@ -192,6 +196,18 @@ fn date(value: &[u8]) -> Option<NaiveDate> {
     let number: u32 = digits.parse().ok()?;
     let year = i32::try_from(number / 10_000).ok()?;
     NaiveDate::from_ymd_opt(year, number / 100 % 100, number % 100).filter(|_| year > 0)
+}
+
+/// A CS value: at most 16 capital letters, digits, spaces and underscores (PS3.5 6.2).
+fn code(value: &[u8]) -> String {
+    let is_code =
+        |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b' ' | b'_');
+    std::str::from_utf8(value)
+        .ok()
+        .map(|text| text.trim_matches(' '))
+        .filter(|text| text.len() <= 16 && text.bytes().all(|byte| is_code(&byte)))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// An IS value that is a positive number, else 1.

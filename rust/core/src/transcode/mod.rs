@@ -15,6 +15,7 @@ pub mod pool;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+pub mod thumbnail;
 pub mod worker;
 
 use std::borrow::Cow;

@@ -38,7 +38,7 @@ enum Frames<'i> {
 }
 
 /// Pixel data on their way.
-struct Pixels<'i> {
+pub(super) struct Pixels<'i> {
     image: &'i Image<'i>,
     geometry: Geometry,
     count: usize,
@@ -140,32 +140,7 @@ fn prepare<'i>(
     } else {
         Some(encoder(job.target).ok_or_else(no_codec)?)
     };
-    let frames = if is_native(job.source) {
-        if image.photometric().ends_with("_422") || image.photometric().ends_with("_420") {
-            return Err(TranscodeError::Attribute("native pixels with subsampled colour"));
-        }
-        let native = image.native(pixel_data);
-        let needed = usize::try_from(total).unwrap_or(usize::MAX);
-        let native = native.get(..needed).ok_or(TranscodeError::Frames(
-            "Pixel Data is shorter than its attributes say",
-        ))?;
-        Frames::Native {
-            cells: image.little_endian(native, pixel_data.vr, geometry.bits_allocated),
-            by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
-        }
-    } else {
-        let decoder = decoder(job.source).ok_or_else(no_codec)?;
-        let fragments = image.frames_of_fragments(pixel_data, count)?;
-        let first = fragments.first().map(|first| image.frame_of(first));
-        let description = decoder
-            .describe(first.as_deref().unwrap_or_default(), &geometry)
-            .map_err(|error| TranscodeError::Codec { frame: 1, error })?;
-        Frames::Encapsulated {
-            decoder,
-            fragments,
-            description,
-        }
-    };
+    let frames = locate(image, pixel_data, (job.source, job.target), &geometry, count)?;
     Ok(Pixels {
         image,
         geometry,
@@ -176,13 +151,74 @@ fn prepare<'i>(
     })
 }
 
+/// Where the frames are, and how one becomes native.
+fn locate<'i>(
+    image: &'i Image<'i>,
+    pixel_data: &'i TopLevel,
+    (source, target): (&str, &str),
+    geometry: &Geometry,
+    count: usize,
+) -> Result<Frames<'i>, TranscodeError> {
+    if is_native(source) {
+        if image.photometric().ends_with("_422") || image.photometric().ends_with("_420") {
+            return Err(TranscodeError::Attribute("native pixels with subsampled colour"));
+        }
+        let native = image.native(pixel_data);
+        let needed = usize::try_from(native_bytes(geometry, count).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        let native = native.get(..needed).ok_or(TranscodeError::Frames(
+            "Pixel Data is shorter than its attributes say",
+        ))?;
+        Ok(Frames::Native {
+            cells: image.little_endian(native, pixel_data.vr, geometry.bits_allocated),
+            by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
+        })
+    } else {
+        let decoder = decoder(source).ok_or_else(|| TranscodeError::NoCodec {
+            source_syntax: source.to_owned(),
+            target: target.to_owned(),
+        })?;
+        let fragments = image.frames_of_fragments(pixel_data, count)?;
+        let first = fragments.first().map(|first| image.frame_of(first));
+        let description = decoder
+            .describe(first.as_deref().unwrap_or_default(), geometry)
+            .map_err(|error| TranscodeError::Codec { frame: 1, error })?;
+        Ok(Frames::Encapsulated {
+            decoder,
+            fragments,
+            description,
+        })
+    }
+}
+
 /// Bytes of all frames; those of one bit a pixel follow each other without padding.
 fn native_bytes(geometry: &Geometry, count: usize) -> Option<u64> {
     let bits = geometry.frame_bits().checked_mul(count as u64)?;
     Some(bits.div_ceil(8))
 }
 
-impl Pixels<'_> {
+impl<'i> Pixels<'i> {
+    /// To look at frames, without a target.
+    pub(super) fn to_look_at(
+        image: &'i Image<'i>,
+        pixel_data: &'i TopLevel,
+        source: &str,
+    ) -> Result<Self, TranscodeError> {
+        let geometry = image.geometry()?;
+        let count = image.frames()?;
+        Ok(Self {
+            image,
+            geometry,
+            count,
+            frames: locate(image, pixel_data, (source, "native"), &geometry, count)?,
+            encoder: None,
+            threads: 1,
+        })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// What changes besides Pixel Data.
     fn edits(&self) -> Edits {
         let mut edits: Edits = STALE.iter().map(|&tag| (tag, None)).collect();
@@ -240,7 +276,7 @@ impl Pixels<'_> {
     }
 
     /// The geometry of what the encoder gets.
-    fn native_geometry(&self) -> Geometry {
+    pub(super) fn native_geometry(&self) -> Geometry {
         match &self.frames {
             Frames::Encapsulated { description, .. } if description.colour == Colour::Rgb => Geometry {
                 rgb: true,
@@ -365,7 +401,7 @@ impl Pixels<'_> {
     }
 
     /// A frame as native pixel data, colour by pixel.
-    fn native_frame(&self, frame: usize) -> Result<Cow<'_, [u8]>, TranscodeError> {
+    pub(super) fn native_frame(&self, frame: usize) -> Result<Cow<'_, [u8]>, TranscodeError> {
         let codec = |error| TranscodeError::Codec {
             frame: frame + 1,
             error,

@@ -1,0 +1,281 @@
+"""What a refusal means, and what an administrator can do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydicom._uid_dict import UID_dictionary
+
+from storescp import _core
+from storescp.settings import Settings
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What it means, and what to do."""
+
+    meaning: str
+    remedy: str
+
+    def text(self) -> str:
+        """Both, as a paragraph."""
+        return f"{self.meaning} {self.remedy}"
+
+
+# Error Comments of C-STORE responses by what they contain; the first that fits.
+_REFUSALS: tuple[tuple[str, Advice], ...] = (
+    (
+        "less free space than configured",
+        Advice(
+            "The file system of the storage root has less room than local_storage.min_free_bytes.",
+            "Make room, or lower the limit; reception goes on by itself.",
+        ),
+    ),
+    (
+        "storage:",
+        Advice(
+            "The file system refused to take the file.",
+            "Look at its mount, its permissions and the log of the kernel; senders may try again.",
+        ),
+    ),
+    (
+        "outbox limit",
+        Advice(
+            "Records wait that a topic has not got, up to outbox.max_rows or outbox.max_bytes.",
+            "See why with 'storescpd outbox status'; reception goes on when the topics take records again.",
+        ),
+    ),
+    (
+        "outbox:",
+        Advice(
+            "The queue of records beneath the storage root cannot be written.",
+            "Look at the room on its disk and at its permissions; senders may try again.",
+        ),
+    ),
+    (
+        "tenant quota",
+        Advice(
+            "The files of the tenant reach its quota_bytes in [[tenants.settings]].",
+            "Raise the quota, or remove files of the tenant: what goes is noticed within an hour.",
+        ),
+    ),
+    (
+        "too many instances of this tenant",
+        Advice(
+            "The tenant's max_in_flight instances are on their way at this moment.",
+            "The sender may try again; raise max_in_flight in [[tenants.settings]] where that is too often.",
+        ),
+    ),
+    (
+        "size limit",
+        Advice(
+            "The instance is longer than limits.max_instance_bytes.",
+            "Raise the limit if the sender means well.",
+        ),
+    ),
+    (
+        "differs from the command",
+        Advice(
+            "The sender announced another instance than it sent (PS3.4 B.2.3: data set does not match SOP class).",
+            "The fault is in the sender; tell its vendor.",
+        ),
+    ),
+    (
+        "is absent or empty",
+        Advice(
+            "A required attribute has no value.",
+            "Have the sender fill it in, or take it out of required_attributes.",
+        ),
+    ),
+    (
+        "is invalid",
+        Advice(
+            "A required attribute has a value that its VR does not allow.",
+            "Have the sender correct it, or take it out of required_attributes.",
+        ),
+    ),
+    (
+        "a different instance with this UID",
+        Advice(
+            "Another instance with the same UIDs is stored, and local_storage.duplicates is 'reject'.",
+            "Find out which of the two is right: two images must not share a UID.",
+        ),
+    ),
+    (
+        "AffectedSOPInstanceUID",
+        Advice("The command has no valid SOP Instance UID.", "The fault is in the sender; tell its vendor."),
+    ),
+    (
+        "AffectedSOPClassUID",
+        Advice(
+            "The command names another SOP class than was negotiated.", "The fault is in the sender; tell its vendor."
+        ),
+    ),
+    (
+        "tenant not authorised",
+        Advice(
+            "No tenant is known for this sender.",
+            "Add a rule to [[tenants.rules]], a value to tenants.known, or set tenants.default.",
+        ),
+    ),
+    (
+        "internal error",
+        Advice("A bug of this program; nothing of the instance was kept.", "Report it with the log around this time."),
+    ),
+    (
+        "unrecognised operation",
+        Advice("The sender asked for a DIMSE service that a Storage SCP has not.", "Send C-STORE or C-ECHO only."),
+    ),
+    (
+        "data set missing or unexpected",
+        Advice("A C-STORE came without data set, or a C-ECHO with one.", "The fault is in the sender."),
+    ),
+)
+_CANNOT_BE_READ = Advice(
+    "The data set cannot be read to its end: it is damaged, cut short, or breaks a rule of PS3.5.",
+    "Look at the file on the sender with 'storescpd inspect'; it is not stored, so do not delete it there.",
+)
+# PS3.4 Table B.2-1: C000 to CFFF, Cannot understand.
+_CANNOT_UNDERSTAND = 0xC
+_UNKNOWN = Advice("There is no more to say about it.", "See the log around this time.")
+
+
+def of_refusal(comment: str, status: int) -> Advice:
+    """Advice for a C-STORE that was refused, by Error Comment and status."""
+    for part, advice in _REFUSALS:
+        if part in comment:
+            return advice
+    return _CANNOT_BE_READ if status >> 12 == _CANNOT_UNDERSTAND else _UNKNOWN
+
+
+def of_transcoding(reason: str) -> Advice:
+    """Advice for an instance that was stored as received because it could not be transcoded."""
+    if "no codec" in reason:
+        remedy = "Viewers that need it converted cannot show it; its record says Failed."
+    else:
+        remedy = "Look at the file with 'storescpd inspect'; its record says Failed."
+    return Advice("It is stored as it was received: its pixels could not be converted without doubt.", remedy)
+
+
+@dataclass(frozen=True)
+class Knock:
+    """Who asked for an association, as far as that is known."""
+
+    address: str
+    calling: str = ""
+    called: str = ""
+
+
+def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
+    """Advice for an association or a connection that was turned away."""
+    scp = settings.dicom_store_scp
+    ours = ", ".join(dict.fromkeys((*scp.allowed_called_ae_titles, scp.ae_title)))
+    advices = {
+        "called_ae_title": Advice(
+            f"The sender calls us '{knock.called}', and we are: {ours}.",
+            "Correct the called AE title on the sender, or add it to dicom_store_scp.allowed_called_ae_titles.",
+        ),
+        "calling_ae_title": Advice(
+            f"The sender calls itself '{knock.calling}', which may not come in.",
+            "Add it to dicom_store_scp.allowed_calling_ae_titles, and to [[tls.clients]] where there are any.",
+        ),
+        "peer_address": Advice(
+            f"The address {knock.address} is in none of dicom_store_scp.allowed_peers.",
+            "Add the address or its network.",
+        ),
+        "association_limit": Advice(
+            "All associations that may run at once are running.",
+            "The sender may try again; see dicom_store_scp.max_associations and the limits for each address and title.",
+        ),
+        "user_identity": Advice(
+            "The sender gave no user name and passcode that are known, or gave them without TLS.",
+            "Make a line for it with 'storescpd passcode', and have it connect by TLS.",
+        ),
+        "licence_expired": Advice("The licence has ended.", "Put a new one in place and start again."),
+        "draining": Advice("The service is being stopped.", "The sender may try again after the next start."),
+        "application_context": Advice(
+            "The request is not for the DICOM application context (PS3.7 A.2.1).", "Is the sender a DICOM device?"
+        ),
+        "protocol_version": Advice(
+            "The request is for a protocol version that there is not (PS3.8 9.3.2).", "Is the sender a DICOM device?"
+        ),
+        "max_pdu_length": Advice(
+            "The sender takes only PDUs that are too short for a response.",
+            "Raise the maximum PDU length on the sender: 16384 is usual.",
+        ),
+        "malformed_request": Advice(
+            "What came is not an A-ASSOCIATE-RQ.",
+            "Is the sender a DICOM device, and does it mean this port? TLS has its own port or takes this one.",
+        ),
+        "request_timeout": Advice(
+            "The connection was opened and no whole request came in time.",
+            "Port scanners and monitors do that. If it is a sender: is its network slow? Does it speak TLS?",
+        ),
+        "tls_handshake": Advice(
+            "TLS could not be agreed on.",
+            "See the detail. Does the sender have a certificate of the authority in tls.client_ca, and speak TLS 1.2?",
+        ),
+        "unreadable_certificate": Advice(
+            "The client certificate cannot be read.", "Have the sender get another certificate."
+        ),
+        "connections": Advice(
+            "All connections that may be open at once are open.", "See limits.max_connections; is something looping?"
+        ),
+        "connections_per_address": Advice(
+            f"All connections that {knock.address} may have are open.",
+            "See limits.max_connections_per_address; is something looping there?",
+        ),
+    }
+    return advices.get(cause) or of_refusal(cause, 0)
+
+
+def of_context(abstract_syntax: str, result: int, transfer_syntaxes: tuple[str, ...]) -> Advice:
+    """Advice for a presentation context that was rejected (PS3.8 Table 9-18)."""
+    what = _name(abstract_syntax)
+    if result == _NO_TRANSFER_SYNTAX:
+        offered = ", ".join(_name(uid) for uid in transfer_syntaxes)
+        return Advice(
+            f"{what} was offered only in what is not taken: {offered}.",
+            "Have the sender offer a standard transfer syntax; with uncompressed_only a native one.",
+        )
+    if abstract_syntax in UID_dictionary:
+        return Advice(f"{what} is not a class of images or documents to be stored.", "Send it to whoever provides it.")
+    return Advice(f"{what} is a private class.", "dicom_store_scp.promiscuous takes private classes.")
+
+
+_NO_TRANSFER_SYNTAX = 4
+
+
+def _name(uid: str) -> str:
+    names = {known: name for known, name, *_ in _core.transfer_syntaxes()}
+    name = names.get(uid) or (UID_dictionary[uid][0] if uid in UID_dictionary else "")
+    return f"{name} ({uid})" if name else uid
+
+
+# Events of the log at warning and above, by their beginning; the first that fits.
+_EVENTS: tuple[tuple[str, str], ...] = (
+    ("publish.rejected", "The broker refused the record for good: see 'storescpd outbox list --dead'."),
+    ("publish.failed", "Nothing is lost: records wait in the outbox until the topic takes them. The reason says why."),
+    ("kafka.client", "What the Kafka client says; see also the state of the topics."),
+    ("outbox.damaged", "Run 'storescpd verify' when it is quiet, and look at the disk."),
+    ("outbox.", "Look at the room on the disk of the storage root and at its permissions."),
+    ("licence.", "Put a new licence in place and start again: 'storescpd license show' tells what there is."),
+    ("tls.", "Renew it, and send the process a SIGHUP."),
+    ("audit.", "Look at the destination of the audit trail."),
+    ("association.timeout", "The sender was silent or too slow: see limits.idle_timeout and limits.min_rate."),
+    ("association.connection_lost", "The network or the sender broke off; what was acknowledged is stored."),
+    ("association.aborted_by_peer", "The sender broke off; what was acknowledged is stored."),
+    ("association.protocol_error", "The sender broke the protocol as the reason says; tell its vendor."),
+    ("association.released", "Some of its instances were refused or not transcoded; the reasons are beside this."),
+    ("association.stopped", "The service stopped before the sender was done; what was acknowledged is stored."),
+    ("evaluation.", "Make a licence with 'storescpd license issue' and a configuration to leave evaluation mode."),
+    ("configuration.", "Correct it in the configuration."),
+    ("http.", "Set http.token, or bind http.host to 127.0.0.1."),
+    ("recovery.", "Run 'storescpd verify' to see each file."),
+    ("start_up.", "Nothing to do: what was acknowledged is kept, what was not is gone, and senders try again."),
+)
+
+
+def of_event(event: str) -> str:
+    """What to do about a line of the log, or nothing."""
+    return next((text for beginning, text in _EVENTS if event.startswith(beginning)), "")

@@ -1,0 +1,59 @@
+"""Pictures of instances on demand, each made in a process of its own: what is in a file must not reach the service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+from storescp import _core
+
+EDGE = 320
+_SECONDS = 20.0
+_MEMORY_BYTES = 1 << 30
+_KEPT = 32
+
+
+class NoPicture(Exception):
+    """There is none, and why."""
+
+
+class Thumbnails:
+    """Makes pictures, and keeps the last few. For one caller at a time."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self._engine = engine
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+
+    def get(self, number: int) -> bytes:
+        """The picture of one of the last instances, PNG.
+
+        Raises:
+            NoPicture: it is none of them, or nothing can be shown of it.
+        """
+        if number not in self._kept:
+            self._kept[number] = _render(self._file(number))
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[number]
+
+    def _file(self, number: int) -> Path:
+        recent = [*self._engine.recent_instances(failed=False), *self._engine.recent_instances(failed=True)]
+        file = next((one.file for one in recent if one.number == number), None)
+        if file is None:
+            raise NoPicture("it is none of the last instances any more")
+        return file
+
+
+def _render(file: Path) -> bytes:
+    command = [sys.executable, "-m", "storescp.thumbnail_worker", str(file), str(EDGE), str(_MEMORY_BYTES)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module, and a path of our own
+            command, capture_output=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise NoPicture(f"it was not ready after {_SECONDS:.0f} seconds") from None
+    if done.returncode != 0:
+        raise NoPicture(done.stderr.decode(errors="replace").strip() or f"the renderer ended with {done.returncode}")
+    return done.stdout

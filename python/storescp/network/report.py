@@ -1,0 +1,179 @@
+"""What the log says of associations: one line for each that is over or was turned away, and at debug level why."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import structlog
+
+from storescp import _core
+from storescp.advice import Knock, of_context, of_rejection
+from storescp.network.identity import Peer
+from storescp.network.negotiation import Answer, Rejection
+from storescp.settings import Settings
+
+log = structlog.get_logger("storescp.network")
+# A flood of connections must not become one of log lines: so many in a second, the others in one line.
+_LINES = 20
+_PERIOD_SECONDS = 1.0
+
+
+class _Budget:
+    """So many lines in each second; the others are counted and told together."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._left = 0
+        self.untold = 0
+
+    def allows(self) -> bool:
+        """Whether there is a line left, which is then used."""
+        self.settle()
+        with self._lock:
+            if self._left == 0:
+                self.untold += 1
+                return False
+            self._left -= 1
+            return True
+
+    def settle(self, *, final: bool = False) -> None:
+        """Tells how many were left out of a period that is over."""
+        with self._lock:
+            now = time.monotonic()
+            if not final and now - self._began < _PERIOD_SECONDS:
+                return
+            untold, self.untold = self.untold, 0
+            self._began, self._left = now, _LINES
+        if untold:
+            log.warning(self._event, count=untold)
+
+
+class Report:
+    """Writes the lines; safe from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._explains = settings.log.level == "debug"
+        self._refused = _Budget("connection.refused_more")
+        self._rejected = _Budget("association.rejected_more")
+
+    def settle(self, *, final: bool = False) -> None:
+        """Tells what was left out, when it is time."""
+        self._refused.settle(final=final)
+        self._rejected.settle(final=final)
+
+    @property
+    def has_untold(self) -> bool:
+        """Whether `settle` has something to tell soon."""
+        return bool(self._refused.untold or self._rejected.untold)
+
+    def connection_refused(self, peer: tuple[str, int] | None, reason: str, detail: str) -> None:
+        """A connection that was closed before it was an association; without peer, one that could not be accepted."""
+        if not self._refused.allows():
+            return
+        if peer is None:
+            log.warning("connection.not_accepted", reason=detail)
+            return
+        extra = self._explanation(reason, Knock(peer[0]))
+        log.warning("connection.refused", peer=peer[0], port=peer[1], cause=reason, detail=detail or None, **extra)
+
+    def association_unreadable(self, event: str, cause: str, peer: tuple[str, int], reason: str) -> None:
+        """A request that was answered with A-ABORT."""
+        if self._refused.allows():
+            extra = self._explanation(cause, Knock(peer[0]))
+            log.warning(event, peer=peer[0], port=peer[1], reason=reason, **extra)
+
+    def rejected(self, rejection: Rejection, knock: Knock, port: int) -> None:
+        """An association that was answered with A-ASSOCIATE-RJ."""
+        if not self._rejected.allows():
+            return
+        log.warning(
+            "association.rejected",
+            peer=knock.address,
+            port=port,
+            calling_ae=knock.calling,
+            called_ae=knock.called,
+            cause=rejection.cause,
+            result=rejection.result,
+            source=rejection.source,
+            reason=rejection.reason,
+            **self._explanation(rejection.cause, knock),
+        )
+
+    def accepted(self, answer: Answer, peer: Peer, calling: str) -> None:
+        """At debug level a line for each context that was not accepted."""
+        if not self._explains:
+            return
+        for abstract_syntax, result, transfer_syntaxes in answer.rejected_contexts:
+            log.debug(
+                "context.rejected",
+                peer=peer.address,
+                port=peer.port,
+                calling_ae=calling,
+                abstract_syntax=abstract_syntax,
+                result=result,
+                text=of_context(abstract_syntax, result, transfer_syntaxes).text(),
+            )
+
+    def over(
+        self,
+        summary: _core.AssociationSummary,
+        peer: Peer,
+        calling: str,
+        called: str,
+        tenant: str | None,
+        rejected_contexts: int,
+    ) -> None:
+        """An association that is over."""
+        statuses = {f"{status:04X}": count for status, count in summary.statuses}
+        level = log.info if summary.outcome == "released" and not summary.failures else log.warning
+        level(
+            f"association.{summary.outcome}",
+            association=summary.association,
+            peer=peer.address,
+            port=peer.port,
+            calling_ae=calling,
+            called_ae=called,
+            tenant=tenant,
+            instances=sum(count for _, count in summary.statuses),
+            statuses=statuses,
+            echoes=summary.echoes,
+            bytes=summary.received_bytes,
+            seconds=round(summary.seconds, 3),
+            **_details(summary, peer, rejected_contexts),
+        )
+
+    def _explanation(self, cause: str, knock: Knock) -> dict[str, str]:
+        return {"text": of_rejection(cause, knock, self._settings).text()} if self._explains else {}
+
+
+def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: int) -> dict[str, Any]:
+    """What is only told where there is something to tell."""
+    details: dict[str, Any] = {}
+    if summary.reason:
+        details["reason"] = summary.reason
+    if summary.failures:
+        details["failures"] = [
+            {"status": f"{status:04X}", "comment": comment, "count": count}
+            for status, comment, count in summary.failures
+        ]
+    if summary.transcodes:
+        details["transcodes"] = [
+            {"source": source, "target": target, "outcome": outcome, "count": count}
+            for source, target, outcome, count in summary.transcodes
+        ]
+    if summary.transcode_failures:
+        details["transcode_failures"] = dict(summary.transcode_failures)
+    if summary.oversized_pdus:
+        details["oversized_pdus"] = summary.oversized_pdus
+    if summary.identical or summary.kept:
+        details |= {"identical": summary.identical, "kept": summary.kept}
+    if peer.tls_version:
+        details |= {"tls": peer.tls_version, "tls_subject": peer.subject_text}
+    if rejected_contexts:
+        details["rejected_contexts"] = rejected_contexts
+    return details

@@ -1,0 +1,229 @@
+"""The status page in a real browser, while DCMTK sends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storescp.pure.store import file_meta
+from support.instances import CT, ct_slice
+from support.scu import EXPLICIT, RawAssociation, Rejected
+from support.service import ServiceProcess
+from support.waiting import wait_until
+from support.web import get, http_port
+
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+if shutil.which("chromium") is None:
+    pytest.skip("needs chromium", allow_module_level=True)
+
+from support.browser import chromium  # noqa: E402
+
+StartService = Callable[..., ServiceProcess]
+HTTP = {"STORESCP_HTTP__PORT": "0"}
+SHOWN = HTTP | {"STORESCP_HTTP__SHOW_PATIENT_DATA": "true"}
+# Where it is set, what the browser showed is kept there.
+SCREENSHOTS = os.environ.get("STORESCP_SCREENSHOTS")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Forty CT slices."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(40):
+        one = ct_slice(number, rows=128)
+        header = file_meta(one.sop_class, one.sop_instance, one.transfer_syntax, "")
+        (folder / f"{number}.dcm").write_bytes(header + one.dataset)
+    return folder
+
+
+@pytest.fixture
+def sending(files: Path) -> Iterator[Callable[[ServiceProcess], None]]:
+    """Begins to send with dcmsend, again and again until the test is over."""
+    over = threading.Event()
+    threads = []
+
+    def begin(service: ServiceProcess) -> None:
+        def send() -> None:
+            while not over.is_set():
+                command = ["dcmsend", "-aet", "CT1", "-aec", "STORE-SCP", "127.0.0.1", str(service.port)]
+                subprocess.run(
+                    [*command, "--scan-directories", str(files)], check=False, capture_output=True, timeout=60
+                )
+
+        threads.append(threading.Thread(target=send))
+        threads[-1].start()
+
+    yield begin
+    over.set()
+    for thread in threads:
+        thread.join(60)
+
+
+def show(page, port: int, *, ready: bool = True) -> None:
+    page.goto(f"http://127.0.0.1:{port}/")
+    if ready:
+        page.wait_for_selector("#state[data-state=ready]", timeout=15000)
+
+
+def refuse_something(service: ServiceProcess) -> None:
+    with RawAssociation(service.port, [(1, CT, [EXPLICIT])], calling=b"SCU") as association:
+        one = ct_slice(1, rows=64)
+        assert association.store(1, CT, "1.2.3", one.dataset).status == 0xA900
+        association.release()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_the_page_under_load_is_right_and_accessible(
+    start_service: StartService, sending: Callable[[ServiceProcess], None], scheme: str, width: int
+) -> None:
+    service = start_service(env=SHOWN | {"STORESCP_DICOM_STORE_SCP__ALLOWED_CALLING_AE_TITLES": '["CT1", "SCU"]'})
+    port = http_port(service)
+    refuse_something(service)
+    with pytest.raises(Rejected):
+        RawAssociation(service.port, [(1, CT, [EXPLICIT])], calling=b"OTHER")
+    sending(service)
+    with chromium(width=width, scheme=scheme) as (page, complaints):
+        show(page, port)
+        page.wait_for_selector("#associations-table td:has-text('CT1 to STORE-SCP')", timeout=30000)
+        page.wait_for_selector("#latest-table .badge.good", timeout=15000)
+        page.wait_for_function(
+            "() => Number.parseInt(document.querySelector('#instances-now').value) > 0", timeout=15000
+        )
+        assert page.evaluate("document.querySelectorAll('#instances-chart path').length") == 2
+        notes = page.inner_text("#warnings")
+        assert "A900 SOPInstanceUID of the data set differs from the command" in notes
+        assert "The sender calls itself 'OTHER', which may not come in." in notes
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # Paused, the page stays as it is while it is examined.
+        page.click("#pause")
+        found = axe.Axe().run(page).response
+        if SCREENSHOTS:
+            page.screenshot(path=f"{SCREENSHOTS}/page-{scheme}-{width}.png", full_page=True)
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert not serious, json.dumps(serious, indent=1)[:4000]
+    assert len(found["passes"]) > 20
+    assert complaints == []
+
+
+def test_a_picture_is_shown_on_demand_and_by_keyboard(start_service: StartService, files: Path) -> None:
+    service = start_service(env=SHOWN)
+    port = http_port(service)
+    subprocess.run(
+        ["dcmsend", "127.0.0.1", str(service.port), "--scan-directories", str(files)], check=True, timeout=60
+    )
+    with chromium() as (page, complaints):
+        show(page, port)
+        button = page.wait_for_selector("#latest-table button", timeout=15000)
+        button.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#picture-image:not([hidden])", timeout=20000)
+        page.wait_for_function("() => document.querySelector('#picture-image').naturalWidth > 0")
+        size = page.evaluate(
+            "(({naturalWidth: w, naturalHeight: h}) => [w, h])(document.querySelector('#picture-image'))"
+        )
+        assert max(size) in range(100, 321)
+        if SCREENSHOTS:
+            page.screenshot(path=f"{SCREENSHOTS}/picture.png")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#picture", state="hidden")
+        # Where it was opened from, though the page was drawn anew meanwhile.
+        page.wait_for_timeout(1500)
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Show the picture")
+    assert complaints == []
+
+
+def test_no_patient_data_unless_it_is_wished_for(start_service: StartService, files: Path) -> None:
+    service = start_service(env=HTTP)
+    port = http_port(service)
+    subprocess.run(
+        ["dcmsend", "127.0.0.1", str(service.port), "--scan-directories", str(files)], check=True, timeout=60
+    )
+    service.records(count=40)
+    one = ct_slice(1, rows=128)
+    status, text = get(port, "/status")
+    assert status == 200
+    assert json.loads(text)["instances"] == 40
+    for secret in ("P-0001", one.sop_instance, "1.2.826"):
+        assert secret not in text
+    assert get(port, "/thumbnails/1")[0] == 403
+    with chromium() as (page, _):
+        show(page, port)
+        page.wait_for_selector("#latest-table td")
+        assert "P-0001" not in page.content()
+        assert page.is_hidden("#latest-table .patient >> nth=0")
+        assert page.is_visible("#patient-note")
+
+
+def test_the_page_asks_for_the_token(start_service: StartService) -> None:
+    service = start_service(env=HTTP | {"STORESCP_HTTP__TOKEN": "secret"})
+    port = http_port(service)
+    assert [get(port, path)[0] for path in ("/", "/page.js", "/page.css")] == [200] * 3
+    assert [get(port, path)[0] for path in ("/status", "/events", "/thumbnails/1")] == [401] * 3
+    with chromium() as (page, _):
+        show(page, port, ready=False)
+        page.fill("#token", "secret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#state[data-state=ready]", timeout=15000)
+
+
+def test_a_page_of_another_name_cannot_read_it(start_service: StartService) -> None:
+    service = start_service(env=HTTP | {"STORESCP_HTTP__ALLOWED_HOSTS": '["pacs.example"]'})
+    port = http_port(service)
+
+    def ask(path: str, host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path, headers={"Host": host})
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status
+
+    names = ("evil.example", "evil.example:8042", "pacs.example", f"localhost:{port}", "[::1]:8042", "10.1.2.3", "")
+    assert [ask("/status", name) for name in names] == [421, 421, 200, 200, 200, 200, 421]
+    assert ask("/metrics", "evil.example") == 200
+
+
+def test_many_watchers_share_and_the_service_stops_while_they_watch(start_service: StartService) -> None:
+    service = start_service(env=HTTP)
+    port = http_port(service)
+    watchers = []
+    for _ in range(20):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/events")
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.readline() == b"event: history\n"
+        watchers.append((connection, response))
+    assert get(port, "/events")[0] == 503
+    assert get(port, "/readyz")[0] == 200
+    assert service.stop() == 0
+    for connection, response in watchers:
+        response.read()
+        connection.close()
+    assert "Traceback" not in service.log()
+
+
+def test_what_cannot_be_shown_says_why(start_service: StartService) -> None:
+    service = start_service(env=SHOWN)
+    port = http_port(service)
+    assert get(port, "/thumbnails/99") == (404, "no picture: it is none of the last instances any more\n")
+    with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
+        one = ct_slice(1, rows=64)
+        assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
+        association.release()
+    [file] = service.files()
+    file.write_bytes(file.read_bytes()[:-100])
+    status, text = get(port, "/thumbnails/1")
+    assert (status, text.partition(":")[0]) == (404, "no picture")
+    file.unlink()
+    wait_until(lambda: get(port, "/thumbnails/1")[0] == 404)
