@@ -21,15 +21,9 @@ from storescp.cli.common import (
     config_option,
     configuration,
 )
+from storescp.cli.completion import completion_command
+from storescp.cli.help import ByTopic
 from storescp.errors import BindError, ConfigError, LicenceError, StorescpError
-
-_SHORT = 62
-_TOPICS = {
-    "Before the start": ("check-config", "license", "passcode"),
-    "Links": ("echo", "send"),
-    "Files": ("inspect", "transcode", "verify"),
-    "Records": ("outbox", "index"),
-}
 
 # Command line parameter -> section and key of the configuration.
 _OPTION_KEYS = {
@@ -54,29 +48,13 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     context.exit()
 
 
-class _ByTopic(click.Group):
-    """Its help groups commands by topic."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes a section for each topic."""
-        for topic, names in _TOPICS.items():
-            with formatter.section(topic):
-                commands = [(name, self.get_command(ctx, name)) for name in names]
-                formatter.write_dl(
-                    [(name, command.get_short_help_str(_SHORT)) for name, command in commands if command]
-                )
-
-
 @click.group(
-    cls=_ByTopic,
+    cls=ByTopic,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="An option beats STORESCP_SECTION__KEY in the environment, that beats the file.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
-@click.option(
-    "-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's application.json."
-)
-@click.option("-v", "--verbose", is_flag=True, help="Debug log.")
+@click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Tell why, and of each instance.")
 @click.option(
     "--calling-ae-title",
     "--ae-title",
@@ -84,7 +62,7 @@ class _ByTopic(click.Group):
     default="STORE-SCP",
     help="Our AE title.  [STORE-SCP]",
 )
-@click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is longer than announced.")
+@click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is too long.")
 @click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
 @click.option("--promiscuous", is_flag=True, help="Accept unknown and private SOP classes.")
 @click.option(
@@ -93,7 +71,7 @@ class _ByTopic(click.Group):
     type=click.IntRange(4096, 131072),
     metavar="N",
     default=16384,
-    help="Announced maximum PDU length, 4096 to 131072.  [16384]",
+    help="Announced; 4096 to 131072.  [16384]",
 )
 @click.option(
     "-p",
@@ -101,14 +79,14 @@ class _ByTopic(click.Group):
     type=click.IntRange(0, 65535),
     metavar="N",
     default=11111,
-    help="Port; 0: any free one, printed.  [11111]",
+    help="0: any free one, printed.  [11111]",
 )
-@click.option("--host", metavar="ADDR", help="Bind address.  [0.0.0.0; evaluation: 127.0.0.1]")
+@click.option("--host", metavar="ADDR", help="Bind address.  [0.0.0.0, or 127.0.0.1]")
 @click.option(
     "-n",
     "--non-blocking/--blocking",
     default=True,
-    help="Many associations at once, or one at a time.  [many]",
+    help="Many associations, or one at a time.",
 )
 @click.option(
     "-o",
@@ -118,7 +96,13 @@ class _ByTopic(click.Group):
     default="storescp-data",
     help="Storage root.  [storescp-data]",
 )
-@click.option("--engine", type=click.Choice(["rust", "python"]), default="rust", help="Data path.  [rust]")
+@click.option(
+    "--engine",
+    type=click.Choice(["rust", "python"]),
+    metavar="NAME",
+    default="rust",
+    help="rust, or python to compare.  [rust]",
+)
 @click.option(
     "-V",
     "--version",
@@ -126,13 +110,14 @@ class _ByTopic(click.Group):
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Versions of it and of what it is built with.",
+    help="Versions of it and of its parts.",
 )
 @click.pass_context
 def main_group(context: click.Context, /, **parameters: Any) -> None:
     """Receive DICOM instances, store them durably, publish a record for each.
 
-    Without a command it serves; without a configuration, in evaluation mode on 127.0.0.1.
+    Without a command it serves; without a configuration, in evaluation mode.
+    An option beats STORESCP_SECTION__KEY in the environment, which beats the file.
     """
     given = {
         key: parameters[name]
@@ -158,7 +143,10 @@ def _serve(context: click.Context) -> None:
 @config_option
 @click.pass_context
 def check_config(context: click.Context, config: Path | None) -> None:
-    """Print every value and where it comes from, secrets masked."""
+    """Print every value and where it comes from.
+
+    Secrets are masked.
+    """
     found = configuration(context, config)
     rows = list(found.rows())
     width = max(len(key) for key, _, _ in rows)
@@ -172,6 +160,7 @@ def check_config(context: click.Context, config: Path | None) -> None:
 
 for command in (
     check_config,
+    completion_command,
     licences.license_group,
     licences.passcode_command,
     links.echo_command,

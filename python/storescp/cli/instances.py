@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from storescp import _core
 from storescp.cli.common import EXIT_FOUND, config_option, configuration, name_of
+from storescp.cli.progress import progress
 from storescp.errors import CoreError, StorescpError
 
 
@@ -72,10 +72,9 @@ def transcode_command(
     settings = configuration(context, config).settings
     pairs = plan_files(source, target)
     totals, failures = Totals(), []
-    with click.progressbar(
-        transcode_files(settings, pairs, transfer_syntax), length=len(pairs), file=sys.stderr, label="transcoding"
-    ) as files:
-        for one in files:
+    with progress("transcoding", len(pairs)) as advance:
+        for one in transcode_files(settings, pairs, transfer_syntax):
+            advance(1)
             totals.note(one)
             if one.error:
                 failures.append(f"not transcoded {one.source}: {one.error}")
@@ -108,9 +107,9 @@ def verify_command(context: click.Context, config: Path | None, republish: str |
     found: list[verify.Looked] = []
     wished: list[str] = []
     files = size = 0
-    with click.progressbar(length=verify.count_paths(database), label="comparing", file=sys.stderr) as bar:
+    with progress("comparing", verify.count_paths(database)) as advance:
         for looked in verify.verify(roots, database):
-            bar.update(looked.kind != "foreign")
+            advance(looked.kind != "foreign")
             if looked.kind == "whole":
                 files, size = files + 1, size + looked.bytes
             else:

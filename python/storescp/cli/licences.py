@@ -71,7 +71,10 @@ def license_verify(context: click.Context, config: Path | None) -> None:
 @click.argument("username")
 @click.password_option("--passcode", prompt="Passcode", help="Asked for where it is not given.")
 def passcode_command(username: str, passcode: str) -> None:
-    """Print the line of a user for the file of [user_identity]."""
+    """Print a line for the file of users.
+
+    The file is that of [user_identity].
+    """
     from storescp.network.identity import entry  # noqa: PLC0415
 
     try:

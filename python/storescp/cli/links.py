@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from storescp import logs
 from storescp.cli.common import EXIT_FOUND
+from storescp.cli.progress import progress
 
 _calling_option = click.option(
     "--calling", metavar="TITLE", default="STORESCU", show_default=True, help="Our AE title."
@@ -57,8 +57,8 @@ def send_command(
             unreadable += 1
             click.echo(f"skipped   {error}", err=True)
     total = sum(file.bytes for file in outgoing)
-    with click.progressbar(length=total, label="sending", file=sys.stderr) as bar:
-        report = send(host, port, calling, called, outgoing, bar.update)
+    with progress("sending", total, in_bytes=True) as advance:
+        report = send(host, port, calling, called, outgoing, advance)
     for path, reason in report.refused:
         click.echo(f"not taken {path}: {reason}", err=True)
     sent = report.statuses[0]

@@ -18,7 +18,10 @@ _AGES_IN_SECONDS = 600
 
 @click.group("outbox")
 def outbox_group() -> None:
-    """Look at the queue of records; works while the service runs."""
+    """Look at the queue of records.
+
+    It works while the service runs.
+    """
 
 
 @outbox_group.command("status")
@@ -101,9 +104,9 @@ def _age(at: datetime) -> str:
 def index_command(
     context: click.Context, config: Path | None, database: str | None, group_id: str | None, once: bool
 ) -> None:
-    """Keep tables of patients, studies, series, instances.
+    """Keep tables of patients, studies and series.
 
-    They follow topic_main.
+    And of instances; they follow topic_main.
     """
     import asyncio  # noqa: PLC0415
 

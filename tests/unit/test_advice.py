@@ -1,0 +1,58 @@
+"""Advice for everything that can be refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from storescp import _core, advice
+from storescp.settings import Settings
+
+
+@pytest.mark.parametrize(("status", "comment"), _core.refusals())
+def test_every_refusal_has_its_advice(status: int, comment: str) -> None:
+    found = advice.of_refusal(comment, status)
+    assert found is not advice._UNKNOWN
+    assert (found is advice._CANNOT_BE_READ) == (status == 0xC000)
+
+
+def test_no_two_kinds_of_refusal_share_advice_by_accident() -> None:
+    found = [advice.of_refusal(comment, status) for status, comment in _core.refusals() if status != 0xC000]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        *("called_ae_title", "calling_ae_title", "peer_address", "association_limit", "user_identity"),
+        *("licence_expired", "draining", "application_context", "protocol_version", "max_pdu_length"),
+        *("malformed_request", "request_timeout", "tls_handshake", "unreadable_certificate"),
+        *("connections", "connections_per_address", "outbox limit reached"),
+        "storage: less free space than configured",
+    ],
+)
+def test_every_rejection_has_its_advice(cause: str) -> None:
+    knock = advice.Knock("192.0.2.1", "CT1", "SOMEBODY")
+    found = advice.of_rejection(cause, knock, Settings.model_validate({}))
+    assert found is not advice._UNKNOWN
+    assert found.meaning.endswith(".")
+    assert found.remedy[-1] in ".?"
+
+
+def test_titles_and_addresses_are_named() -> None:
+    knock = advice.Knock("192.0.2.1", "CT1", "SOMEBODY")
+    settings = Settings.model_validate({"dicom_store_scp": {"ae_title": "ARCHIVE"}})
+    text = advice.of_rejection("called_ae_title", knock, settings).text()
+    assert "'SOMEBODY'" in text
+    assert "ARCHIVE" in text
+    assert "'CT1'" in advice.of_rejection("calling_ae_title", knock, settings).text()
+    assert "192.0.2.1" in advice.of_rejection("peer_address", knock, settings).text()
+
+
+def test_rejected_contexts_are_explained() -> None:
+    find = advice.of_context("1.2.840.10008.5.1.4.1.2.2.1", 3, ("1.2.840.10008.1.2",)).text()
+    assert "Study Root" in find
+    private = advice.of_context("1.2.3", 3, ("1.2.840.10008.1.2",)).text()
+    assert "promiscuous" in private
+    syntax = advice.of_context("1.2.840.10008.5.1.4.1.1.2", 4, ("1.2.3.4",)).text()
+    assert "CT Image Storage (1.2.840.10008.5.1.4.1.1.2)" in syntax
+    assert "1.2.3.4" in syntax
