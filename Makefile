@@ -34,14 +34,14 @@ $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
 
 $(STAMPS)/test-tools: $(STAMPS)/venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group lint
-	@for tool in dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace faketime:faketime mkfs.ext4:e2fsprogs java:default-jre-headless mvn:maven chromium:chromium; do \
+	@for tool in dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace faketime:faketime mkfs.ext4:e2fsprogs java:default-jre-headless mvn:maven chromium:chromium promtool:prometheus systemd-analyze:systemd; do \
 	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
 	  echo "make: installing$$missing"; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	  for name in orthanc postgresql; do case "$$missing" in *$$name*) \
+	  for name in orthanc postgresql prometheus; do case "$$missing" in *$$name*) \
 	    $$sudo /etc/init.d/$$name stop >/dev/null 2>&1 || true;; esac; done; \
 	fi
 	@touch $@
@@ -114,6 +114,23 @@ fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH 
 
 wheel: | check-tools ## Build a wheel into dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+sdist: $(STAMPS)/venv ## Build the source distribution into dist/
+	$(BIN)/maturin sdist --out dist
+
+sbom: $(STAMPS)/build ## Write bills of materials (CycloneDX) of both halves into dist/
+	@mkdir -p dist
+	$(PYTHON) -m venv $(STAMPS)/sbom
+	$(STAMPS)/sbom/bin/pip install --quiet --disable-pip-version-check "cyclonedx-bom>=7" .
+	$(STAMPS)/sbom/bin/pip freeze --exclude storescp --exclude cyclonedx-bom > /dev/null
+	$(STAMPS)/sbom/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/storescp-python.cdx.json $(STAMPS)/sbom
+	@command -v cargo-cyclonedx >/dev/null || $(CARGO) install --locked --quiet cargo-cyclonedx
+	$(CARGO) cyclonedx --format json --manifest-path rust/py/Cargo.toml --override-filename storescp-rust.cdx
+	mv rust/py/storescp-rust.cdx.json dist/
+	find rust -name storescp-rust.cdx.json -delete
+
+smoke: wheel ## Try the wheel out in a fresh virtual environment
+	.ci/smoke dist/storescp-*.whl
 
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target

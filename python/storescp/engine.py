@@ -156,7 +156,8 @@ def engine_config(settings: Settings) -> str:
 def pool_config(settings: Settings) -> dict[str, object]:
     """How processes that transcode are started, and how many."""
     transcoding = settings.transcoding
-    cores = len(os.sched_getaffinity(0))
+    # macOS has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "command": [sys.executable, "-m", "storescp.transcode_worker", str(transcoding.worker_memory_bytes)],
         "workers": transcoding.workers or cores,

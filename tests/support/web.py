@@ -19,6 +19,6 @@ def get(port: int, path: str, token: str | None = None) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
     response = connection.getresponse()
-    text = response.read().decode()
+    text = response.read().decode(errors="replace")
     connection.close()
     return response.status, text

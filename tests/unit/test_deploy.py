@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from storescp.cli import main_group
 from storescp.config import Configuration, load
+from storescp.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
+DEPLOY = PROJECT / "deploy"
 
 
 def compose() -> dict[str, Any]:
@@ -55,7 +63,9 @@ def test_everything_published_is_bound_to_loopback_and_every_volume_is_declared(
     for service in document["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
         used |= {volume.partition(":")[0] for volume in service.get("volumes", ())}
-    assert used == set(document["volumes"])
+    folders = {volume for volume in used if volume.startswith(".")}
+    assert all((DEPLOY / folder).is_dir() for folder in folders)
+    assert used - folders == set(document["volumes"])
 
 
 def test_the_image_has_what_the_build_needs_and_nothing_else() -> None:
@@ -64,3 +74,139 @@ def test_the_image_has_what_the_build_needs_and_nothing_else() -> None:
     workspace = tomllib.loads((PROJECT / "Cargo.toml").read_text())["workspace"]
     assert {member.partition("/")[0] for member in workspace["members"]} <= kept
     assert {"Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "README.md", "LICENSE"} <= kept
+
+
+def run(*command: object, **options: Any) -> str:
+    """What a linter says; the test fails where it does."""
+    arguments = [str(part) for part in command]
+    done = subprocess.run(arguments, capture_output=True, check=False, text=True, timeout=60, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def tool(name: str) -> str:
+    """A program that may be absent."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def test_the_compose_file_follows_its_schema() -> None:
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
+
+
+def test_the_container_file_has_no_findings() -> None:
+    # DL3008: the build stage takes the versions of its base image.
+    run(tool("hadolint"), "--ignore", "DL3008", DEPLOY / "Containerfile")
+    text = (DEPLOY / "Containerfile").read_text()
+    assert "\nUSER 10001:10001\n" in text
+    assert "\nHEALTHCHECK " in text
+
+
+def test_the_unit_is_right_and_hardened(tmp_path: Path) -> None:
+    text = (DEPLOY / "systemd" / "storescp.service").read_text()
+    assert "Type=notify" in text
+    unit = tmp_path / "storescp.service"
+    unit.write_text(text.replace("/opt/storescp/bin/storescpd", "/bin/true"))
+    assert run(tool("systemd-analyze"), "verify", "--man=no", unit) == ""
+    exposure = run(tool("systemd-analyze"), "security", "--offline=true", "--threshold=20", unit)
+    assert "OK" in exposure
+    stop = re.search(r"TimeoutStopSec=(\d+)", text)
+    defaults = Settings.model_validate({}).service
+    assert stop
+    assert int(stop[1]) > defaults.drain_timeout + defaults.publish_timeout
+
+
+def test_alerts_and_their_tests_hold() -> None:
+    promtool, folder = tool("promtool"), DEPLOY / "prometheus"
+    run(promtool, "check", "config", folder / "prometheus.yml")
+    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", folder / "alerts.yml")
+    run(promtool, "test", "rules", "alerts_test.yml", cwd=folder)
+
+
+def test_the_dashboard_is_one_that_grafana_understands() -> None:
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
+    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins")
+    plugins.register_default_plugins()
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "storescp.json").read_text())
+    understood = json.loads(encoder.JSONEncoder().encode(models.Dashboard.from_json(dashboard)))
+    lost = list(differences(dashboard, understood))
+    assert lost == []
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """What Grafana's own types do not take from a document."""
+    if isinstance(ours, dict):
+        for key, value in ours.items():
+            if not isinstance(theirs, dict) or key not in theirs:
+                yield f"{path}/{key}"
+            else:
+                yield from differences(value, theirs[key], f"{path}/{key}")
+    elif isinstance(ours, list):
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from differences(one, other, f"{path}[{number}]")
+    elif ours != theirs:
+        yield path
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "image.tag=1.0",
+        ",".join(
+            (
+                "existingSecret=s",
+                "podMonitor.enabled=true",
+                "prometheusRule.enabled=true",
+                "networkPolicy.enabled=true",
+                "dicom.tlsPort=2762",
+                "dicom.service.type=LoadBalancer",
+                "http.tokenSecret=t",
+                "env.STORESCP_KAFKA__BROKERS=kafka:9092",
+            )
+        ),
+    ],
+)
+def test_the_chart_makes_manifests_that_kubernetes_takes(tmp_path: Path, values: str) -> None:
+    helm, chart = tool("helm"), DEPLOY / "helm" / "storescp"
+    run(helm, "lint", "--strict", chart)
+    made = subprocess.run(
+        [helm, "template", "r", chart, "--kube-version", "1.33.0", "--set", values],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    manifests = tmp_path / "manifests.yaml"
+    manifests.write_text(made)
+    run(tool("kubernetes-validate"), "--strict", "--no-warn", "-k", "1.33", manifests)
+    stateful = next(one for one in yaml.safe_load_all(made) if one["kind"] == "StatefulSet")
+    [container] = stateful["spec"]["template"]["spec"]["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    given = [option for option in container["args"] if not option.startswith("--config")]
+    with main_group.make_context("storescpd", given, resilient_parsing=True) as context:
+        assert str(context.params["output_directory"]) == "/data"
+
+
+def test_the_chart_refuses_values_that_cannot_be() -> None:
+    helm, chart = tool("helm"), DEPLOY / "helm" / "storescp"
+    for wrong in ("dicom.port=104", "persistence.size=many", "unknown=1", "env.PATH=x"):
+        done = subprocess.run(
+            [helm, "template", "r", chart, "--kube-version", "1.33.0", "--set", wrong],
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode != 0, wrong
+
+
+def test_workflows_follow_their_schema_and_ask_for_no_more_than_they_need() -> None:
+    workflows = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+    assert len(workflows) >= 2
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *workflows)
+    run(tool("zizmor"), "--offline", "--no-progress", "--persona", "regular", *workflows)
+    for workflow in workflows:
+        for action in re.findall(r"uses: (\S+)", workflow.read_text()):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action

@@ -27,6 +27,7 @@ pub mod file_meta;
 pub mod ingest;
 pub mod layout;
 pub mod net;
+mod os;
 pub mod outbox;
 pub mod record;
 pub mod recovery;

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::layout::InstancePath;
+use crate::os;
 
 /// Series folders remembered as durable; beyond this the set starts anew, which costs syncs and nothing else.
 const REMEMBERED: usize = 65_536;
@@ -18,8 +19,6 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
-/// What `O_NOFOLLOW` does for the last name of a path, for all of them.
-const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// The folders of a storage root.
 #[derive(Debug)]
@@ -130,7 +129,7 @@ impl Folders {
             .unwrap_or_else(PoisonError::into_inner)
             .contains(&key);
         if known {
-            rustix::fs::fsync(folder.series())?;
+            os::sync_folder(folder.series())?;
             return Ok(());
         }
         self.sync_all(folder, &key)?;
@@ -155,7 +154,7 @@ impl Folders {
 
     fn open_folder(&self, relative: &str) -> io::Result<Option<OwnedFd>> {
         if self.has_openat2.load(Ordering::Relaxed) {
-            match rustix::fs::openat2(&self.root, relative, DIRECTORY, Mode::empty(), NO_LINKS) {
+            match os::open_beneath(&self.root, relative, DIRECTORY) {
                 Ok(folder) => return Ok(Some(folder)),
                 Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::NOSYS | Errno::PERM) => self.has_openat2.store(false, Ordering::Relaxed),
@@ -181,16 +180,16 @@ impl Folders {
 
     /// Syncs a series folder and all its parents up to the root, the deepest first.
     pub(super) fn sync_all(&self, folder: &SeriesFolder, relative: &str) -> io::Result<()> {
-        rustix::fs::fsync(&folder.0)?;
+        os::sync_folder(&folder.0)?;
         let (parents, _) = relative.rsplit_once('/').ok_or(io::ErrorKind::NotFound)?;
         let parents = self.open_levels(parents)?;
         if parents.is_empty() {
             return Err(io::ErrorKind::NotFound.into());
         }
         for parent in parents.iter().rev() {
-            rustix::fs::fsync(parent)?;
+            os::sync_folder(parent)?;
         }
-        rustix::fs::fsync(&self.root)?;
+        os::sync_folder(&self.root)?;
         Ok(())
     }
 }

@@ -233,14 +233,14 @@ impl Store {
 /// The root may be new: its name, and those of the folders made for it, must be durable before anything beneath it is
 /// acknowledged. Folders above that we may not read existed before.
 fn sync_ancestors(root: &Path, root_fd: &OwnedFd) -> io::Result<()> {
-    rustix::fs::fsync(root_fd)?;
+    crate::os::sync_folder(root_fd)?;
     for ancestor in root.ancestors().skip(1) {
         match rustix::fs::open(
             ancestor,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         ) {
-            Ok(folder) => rustix::fs::fsync(&folder)?,
+            Ok(folder) => crate::os::sync_folder(&folder)?,
             Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::NOENT) => break,
             Err(error) => return Err(error.into()),
         }

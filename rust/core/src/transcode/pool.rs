@@ -11,15 +11,13 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
 use serde::Deserialize;
 use storescp_codecs::mapping::SharedMemory;
 
 use super::worker::{Place, Reply, Request, MESSAGE_BYTES};
 use super::{Report, TranscodeError};
+use crate::os;
 
 /// Results up to this size come through memory, larger ones through a file.
 pub const RESULT_BYTES: usize = 1 << 20;
@@ -234,13 +232,8 @@ impl Pool {
 
     fn start(&self) -> Result<Worker, TranscodeError> {
         let failed = |error: io::Error| TranscodeError::Worker(format!("cannot start a worker: {error}"));
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| failed(error.into()))?;
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, os::MESSAGES, os::SOCKET, None)
+            .map_err(|error| failed(error.into()))?;
         let (program, arguments) = self
             .config
             .command
@@ -338,7 +331,7 @@ impl Pool {
             &worker.socket,
             &[io::IoSlice::new(&request)],
             &mut control,
-            SendFlags::NOSIGNAL,
+            os::SEND,
         )
         .map_err(|_| Broken::BeforeTheJob)?;
         loop {
@@ -410,10 +403,7 @@ impl Drop for Pool {
 
 /// Shared memory. A worker that goes wrong must not cut it beneath us.
 fn shared_memory(bytes: u64) -> io::Result<SharedMemory> {
-    let file = rustix::fs::memfd_create("storescp", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&file, bytes)?;
-    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
-    SharedMemory::new(file.into())
+    SharedMemory::new(os::memory_file(bytes)?)
 }
 
 fn interrupted() -> TranscodeError {

@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 use storescp_codecs::mapping::{Mapping, SharedMemory};
@@ -182,7 +182,7 @@ fn run(
 
 fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
     let message = serde_json::to_vec(reply)?;
-    rustix::net::send(socket, &message, SendFlags::NOSIGNAL)?;
+    rustix::net::send(socket, &message, crate::os::SEND)?;
     Ok(())
 }
 
@@ -194,7 +194,7 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Request, OwnedFd, Owned
         socket,
         &mut [io::IoSliceMut::new(&mut message)],
         &mut control,
-        RecvFlags::CMSG_CLOEXEC,
+        crate::os::RECEIVE,
     )?;
     let mut descriptors = control
         .drain()

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
 
 use super::{lock, turn_away, Arrivals, Connection, Shared, Slot};
 use crate::net::stream::Stream;
@@ -120,12 +119,11 @@ impl Watcher {
 
     /// Those that wait in the backlog; of many the rest in a moment, so that they do not hold up connections that are in.
     fn accept(&mut self, token: Token, buffer: &mut [u8]) {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         for _ in 0..ACCEPTED_AT_ONCE {
             let Some(listener) = self.listeners.get(&token) else {
                 return;
             };
-            match rustix::net::acceptfrom_with(listener, flags) {
+            match crate::os::accept(listener) {
                 Ok((socket, Some(peer))) => {
                     // A peer that is gone already needs no line.
                     if let Ok(peer) = SocketAddr::try_from(peer) {

@@ -1,0 +1,111 @@
+//! What Linux has and macOS does differently. The service is made for Linux; on macOS it is for development.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+
+#[cfg(target_os = "linux")]
+mod imp {
+    use super::{AsFd, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+    use rustix::fs::{MemfdFlags, Mode, ResolveFlags, SealFlags};
+
+    pub(crate) const MESSAGES: SocketType = SocketType::SEQPACKET;
+    pub(crate) const SOCKET: SocketFlags = SocketFlags::CLOEXEC;
+    pub(crate) const SEND: SendFlags = SendFlags::NOSIGNAL;
+    pub(crate) const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+    /// What `O_NOFOLLOW` does for the last name of a path, for all of them.
+    const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+
+    pub(crate) fn open_beneath(
+        root: impl AsFd,
+        relative: &str,
+        flags: OFlags,
+    ) -> rustix::io::Result<OwnedFd> {
+        rustix::fs::openat2(root, relative, flags, Mode::empty(), NO_LINKS)
+    }
+
+    pub(crate) fn sync_folder(folder: impl AsFd) -> rustix::io::Result<()> {
+        rustix::fs::fsync(folder)
+    }
+
+    pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+        rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
+    }
+
+    pub(crate) fn memory_file(bytes: u64) -> std::io::Result<File> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("storescp", flags)?;
+        rustix::fs::ftruncate(&file, bytes)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(file.into())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    use super::{AsFd, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+    use rustix::io::{fcntl_setfd, ioctl_fionbio, Errno, FdFlags};
+
+    pub(crate) const MESSAGES: SocketType = SocketType::DGRAM;
+    pub(crate) const SOCKET: SocketFlags = SocketFlags::empty();
+    pub(crate) const SEND: SendFlags = SendFlags::empty();
+    pub(crate) const RECEIVE: RecvFlags = RecvFlags::empty();
+
+    pub(crate) fn open_beneath(
+        _root: impl AsFd,
+        _relative: &str,
+        _flags: OFlags,
+    ) -> rustix::io::Result<OwnedFd> {
+        Err(Errno::NOSYS)
+    }
+
+    pub(crate) fn sync_folder(folder: impl AsFd) -> rustix::io::Result<()> {
+        // fsync(2) leaves it in the cache of the drive there.
+        rustix::fs::fcntl_fullfsync(folder)
+    }
+
+    pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+        let (socket, peer) = rustix::net::acceptfrom(listener)?;
+        fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+        ioctl_fionbio(&socket, true)?;
+        Ok((socket, peer))
+    }
+
+    pub(crate) fn memory_file(bytes: u64) -> std::io::Result<File> {
+        let path = std::env::temp_dir().join(format!("storescp-{}", uuid::Uuid::now_v7()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
+        std::fs::remove_file(path)?;
+        file.set_len(bytes)?;
+        Ok(file)
+    }
+}
+
+/// Sockets between processes that keep messages apart, and their flags.
+pub(crate) use imp::{MESSAGES, RECEIVE, SEND, SOCKET};
+
+/// Opens a folder without following any link; `NOSYS` or `PERM` where that cannot be asked for at once.
+pub(crate) fn open_beneath(root: impl AsFd, relative: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    imp::open_beneath(root, relative, flags)
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: impl AsFd) -> io::Result<()> {
+    Ok(imp::sync_folder(folder)?)
+}
+
+/// Takes a connection that waits; it does not block.
+pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
+    imp::accept(listener)
+}
+
+/// A file in memory that another process can map, and on Linux not cut.
+pub(crate) fn memory_file(bytes: u64) -> io::Result<File> {
+    imp::memory_file(bytes)
+}
