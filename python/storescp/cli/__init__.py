@@ -60,7 +60,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     "--ae-title",
     metavar="TITLE",
     default="STORE-SCP",
-    help="Our AE title.  [STORE-SCP]",
+    help="Our AE title; also --ae-title.  [STORE-SCP]",
 )
 @click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is too long.")
 @click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
