@@ -48,7 +48,7 @@ def _row_of_option(option: click.Parameter) -> tuple[str, str]:
     assert isinstance(option, click.Option)  # noqa: S101 - the group has no arguments
     names = ", ".join(option.opts) if option.opts[0].count("-") == 1 else f"{_MARGIN}{option.opts[0]}"
     metavar = "" if option.is_flag else f" {option.metavar}"
-    return "/".join((names, *option.secondary_opts)) + metavar, option.help or ""
+    return " / ".join((names, *option.secondary_opts)) + metavar, option.help or ""
 
 
 def _write_topic(formatter: click.HelpFormatter, topic: str, rows: list[tuple[str, str]]) -> None:
