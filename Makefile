@@ -118,12 +118,13 @@ wheel: | check-tools ## Build a wheel into dist/
 sdist: $(STAMPS)/venv ## Build the source distribution into dist/
 	$(BIN)/maturin sdist --out dist
 
-sbom: $(STAMPS)/build ## Write bills of materials (CycloneDX) of both halves into dist/
-	@mkdir -p dist
-	$(PYTHON) -m venv $(STAMPS)/sbom
-	$(STAMPS)/sbom/bin/pip install --quiet --disable-pip-version-check "cyclonedx-bom>=7" .
-	$(STAMPS)/sbom/bin/pip freeze --exclude storescp --exclude cyclonedx-bom > /dev/null
-	$(STAMPS)/sbom/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/storescp-python.cdx.json $(STAMPS)/sbom
+sbom: | check-tools ## Write bills of materials (CycloneDX) of both halves into dist/
+	@mkdir -p dist $(STAMPS)
+	$(PYTHON) -m venv --clear $(STAMPS)/shipped
+	$(STAMPS)/shipped/bin/pip install --quiet --disable-pip-version-check .
+	$(PYTHON) -m venv --clear $(STAMPS)/sbom
+	$(STAMPS)/sbom/bin/pip install --quiet --disable-pip-version-check "cyclonedx-bom>=7"
+	$(STAMPS)/sbom/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/storescp-python.cdx.json $(STAMPS)/shipped/bin/python
 	@command -v cargo-cyclonedx >/dev/null || $(CARGO) install --locked --quiet cargo-cyclonedx
 	$(CARGO) cyclonedx --format json --manifest-path rust/py/Cargo.toml --override-filename storescp-rust.cdx
 	mv rust/py/storescp-rust.cdx.json dist/

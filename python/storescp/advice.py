@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydicom._uid_dict import UID_dictionary
-
-from storescp import _core
+from storescp.names import name_of
 from storescp.settings import Settings
 
 
@@ -238,7 +236,7 @@ def of_context(abstract_syntax: str, result: int, transfer_syntaxes: tuple[str, 
             f"{what} was offered only in what is not taken: {offered}.",
             "Have the sender offer a standard transfer syntax; with uncompressed_only a native one.",
         )
-    if abstract_syntax in UID_dictionary:
+    if name_of(abstract_syntax):
         return Advice(f"{what} is not a class of images or documents to be stored.", "Send it to whoever provides it.")
     return Advice(f"{what} is a private class.", "dicom_store_scp.promiscuous takes private classes.")
 
@@ -247,8 +245,7 @@ _NO_TRANSFER_SYNTAX = 4
 
 
 def _name(uid: str) -> str:
-    names = {known: name for known, name, *_ in _core.transfer_syntaxes()}
-    name = names.get(uid) or (UID_dictionary[uid][0] if uid in UID_dictionary else "")
+    name = name_of(uid)
     return f"{name} ({uid})" if name else uid
 
 

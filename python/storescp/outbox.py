@@ -74,8 +74,9 @@ def count_instances(connection: sqlite3.Connection) -> int:
 
 def topic_status(connection: sqlite3.Connection, number: int, topic: str) -> TopicStatus:
     """How publication to topic `number` (0: `topic_main`, 1: `topic_dicom_receive`) goes."""
-    pending, oldest = connection.execute(
-        f"SELECT count(*), min(created) FROM instance WHERE {_WAITING[number]}"
+    (pending,) = connection.execute(f"SELECT count(*) FROM instance WHERE {_WAITING[number]}").fetchone()
+    first = connection.execute(
+        f"SELECT created FROM instance WHERE {_WAITING[number]} ORDER BY ready LIMIT 1"
     ).fetchone()
     (dead,) = connection.execute(
         "SELECT count(*) FROM instance WHERE dead <> 0 AND dead & ?", (1 << number,)
@@ -83,7 +84,9 @@ def topic_status(connection: sqlite3.Connection, number: int, topic: str) -> Top
     failures, last_error, failed, succeeded = connection.execute(
         "SELECT failures, last_error, failed, succeeded FROM topic WHERE number = ?", (number,)
     ).fetchone()
-    return TopicStatus(topic, pending, _time(oldest), dead, failures, last_error, _time(failed), _time(succeeded))
+    return TopicStatus(
+        topic, pending, _time(first[0] if first else None), dead, failures, last_error, _time(failed), _time(succeeded)
+    )
 
 
 def entries(connection: sqlite3.Connection, topics: Sequence[str], *, dead: bool, limit: int) -> Iterator[Entry]:

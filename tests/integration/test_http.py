@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -14,6 +15,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.instances import CT, ct_slice
+from support.load import again_and_again, send_slices
 from support.scu import EXPLICIT, RawAssociation, Rejected
 from support.service import ServiceProcess
 from support.waiting import wait_until
@@ -153,21 +155,8 @@ def test_the_table_of_the_manual_is_true(start_service: StartService) -> None:
 def test_sixty_scrapes_under_load_are_valid(start_service: StartService) -> None:
     service = start_service(env=HTTP)
     port = http_port(service)
-    over = threading.Event()
-
-    def load() -> None:
-        number = 0
-        with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
-            while not over.is_set():
-                one = ct_slice(number, rows=64)
-                assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
-                number += 1
-            association.release()
-
-    sender = threading.Thread(target=load)
-    sender.start()
-    counts = [answered(metrics(port)) for _ in range(60)]
-    over.set()
-    sender.join(30)
+    numbers = itertools.count()
+    with again_and_again(lambda: send_slices(service.port, numbers)):
+        counts = [answered(metrics(port)) for _ in range(60)]
     assert counts == sorted(counts)
     assert counts[-1] > counts[0]

@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from storescp.pure.store import file_meta
 from support.instances import CT, ct_slice
+from support.load import again_and_again
 from support.scu import EXPLICIT, RawAssociation, Rejected
 from support.service import ServiceProcess
 from support.waiting import wait_until
@@ -46,27 +46,10 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def sending(files: Path) -> Iterator[Callable[[ServiceProcess], None]]:
-    """Begins to send with dcmsend, again and again until the test is over."""
-    over = threading.Event()
-    threads = []
-
-    def begin(service: ServiceProcess) -> None:
-        def send() -> None:
-            while not over.is_set():
-                command = ["dcmsend", "-aet", "CT1", "-aec", "STORE-SCP", "127.0.0.1", str(service.port)]
-                subprocess.run(
-                    [*command, "--scan-directories", str(files)], check=False, capture_output=True, timeout=60
-                )
-
-        threads.append(threading.Thread(target=send))
-        threads[-1].start()
-
-    yield begin
-    over.set()
-    for thread in threads:
-        thread.join(60)
+def dcmsend(service: ServiceProcess, files: Path) -> int:
+    """Everything in a folder; the exit code."""
+    command = ["dcmsend", "-aet", "CT1", "-aec", "STORE-SCP", "127.0.0.1", str(service.port)]
+    return subprocess.run([*command, "--scan-directories", str(files)], check=False, timeout=60).returncode
 
 
 def show(page, port: int, *, ready: bool = True) -> None:
@@ -84,15 +67,15 @@ def refuse_something(service: ServiceProcess) -> None:
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
 def test_the_page_under_load_is_right_and_accessible(
-    start_service: StartService, sending: Callable[[ServiceProcess], None], scheme: str, width: int
+    start_service: StartService, files: Path, scheme: str, width: int
 ) -> None:
     service = start_service(env=SHOWN | {"STORESCP_DICOM_STORE_SCP__ALLOWED_CALLING_AE_TITLES": '["CT1", "SCU"]'})
     port = http_port(service)
     refuse_something(service)
     with pytest.raises(Rejected):
         RawAssociation(service.port, [(1, CT, [EXPLICIT])], calling=b"OTHER")
-    sending(service)
-    with chromium(width=width, scheme=scheme) as (page, complaints):
+    sending = again_and_again(lambda: dcmsend(service, files))
+    with sending, chromium(width=width, scheme=scheme) as (page, complaints):
         show(page, port)
         page.wait_for_selector("#associations-table td:has-text('CT1 to STORE-SCP')", timeout=30000)
         page.wait_for_selector("#latest-table .badge.good", timeout=15000)
@@ -118,9 +101,7 @@ def test_the_page_under_load_is_right_and_accessible(
 def test_a_picture_is_shown_on_demand_and_by_keyboard(start_service: StartService, files: Path) -> None:
     service = start_service(env=SHOWN)
     port = http_port(service)
-    subprocess.run(
-        ["dcmsend", "127.0.0.1", str(service.port), "--scan-directories", str(files)], check=True, timeout=60
-    )
+    assert dcmsend(service, files) == 0
     with chromium() as (page, complaints):
         show(page, port)
         button = page.wait_for_selector("#latest-table button", timeout=15000)
@@ -145,9 +126,7 @@ def test_a_picture_is_shown_on_demand_and_by_keyboard(start_service: StartServic
 def test_no_patient_data_unless_it_is_wished_for(start_service: StartService, files: Path) -> None:
     service = start_service(env=HTTP)
     port = http_port(service)
-    subprocess.run(
-        ["dcmsend", "127.0.0.1", str(service.port), "--scan-directories", str(files)], check=True, timeout=60
-    )
+    assert dcmsend(service, files) == 0
     service.records(count=40)
     one = ct_slice(1, rows=128)
     status, text = get(port, "/status")

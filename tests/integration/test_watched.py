@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import urllib.parse
 import urllib.request
@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.instances import CT, ct_slice
-from support.scu import EXPLICIT, RawAssociation
+from support.load import again_and_again, send_slices
 from support.service import ServiceProcess
 from support.waiting import wait_until
 from support.web import http_port
@@ -74,29 +73,6 @@ class Prometheus:
         self._log.close()
 
 
-@pytest.fixture
-def sending() -> Iterator[Callable[[ServiceProcess], None]]:
-    over, threads = threading.Event(), []
-
-    def begin(service: ServiceProcess) -> None:
-        def send() -> None:
-            number = 0
-            with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
-                while not over.wait(0.01):
-                    one = ct_slice(number, rows=64)
-                    assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
-                    number += 1
-                association.release()
-
-        threads.append(threading.Thread(target=send))
-        threads[-1].start()
-
-    yield begin
-    over.set()
-    for thread in threads:
-        thread.join(20)
-
-
 def queries() -> Iterator[str]:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "storescp.json").read_text())
     for panel in dashboard["panels"]:
@@ -104,26 +80,29 @@ def queries() -> Iterator[str]:
             yield target["expr"].replace('=~"$instance"', '=~".*"').replace("$__rate_interval", "10s")
 
 
-def test_every_query_of_the_dashboard_has_an_answer(
-    start_service: StartService, sending: Callable[[ServiceProcess], None], tmp_path: Path
-) -> None:
+def test_every_query_of_the_dashboard_has_an_answer(start_service: StartService, tmp_path: Path) -> None:
     service = start_service(env={"STORESCP_HTTP__PORT": "0"})
-    sending(service)
     prometheus = Prometheus(tmp_path, http_port(service))
+    numbers = itertools.count()
     try:
-        wait_until(prometheus.is_scraping, seconds=30)
-        began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > 4, seconds=10)
-        asked = list(queries())
-        assert len(asked) > 15
-        for query in asked:
-            found = prometheus.api("query", query=query)["result"]
-            assert found or any(name in query for name in QUIET), query
-        rules = [rule for group in prometheus.api("rules")["groups"] for rule in group["rules"]]
-        assert {rule["health"] for rule in rules} == {"ok"}
-        assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
-        metrics = set(re.findall(r"storescp_\w+", " ".join([*asked, *(rule["query"] for rule in rules)])))
-        known = set(prometheus.api("label/__name__/values"))
-        assert {name for name in metrics if name not in QUIET} <= known
+        with again_and_again(lambda: send_slices(service.port, numbers)):
+            ask_everything(prometheus)
     finally:
         prometheus.stop()
+
+
+def ask_everything(prometheus: Prometheus) -> None:
+    wait_until(prometheus.is_scraping, seconds=30)
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 4, seconds=10)
+    asked = list(queries())
+    assert len(asked) > 15
+    for query in asked:
+        found = prometheus.api("query", query=query)["result"]
+        assert found or any(name in query for name in QUIET), query
+    rules = [rule for group in prometheus.api("rules")["groups"] for rule in group["rules"]]
+    assert {rule["health"] for rule in rules} == {"ok"}
+    assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
+    metrics = set(re.findall(r"storescp_\w+", " ".join([*asked, *(rule["query"] for rule in rules)])))
+    known = set(prometheus.api("label/__name__/values"))
+    assert {name for name in metrics if name not in QUIET} <= known

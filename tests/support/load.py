@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import xxhash
@@ -15,6 +17,34 @@ from support.compressed import JPEG_LS
 from support.instances import CT, Instance, ct_slice, dataset_of
 from support.scu import EXPLICIT, Aborted, Closed, RawAssociation, Rejected
 from support.service import ServiceProcess
+
+
+@contextlib.contextmanager
+def again_and_again(work: Callable[[], object]) -> Iterator[None]:
+    """Does something in another thread, again and again, until it is left."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def send_slices(port: int, numbers: Iterator[int], count: int = 20) -> None:
+    """Small CT slices over one association."""
+    with RawAssociation(port, [(1, CT, [EXPLICIT])]) as association:
+        for number in itertools.islice(numbers, count):
+            one = ct_slice(number, rows=64)
+            assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
+        association.release()
+
 
 CONTEXTS = [(1, CT, [EXPLICIT]), (3, CT, [JPEG_LS])]
 

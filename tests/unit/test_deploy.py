@@ -51,6 +51,14 @@ def test_the_services_of_the_compose_file_are_configured_for_its_broker(monkeypa
     assert database == "postgresql://storescp:storescp@postgres/index"
 
 
+def test_what_has_no_status_page_is_not_asked_for_it() -> None:
+    # The health check of the image.
+    services = [service for service in compose()["services"].values() if service.get("image") == "storescp"]
+    for service in services:
+        assert ("command" in service) == (service.get("healthcheck") == {"disable": True})
+    assert len(services) == 2
+
+
 def test_a_stop_of_the_compose_file_leaves_time_to_drain_and_to_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     service = compose()["services"]["storescp"]
     settings = configured(service, monkeypatch).settings.service

@@ -1,4 +1,4 @@
-"""What commands share: the configuration, exit codes, names."""
+"""What commands share: the configuration, exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from storescp import _core
 from storescp.config import Configuration, load
 
 EXIT_FOUND = 1
@@ -22,11 +21,3 @@ def configuration(context: click.Context, config: Path | None = None) -> Configu
     """The configuration of a command; `-c` counts before and after its name."""
     state = context.find_root().obj
     return load(state["options"], config or state["config"])
-
-
-def name_of(uid: str) -> str:
-    """The name of a transfer syntax or SOP class, where it is known."""
-    from pydicom._uid_dict import UID_dictionary  # noqa: PLC0415 - the dictionary is large and rarely needed
-
-    names = {known: name for known, name, *_ in _core.transfer_syntaxes()}
-    return names.get(uid) or (UID_dictionary[uid][0] if uid in UID_dictionary else "")

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from storescp import _core
-from storescp.cli.common import EXIT_FOUND, config_option, configuration, name_of
+from storescp.cli.common import EXIT_FOUND, config_option, configuration
 from storescp.cli.progress import progress
 from storescp.errors import CoreError, StorescpError
+from storescp.names import name_of
 
 
 @click.command("inspect")

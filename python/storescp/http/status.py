@@ -9,16 +9,16 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from pydicom._uid_dict import UID_dictionary
-
 from storescp import _core, advice
 from storescp.engine import Engine
 from storescp.http.health import Probe
 from storescp.logs import Warned
+from storescp.names import name_of
 
 _HISTORY_SECONDS = 300
 _SHOWN = 15
-_OF_A_LINE = frozenset({"timestamp", "level", "logger", "event", "text"})
+# A traceback is for the log: what an exception quotes may be anything.
+_OF_A_LINE = frozenset({"timestamp", "level", "logger", "event", "text", "exception", "exc_info"})
 _FRESH_SECONDS = 0.9
 
 
@@ -33,7 +33,6 @@ class Status:
         self._lock = threading.Lock()
         self._made_at = float("-inf")
         self._snapshot: dict[str, Any] = {}
-        self._names = {uid: name for uid, name, *_ in _core.transfer_syntaxes()}
 
     def sample(self) -> None:
         """Notes how much came since the last call."""
@@ -112,11 +111,11 @@ class Status:
             "status": f"{one.status:04X}",
             "comment": one.comment,
             "what": one.modality,
-            "class": UID_dictionary[one.sop_class_uid][0] if one.sop_class_uid in UID_dictionary else "private class",
+            "class": name_of(one.sop_class_uid) or "private class",
             "bytes": one.bytes,
             "frames": one.frames,
-            "received_as": self._names.get(one.received_as) or one.received_as,
-            "stored_as": self._names.get(one.transcoded_to or one.received_as) or one.transcoded_to,
+            "received_as": name_of(one.received_as) or one.received_as,
+            "stored_as": name_of(one.transcoded_to or one.received_as) or one.transcoded_to,
             "transcoded": one.transcoded_to is not None,
             "transcode_failure": one.transcode_failure,
             "seconds": one.commit_seconds,

@@ -223,15 +223,16 @@ class Outbox:
             return self._pending, self._dead, self._bytes
 
     def lag(self, topic: int) -> tuple[int, int | None, int]:
-        """Rows pending, when the oldest was received, rows set aside."""
+        """Rows pending, when the first in line was received, rows set aside."""
         with self._lock:
-            pending, oldest = self._connection.execute(
-                f"SELECT count(*), min(created) FROM instance WHERE {_WAITING[topic]}"
+            (pending,) = self._connection.execute(f"SELECT count(*) FROM instance WHERE {_WAITING[topic]}").fetchone()
+            first = self._connection.execute(
+                f"SELECT created FROM instance WHERE {_WAITING[topic]} ORDER BY ready LIMIT 1"
             ).fetchone()
             (dead,) = self._connection.execute(
                 "SELECT count(*) FROM instance WHERE dead <> 0 AND dead & ?", (1 << topic,)
             ).fetchone()
-        return pending, oldest, dead
+        return pending, first[0] if first else None, dead
 
     def close(self) -> None:
         """Closes the database."""

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use crate::ingest::Source;
+use crate::ingest::{Finished, Source};
 use crate::status::SUCCESS;
 
 /// Instances that are kept.
@@ -59,6 +59,40 @@ impl LiveAssociation {
     }
 }
 
+/// What is known of an instance that was stored; of one that was refused nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// Modality (0008,0060), empty where it is absent.
+    pub modality: String,
+    /// Patient ID (0010,0020).
+    pub patient_id: String,
+    /// Number of Frames (0028,0008).
+    pub frames: u32,
+    /// Transfer syntax as stored, where it is another than was received.
+    pub transcoded_to: Option<String>,
+    /// Why it was not transcoded although it should have been.
+    pub transcode_failure: Option<String>,
+    /// The file.
+    pub file: Option<PathBuf>,
+}
+
+impl Shown {
+    pub(crate) fn of(finished: &Finished) -> Self {
+        let attempt = finished.attempt.as_ref();
+        let failure = attempt.and_then(|attempt| attempt.error.as_ref());
+        Self {
+            modality: finished.index.modality.clone(),
+            patient_id: finished.index.patient_id.clone(),
+            frames: finished.index.number_of_frames,
+            transcoded_to: attempt
+                .filter(|_| failure.is_none())
+                .map(|attempt| attempt.target.clone()),
+            transcode_failure: failure.map(ToString::to_string),
+            file: finished.file.clone(),
+        }
+    }
+}
+
 /// A C-STORE that was answered.
 #[derive(Clone, Debug)]
 pub struct RecentInstance {
@@ -74,33 +108,23 @@ pub struct RecentInstance {
     pub status: u16,
     /// Error Comment, empty for success.
     pub comment: String,
-    /// Modality (0008,0060), empty where it is absent or the instance was refused.
-    pub modality: String,
     /// SOP Class UID of the command.
     pub sop_class_uid: String,
-    /// Patient ID (0010,0020).
-    pub patient_id: String,
     /// Bytes of the data set as received.
     pub bytes: u64,
-    /// Number of Frames (0028,0008).
-    pub frames: u32,
     /// Transfer syntax as received.
     pub received_as: String,
-    /// Transfer syntax as stored, where it is another.
-    pub transcoded_to: Option<String>,
-    /// Why it was not transcoded although it should have been.
-    pub transcode_failure: Option<String>,
     /// From the last byte received to the decision, in seconds.
     pub commit_seconds: f64,
-    /// The file, where there is one.
-    pub file: Option<PathBuf>,
+    /// What is known of those that were stored.
+    pub shown: Shown,
 }
 
 impl RecentInstance {
     /// Whether somebody should look at it: it was refused, or could not be transcoded.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.status != SUCCESS || self.transcode_failure.is_some()
+        self.status != SUCCESS || self.shown.transcode_failure.is_some()
     }
 }
 
@@ -174,16 +198,11 @@ mod tests {
             tenant: String::new(),
             status: 0,
             comment: String::new(),
-            modality: "CT".to_owned(),
             sop_class_uid: String::new(),
-            patient_id: String::new(),
             bytes,
-            frames: 1,
             received_as: String::new(),
-            transcoded_to: None,
-            transcode_failure: None,
             commit_seconds: 0.0,
-            file: None,
+            shown: Shown::default(),
         }
     }
 

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use crate::activity::{LiveAssociation, RecentInstance};
+use crate::activity::{LiveAssociation, RecentInstance, Shown};
 use crate::association::{Agreement, End, Outcome, Summary, Transfer};
 use crate::dataset::index::InstanceIndex;
 use crate::engine::Engine;
 use crate::events::InstanceFact;
 use crate::failpoint;
-use crate::ingest::{Attempt, Finished, Reception, Scratch, Stored};
+use crate::ingest::{Attempt, Reception, Scratch, Stored};
 use crate::layout::TenantId;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
@@ -441,22 +440,17 @@ impl<'e> Exchange<'e> {
             tenant: tenant.to_owned(),
             status,
             comment,
-            modality: shown.modality,
             sop_class_uid: request
                 .sop_class_uid
                 .as_ref()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
-            patient_id: shown.patient_id,
             bytes: request.bytes,
-            frames: shown.frames,
             received_as: context
                 .map(|context| context.transfer_syntax.clone())
                 .unwrap_or_default(),
-            transcoded_to: shown.transcoded_to,
-            transcode_failure: shown.transcode_failure,
             commit_seconds: received.elapsed().as_secs_f64(),
-            file: shown.file,
+            shown,
         });
     }
 
@@ -480,35 +474,6 @@ impl<'e> Exchange<'e> {
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
         let mut sink = self.stream;
         sink.write_all(bytes).map_err(|_| End::from(ReadEnd::Closed))
-    }
-}
-
-/// What a status page shows of an instance that was stored.
-#[derive(Default)]
-struct Shown {
-    modality: String,
-    patient_id: String,
-    frames: u32,
-    transcoded_to: Option<String>,
-    transcode_failure: Option<String>,
-    file: Option<PathBuf>,
-}
-
-impl Shown {
-    fn of(finished: &Finished) -> Self {
-        let attempt = finished.attempt.as_ref();
-        Self {
-            modality: finished.index.modality.clone(),
-            patient_id: finished.index.patient_id.clone(),
-            frames: finished.index.number_of_frames,
-            transcoded_to: attempt
-                .filter(|attempt| attempt.error.is_none())
-                .map(|attempt| attempt.target.clone()),
-            transcode_failure: attempt
-                .and_then(|attempt| attempt.error.as_ref())
-                .map(ToString::to_string),
-            file: finished.file.clone(),
-        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! What Linux has and macOS does differently. The service is made for Linux; on macOS it is for development.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::OFlags;
@@ -87,25 +86,8 @@ mod imp {
     }
 }
 
-/// Sockets between processes that keep messages apart, and their flags.
-pub(crate) use imp::{MESSAGES, RECEIVE, SEND, SOCKET};
-
-/// Opens a folder without following any link; `NOSYS` or `PERM` where that cannot be asked for at once.
-pub(crate) fn open_beneath(root: impl AsFd, relative: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    imp::open_beneath(root, relative, flags)
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(folder: impl AsFd) -> io::Result<()> {
-    Ok(imp::sync_folder(folder)?)
-}
-
-/// Takes a connection that waits; it does not block.
-pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
-    imp::accept(listener)
-}
-
-/// A file in memory that another process can map, and on Linux not cut.
-pub(crate) fn memory_file(bytes: u64) -> io::Result<File> {
-    imp::memory_file(bytes)
-}
+/// `MESSAGES`, `SOCKET`, `SEND`, `RECEIVE`: sockets between processes that keep messages apart, and their flags.
+/// `open_beneath` opens a folder without following any link; `NOSYS` or `PERM` where that cannot be asked for at once.
+/// `sync_folder` makes the names in a folder durable. `accept` takes a connection that waits; it does not block.
+/// `memory_file` is one that another process can map, and on Linux not cut.
+pub(crate) use imp::{accept, memory_file, open_beneath, sync_folder, MESSAGES, RECEIVE, SEND, SOCKET};

@@ -416,16 +416,16 @@ impl Engine {
                 tenant: one.tenant,
                 status: one.status,
                 comment: one.comment,
-                modality: one.modality,
+                modality: one.shown.modality,
                 sop_class_uid: one.sop_class_uid,
-                patient_id: one.patient_id,
+                patient_id: one.shown.patient_id,
                 bytes: one.bytes,
-                frames: one.frames,
+                frames: one.shown.frames,
                 received_as: one.received_as,
-                transcoded_to: one.transcoded_to,
-                transcode_failure: one.transcode_failure,
+                transcoded_to: one.shown.transcoded_to,
+                transcode_failure: one.shown.transcode_failure,
                 commit_seconds: one.commit_seconds,
-                file: one.file,
+                file: one.shown.file,
             })
             .collect())
     }
