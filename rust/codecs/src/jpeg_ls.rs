@@ -34,10 +34,22 @@ impl Decode for JpegLs {
         })
     }
 
-    fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
+    fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
+        let mut native = vec![0; geometry.frame_bytes()];
+        self.decode_to(frame, geometry, threads, &mut native)?;
+        Ok(native)
+    }
+
+    fn decode_to(
+        &self,
+        frame: &[u8],
+        geometry: &Geometry,
+        _threads: u32,
+        native: &mut [u8],
+    ) -> Result<(), CodecError> {
         let frame = &terminated(frame);
-        decode(frame, geometry).or_else(|error| match without_padding(frame) {
-            Some(shorter) => decode(&shorter, geometry).map_err(|_| error),
+        decode(frame, geometry, native).or_else(|error| match without_padding(frame) {
+            Some(shorter) => decode(&shorter, geometry, native).map_err(|_| error),
             None => Err(error),
         })
     }
@@ -60,78 +72,93 @@ fn without_padding(frame: &[u8]) -> Option<Vec<u8>> {
     Some([scan, END_OF_IMAGE].concat())
 }
 
-fn decode(frame: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
-    {
-        let scan = first_scan(frame)?;
-        let decoder = Decoder::new()?;
-        let mut info = charls::charls_frame_info {
-            width: 0,
-            height: 0,
-            bits_per_sample: 0,
-            component_count: 0,
+fn decode(frame: &[u8], geometry: &Geometry, native: &mut [u8]) -> Result<(), CodecError> {
+    let scan = first_scan(frame)?;
+    let decoder = Decoder::new()?;
+    let mut info = charls::charls_frame_info {
+        width: 0,
+        height: 0,
+        bits_per_sample: 0,
+        component_count: 0,
+    };
+    let mut size = 0;
+    // SAFETY: the decoder is valid until it is dropped, `frame` outlives it, and the results are written to locals.
+    unsafe {
+        check(charls::charls_jpegls_decoder_set_source_buffer(
+            decoder.0,
+            frame.as_ptr().cast::<c_void>(),
+            frame.len(),
+        ))?;
+        check(charls::charls_jpegls_decoder_read_header(decoder.0))?;
+        check(charls::charls_jpegls_decoder_get_frame_info(
+            decoder.0,
+            &raw mut info,
+        ))?;
+    }
+    geometry.expect_size(
+        info.width.into(),
+        info.height.into(),
+        u64::try_from(info.component_count).unwrap_or(0),
+    )?;
+    let bits = u32::try_from(info.bits_per_sample).unwrap_or(0);
+    geometry.expect_precision(bits)?;
+    // SAFETY: as above.
+    unsafe {
+        check(charls::charls_jpegls_decoder_get_destination_size(
+            decoder.0,
+            0,
+            &raw mut size,
+        ))?;
+    }
+    let wide = bits > 8;
+    if size != geometry.samples() * (1 + usize::from(wide)) {
+        return Err(CodecError::damaged(CODEC, "the frame has another size"));
+    }
+    let by_plane = scan.by_plane && info.component_count > 1;
+    let extend = geometry.signed && bits < u32::from(geometry.bits_allocated);
+    let same_cells = geometry.bits_allocated == if wide { 16 } else { 8 };
+    if same_cells && !by_plane {
+        decoder.decode_to(native)?;
+        if extend && wide {
+            extend_words(native, bits);
+        } else if extend {
+            extend_bytes(native, bits);
+        }
+        return Ok(());
+    }
+    let mut out = vec![0u8; size];
+    decoder.decode_to(&mut out)?;
+    if by_plane {
+        let cells = Geometry {
+            bits_allocated: if wide { 16 } else { 8 },
+            ..*geometry
         };
-        let mut size = 0;
-        // SAFETY: the decoder is valid until it is dropped, `frame` outlives it, and the results are written to locals.
-        unsafe {
-            check(charls::charls_jpegls_decoder_set_source_buffer(
-                decoder.0,
-                frame.as_ptr().cast::<c_void>(),
-                frame.len(),
-            ))?;
-            check(charls::charls_jpegls_decoder_read_header(decoder.0))?;
-            check(charls::charls_jpegls_decoder_get_frame_info(
-                decoder.0,
-                &raw mut info,
-            ))?;
-        }
-        geometry.expect_size(
-            info.width.into(),
-            info.height.into(),
-            u64::try_from(info.component_count).unwrap_or(0),
-        )?;
-        let bits = u32::try_from(info.bits_per_sample).unwrap_or(0);
-        geometry.expect_precision(bits)?;
-        // SAFETY: as above.
-        unsafe {
-            check(charls::charls_jpegls_decoder_get_destination_size(
-                decoder.0,
-                0,
-                &raw mut size,
-            ))?;
-        }
-        let wide = bits > 8;
-        if size != geometry.samples() * (1 + usize::from(wide)) {
-            return Err(CodecError::damaged(CODEC, "the frame has another size"));
-        }
-        let mut out = vec![0u8; size];
-        // SAFETY: `out` has the size that was asked for.
-        unsafe {
-            check(charls::charls_jpegls_decoder_decode_to_buffer(
-                decoder.0,
-                out.as_mut_ptr().cast::<c_void>(),
-                size,
-                0,
-            ))?;
-        }
-        if scan.by_plane && info.component_count > 1 {
-            let cells = Geometry {
-                bits_allocated: if wide { 16 } else { 8 },
-                ..*geometry
-            };
-            out = interleave(&out, &cells);
-        }
-        let extend = geometry.signed && bits < u32::from(geometry.bits_allocated);
-        let same_cells = geometry.bits_allocated == if wide { 16 } else { 8 };
-        if same_cells && !extend {
-            return Ok(out);
-        }
-        let shift = if extend { 32 - bits } else { 0 };
-        let extended = move |value: i32| value << shift >> shift;
-        Ok(if wide {
-            to_cells(words(&out).map(|value| extended(value.into())), geometry)
-        } else {
-            to_cells(out.iter().map(|&value| extended(value.into())), geometry)
-        })
+        out = interleave(&out, &cells);
+    }
+    let shift = if extend { 32 - bits } else { 0 };
+    let extended = move |value: i32| value << shift >> shift;
+    let cells = if wide {
+        to_cells(words(&out).map(|value| extended(value.into())), geometry)
+    } else {
+        to_cells(out.iter().map(|&value| extended(value.into())), geometry)
+    };
+    native.copy_from_slice(&cells);
+    Ok(())
+}
+
+/// Sign extension of samples of `bits` bits, in place.
+fn extend_words(native: &mut [u8], bits: u32) {
+    let shift = 16 - bits;
+    for cell in native.chunks_exact_mut(2) {
+        let value = i16::from_le_bytes([cell[0], cell[1]]);
+        cell.copy_from_slice(&(value << shift >> shift).to_le_bytes());
+    }
+}
+
+fn extend_bytes(native: &mut [u8], bits: u32) {
+    let shift = 8 - bits;
+    for cell in native {
+        *cell = ((*cell as i8) << shift >> shift) as u8;
     }
 }
 
@@ -265,6 +292,19 @@ impl Decoder {
             return Err(CodecError::damaged(CODEC, "no memory"));
         }
         Ok(Self(decoder))
+    }
+
+    /// Decodes what was set as the source.
+    fn decode_to(&self, out: &mut [u8]) -> Result<(), CodecError> {
+        // SAFETY: the library writes no more than the size it is given.
+        unsafe {
+            check(charls::charls_jpegls_decoder_decode_to_buffer(
+                self.0,
+                out.as_mut_ptr().cast::<c_void>(),
+                out.len(),
+                0,
+            ))
+        }
     }
 }
 

@@ -112,6 +112,27 @@ pub trait Decode: Sync {
     /// # Errors
     /// [`CodecError`].
     fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError>;
+
+    /// Decodes a frame to where it belongs: [`Geometry::frame_bytes`] bytes, which hold anything after an error.
+    ///
+    /// # Errors
+    /// [`CodecError`].
+    fn decode_to(
+        &self,
+        frame: &[u8],
+        geometry: &Geometry,
+        threads: u32,
+        native: &mut [u8],
+    ) -> Result<(), CodecError> {
+        let decoded = self.decode(frame, geometry, threads)?;
+        if decoded.len() != native.len() {
+            return Err(CodecError::Geometry(
+                "a frame of another size than its attributes say",
+            ));
+        }
+        native.copy_from_slice(&decoded);
+        Ok(())
+    }
 }
 
 /// Encodes frames without loss.

@@ -14,7 +14,19 @@ impl Decode for Rle {
         Ok(Description::UNTOUCHED)
     }
 
-    fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
+    fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
+        let mut native = vec![0; geometry.frame_bytes()];
+        self.decode_to(frame, geometry, threads, &mut native)?;
+        Ok(native)
+    }
+
+    fn decode_to(
+        &self,
+        frame: &[u8],
+        geometry: &Geometry,
+        _threads: u32,
+        native: &mut [u8],
+    ) -> Result<(), CodecError> {
         let segments = segments(frame)?;
         let (samples, bytes) = (usize::from(geometry.samples_per_pixel), geometry.sample_bytes());
         if segments.len() != samples * bytes {
@@ -23,29 +35,31 @@ impl Decode for Rle {
                 expected: format!("{}", samples * bytes),
             });
         }
-        let plane_bytes = if geometry.bits_allocated == 1 {
-            geometry.frame_bytes()
-        } else {
-            geometry.pixels()
+        if let [segment] = segments.as_slice() {
+            return unpack(segment, native);
+        }
+        let plane_bytes = geometry.pixels();
+        let mut planes = vec![0; plane_bytes * segments.len()];
+        for (segment, plane) in segments.iter().zip(planes.chunks_exact_mut(plane_bytes)) {
+            unpack(segment, plane)?;
+        }
+        // PS3.5 G.2: the bytes of a sample come most significant first; cells are little endian.
+        let plane = |at: usize| {
+            let number = at / bytes * bytes + (bytes - 1 - at % bytes);
+            &planes[number * plane_bytes..(number + 1) * plane_bytes]
         };
-        let mut native = vec![0; plane_bytes * segments.len()];
-        let mut plane = Vec::with_capacity(plane_bytes);
-        for (number, segment) in segments.iter().enumerate() {
-            unpack(segment, plane_bytes, &mut plane)?;
-            if segments.len() == 1 {
-                native.copy_from_slice(&plane);
-                break;
-            }
-            // PS3.5 G.2: the bytes of a sample come most significant first; cells are little endian.
-            let (sample, byte) = (number / bytes, bytes - 1 - number % bytes);
-            let cells = native[sample * bytes + byte..]
-                .iter_mut()
-                .step_by(samples * bytes);
-            for (cell, &value) in cells.zip(&plane) {
-                *cell = value;
+        match segments.len() {
+            2 => join([plane(0), plane(1)], native),
+            3 => join([plane(0), plane(1), plane(2)], native),
+            count => {
+                for at in 0..count {
+                    for (cell, &value) in native[at..].iter_mut().step_by(count).zip(plane(at)) {
+                        *cell = value;
+                    }
+                }
             }
         }
-        Ok(native)
+        Ok(())
     }
 }
 
@@ -118,33 +132,48 @@ fn segments(frame: &[u8]) -> Result<Vec<&[u8]>, CodecError> {
     Ok(found)
 }
 
+/// The bytes of a cell from as many planes. A number known at compile time lets it take many cells at a time.
+fn join<const N: usize>(planes: [&[u8]; N], native: &mut [u8]) {
+    for (at, cell) in native.chunks_exact_mut(N).enumerate() {
+        for (byte, plane) in cell.iter_mut().zip(planes) {
+            *byte = plane[at];
+        }
+    }
+}
+
 /// PS3.5 G.3.2: `PackBits`.
-fn unpack(segment: &[u8], wanted: usize, plane: &mut Vec<u8>) -> Result<(), CodecError> {
+fn unpack(segment: &[u8], plane: &mut [u8]) -> Result<(), CodecError> {
     let short = || CodecError::damaged(CODEC, "a segment is cut short");
-    plane.clear();
     let mut rest = segment;
-    while plane.len() < wanted {
+    let mut at = 0;
+    while at < plane.len() {
         let (&control, after) = rest.split_first().ok_or_else(short)?;
         rest = match control {
             0..=127 => {
                 let (literal, after) = after
                     .split_at_checked(usize::from(control) + 1)
                     .ok_or_else(short)?;
-                plane.extend_from_slice(literal);
+                next(plane, &mut at, literal.len())?.copy_from_slice(literal);
                 after
             }
             128 => after,
             129..=255 => {
                 let (&value, after) = after.split_first().ok_or_else(short)?;
-                plane.resize(plane.len() + 257 - usize::from(control), value);
+                next(plane, &mut at, 257 - usize::from(control))?.fill(value);
                 after
             }
         };
     }
-    if plane.len() > wanted {
-        return Err(CodecError::damaged(CODEC, "a segment is too long"));
-    }
     Ok(())
+}
+
+/// The next bytes of a plane.
+fn next<'p>(plane: &'p mut [u8], at: &mut usize, count: usize) -> Result<&'p mut [u8], CodecError> {
+    let begin = *at;
+    *at += count;
+    plane
+        .get_mut(begin..*at)
+        .ok_or_else(|| CodecError::damaged(CODEC, "a segment is too long"))
 }
 
 /// PS3.5 G.3.1.

@@ -4,13 +4,22 @@ use crate::{CodecError, Geometry};
 
 /// Puts samples, colour by pixel, into cells of `bits_allocated`; the low bits of each value count.
 pub(crate) fn to_cells(samples: impl ExactSizeIterator<Item = i32>, geometry: &Geometry) -> Vec<u8> {
-    let mut cells = Vec::with_capacity(geometry.frame_bytes());
     match geometry.bits_allocated {
-        1 => return pack_bits(samples.map(|sample| sample & 1 == 1)),
-        8 => cells.extend(samples.map(|sample| sample as u8)),
-        16 => samples.for_each(|sample| cells.extend_from_slice(&(sample as u16).to_le_bytes())),
-        32 => samples.for_each(|sample| cells.extend_from_slice(&sample.to_le_bytes())),
-        _ => samples.for_each(|sample| cells.extend_from_slice(&i64::from(sample).to_le_bytes())),
+        1 => pack_bits(samples.map(|sample| sample & 1 == 1)),
+        8 => samples.map(|sample| sample as u8).collect(),
+        16 => cells(samples, |sample| (sample as u16).to_le_bytes()),
+        32 => cells(samples, i32::to_le_bytes),
+        _ => cells(samples, |sample| i64::from(sample).to_le_bytes()),
+    }
+}
+
+fn cells<const N: usize>(
+    samples: impl ExactSizeIterator<Item = i32>,
+    bytes: impl Fn(i32) -> [u8; N],
+) -> Vec<u8> {
+    let mut cells = vec![0; samples.len() * N];
+    for (cell, sample) in cells.chunks_exact_mut(N).zip(samples) {
+        cell.copy_from_slice(&bytes(sample));
     }
     cells
 }

@@ -3,8 +3,20 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+
+/// Reserves a part of a file, where that can be done. Where it cannot, or the disk is full, the write finds out.
+///
+/// # Errors
+/// What else the file system says.
+pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, bytes) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOSPC | Errno::DQUOT | Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 #[cfg(target_os = "linux")]
 mod imp {

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 
+use crate::os;
+
 use flate2::write::DeflateEncoder;
 use flate2::Compression;
 
@@ -32,6 +34,11 @@ pub trait Output {
     /// `StorageFull` where they do not fit.
     fn expect(&mut self, _bytes: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Appends so many bytes of memory, to be written over; none where the result does not stay in memory.
+    fn memory(&mut self, _bytes: u64) -> Option<&mut [u8]> {
+        None
     }
 
     /// Leaves room for the next `bytes`, to be written by several threads; none where they have to come in order.
@@ -75,6 +82,13 @@ impl Output for Vec<u8> {
             .ok_or(io::ErrorKind::InvalidInput)?;
         room.copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn memory(&mut self, bytes: u64) -> Option<&mut [u8]> {
+        let begin = self.len();
+        let end = begin.checked_add(usize::try_from(bytes).ok()?)?;
+        self.resize(end, 0);
+        self.get_mut(begin..end)
     }
 
     fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
@@ -127,6 +141,14 @@ impl Output for MemoryOutput<'_> {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
+    }
+
+    fn memory(&mut self, bytes: u64) -> Option<&mut [u8]> {
+        let begin = self.position;
+        let end = begin.checked_add(usize::try_from(bytes).ok()?)?;
+        let room = self.memory.get_mut(begin..end)?;
+        self.position = end;
+        Some(room)
     }
 
     fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
@@ -194,6 +216,7 @@ impl Output for FileOutput<'_> {
         self.flush()?;
         let start = self.offset + self.flushed;
         self.flushed += bytes;
+        os::preallocate(self.file, start, bytes)?;
         Ok(Some(Room {
             file: self.file,
             start,

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::tags;
-use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
+use storescp_codecs::{decoder, encoder, CodecError, Colour, Decode, Description, Encode, Geometry};
 
 use super::convert::Writer;
 use super::image::{Image, STALE};
@@ -181,12 +182,19 @@ fn locate<'i>(
         let first = fragments.first().map(|first| image.frame_of(first));
         let description = decoder
             .describe(first.as_deref().unwrap_or_default(), geometry)
-            .map_err(|error| TranscodeError::Codec { frame: 1, error })?;
+            .map_err(|error| codec_error(0, error))?;
         Ok(Frames::Encapsulated {
             decoder,
             fragments,
             description,
         })
+    }
+}
+
+fn codec_error(frame: usize, error: CodecError) -> TranscodeError {
+    TranscodeError::Codec {
+        frame: frame + 1,
+        error,
     }
 }
 
@@ -312,34 +320,15 @@ impl<'i> Pixels<'i> {
         writer.header(PIXEL_DATA, vr, length)?;
         let out = writer.out();
         let frame_bits = self.geometry.frame_bits();
-        let whole_bytes = frame_bits % 8 == 0;
-        let room = if whole_bytes && self.threads > 1 && self.count > 1 {
-            out.room(total)?
-        } else {
-            None
-        };
-        if let Some(room) = room {
-            // Each thread writes what it decoded.
-            let write = |frame| {
-                let native = self.native_frame(frame)?;
-                room.write_at(frame as u64 * frame_bits / 8, &native)?;
-                Ok(Vec::new())
-            };
-            self.each_frame(write, |_| {
-                progress();
-                Ok(())
-            })?;
+        if frame_bits % 8 == 0 {
+            self.write_cells(out, total, progress)?;
         } else {
             let mut bits = BitJoin::default();
             self.each_frame(
                 |frame| self.native_frame(frame).map(Cow::into_owned),
                 |native| {
                     progress();
-                    if whole_bytes {
-                        out.write(&native)?;
-                    } else {
-                        out.write(&bits.push(&native, frame_bits))?;
-                    }
+                    out.write(&bits.push(&native, frame_bits))?;
                     Ok(())
                 },
             )?;
@@ -349,6 +338,48 @@ impl<'i> Pixels<'i> {
             out.write(&[0])?;
         }
         Ok(())
+    }
+
+    /// Frames of whole bytes, each decoded to its place where the result can be written in any order.
+    fn write_cells(
+        &self,
+        out: &mut dyn Output,
+        total: u64,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), TranscodeError> {
+        let frame_bytes = self.geometry.frame_bytes();
+        let mut told = |_| {
+            progress();
+            Ok(())
+        };
+        if let Some(memory) = out.memory(total) {
+            let places: Vec<_> = memory.chunks_exact_mut(frame_bytes).map(Mutex::new).collect();
+            let decode = |frame: usize| {
+                if let Some(place) = places.get(frame) {
+                    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.native_frame_to(frame, &mut place)?;
+                }
+                Ok(Vec::new())
+            };
+            return self.each_frame(decode, told);
+        }
+        if self.count > 1 {
+            if let Some(room) = out.room(total)? {
+                let write = |frame| {
+                    let native = self.native_frame(frame)?;
+                    room.write_at((frame * frame_bytes) as u64, &native)?;
+                    Ok(Vec::new())
+                };
+                return self.each_frame(write, told);
+            }
+        }
+        self.each_frame(
+            |frame| self.native_frame(frame).map(Cow::into_owned),
+            |native| {
+                out.write(&native)?;
+                told(native)
+            },
+        )
     }
 
     /// PS3.5 A.4: an offset table, one fragment for each frame, a delimiter.
@@ -402,29 +433,13 @@ impl<'i> Pixels<'i> {
 
     /// A frame as native pixel data, colour by pixel.
     pub(super) fn native_frame(&self, frame: usize) -> Result<Cow<'_, [u8]>, TranscodeError> {
-        let codec = |error| TranscodeError::Codec {
-            frame: frame + 1,
-            error,
-        };
         match &self.frames {
-            Frames::Encapsulated {
-                decoder,
-                fragments,
-                description,
-            } => {
-                let encoded = self
-                    .image
-                    .frame_of(fragments.get(frame).copied().unwrap_or_default());
-                if decoder.describe(&encoded, &self.geometry).map_err(codec)? != *description {
-                    return Err(TranscodeError::Frames("frames of different kinds"));
-                }
-                // One frame has all threads, several have one each.
-                let threads = if self.count == 1 { self.threads } else { 1 };
-                let threads = u32::try_from(threads).unwrap_or(1);
+            Frames::Encapsulated { decoder, .. } => {
+                let encoded = self.encoded(frame)?;
                 decoder
-                    .decode(&encoded, &self.geometry, threads)
+                    .decode(&encoded, &self.geometry, self.threads_of_a_frame())
                     .map(Cow::Owned)
-                    .map_err(codec)
+                    .map_err(|error| codec_error(frame, error))
             }
             Frames::Native { cells, by_plane } => {
                 let native = native_frame_of(cells, &self.geometry, frame);
@@ -437,14 +452,51 @@ impl<'i> Pixels<'i> {
         }
     }
 
+    /// The same, to where it belongs.
+    fn native_frame_to(&self, frame: usize, place: &mut [u8]) -> Result<(), TranscodeError> {
+        if let Frames::Encapsulated { decoder, .. } = &self.frames {
+            let encoded = self.encoded(frame)?;
+            return decoder
+                .decode_to(&encoded, &self.geometry, self.threads_of_a_frame(), place)
+                .map_err(|error| codec_error(frame, error));
+        }
+        place.copy_from_slice(&self.native_frame(frame)?);
+        Ok(())
+    }
+
+    /// The bytes of a compressed frame, which is what the first one is.
+    fn encoded(&self, frame: usize) -> Result<Cow<'_, [u8]>, TranscodeError> {
+        let Frames::Encapsulated {
+            decoder,
+            fragments,
+            description,
+        } = &self.frames
+        else {
+            return Err(TranscodeError::Frames("no fragments"));
+        };
+        let encoded = self
+            .image
+            .frame_of(fragments.get(frame).copied().unwrap_or_default());
+        let found = decoder
+            .describe(&encoded, &self.geometry)
+            .map_err(|error| codec_error(frame, error))?;
+        if found != *description {
+            return Err(TranscodeError::Frames("frames of different kinds"));
+        }
+        Ok(encoded)
+    }
+
+    /// One frame has all threads, several have one each.
+    fn threads_of_a_frame(&self) -> u32 {
+        let threads = if self.count == 1 { self.threads } else { 1 };
+        u32::try_from(threads).unwrap_or(1)
+    }
+
     /// A frame encoded, after a look that it decodes to what it was.
     fn encoded_frame(&self, encoder: &dyn Encode, frame: usize) -> Result<Vec<u8>, TranscodeError> {
         let native = self.native_frame(frame)?;
         let geometry = self.native_geometry();
-        let codec = |error| TranscodeError::Codec {
-            frame: frame + 1,
-            error,
-        };
+        let codec = |error| codec_error(frame, error);
         let result = encoder.encode(&native, &geometry).map_err(codec)?;
         let back = encoder.decode_back(&result, &geometry).map_err(codec)?;
         if back != *native {

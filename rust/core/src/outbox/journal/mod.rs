@@ -16,11 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
-
 use super::{lock, NewRow, OutboxError};
-use crate::failpoint;
+use crate::{failpoint, os};
 
 const NAMES: [&str; 2] = ["journal-0", "journal-1"];
 /// Of one file; an entry has about a kibibyte.
@@ -274,9 +271,6 @@ fn create(path: &Path) -> io::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, FILE_BYTES) {
-        // Without it entries are written all the same; a full disk is then noticed by the write.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOSPC | Errno::DQUOT) => Ok(file),
-        Err(error) => Err(error.into()),
-    }
+    os::preallocate(&file, 0, FILE_BYTES)?;
+    Ok(file)
 }
