@@ -11,6 +11,7 @@ from support.instances import curated_folder
 from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
+_CHECKOUT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -42,3 +43,19 @@ def curated() -> Path:
     if folder is None:
         pytest.skip("the folder of curated files is not here (set STORESCP_CURATED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fail_points(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which the package has its fail points: this package, with the extension of another build."""
+    extension = _CHECKOUT / "target" / "failpoints" / "storescp" / "_core.abi3.so"
+    if not extension.exists():
+        pytest.skip("the extension with fail points is not built (make .make/failpoints)")
+    folder = tmp_path_factory.mktemp("failpoints")
+    package = folder / "storescp"
+    package.mkdir()
+    for file in (_CHECKOUT / "python" / "storescp").iterdir():
+        if file.name != extension.name:
+            (package / file.name).symlink_to(file)
+    (package / extension.name).symlink_to(extension)
+    return {"PYTHONPATH": str(folder)}

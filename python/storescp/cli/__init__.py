@@ -158,8 +158,22 @@ def check_config(context: click.Context, config: Path | None) -> None:
         click.echo("no configuration file and no licence section: evaluation mode", err=True)
 
 
+@click.command("conformance")
+@config_option
+@click.pass_context
+def conformance_command(context: click.Context, config: Path | None) -> None:
+    """Print the DICOM Conformance Statement.
+
+    In Markdown, for the configuration that is given.
+    """
+    from storescp.conformance import Statement  # noqa: PLC0415
+
+    click.echo(Statement(configuration(context, config).settings).markdown, nl=False)
+
+
 for command in (
     check_config,
+    conformance_command,
     completion_command,
     licences.license_group,
     licences.passcode_command,

@@ -127,5 +127,5 @@ class ServiceCollector(Collector):
         )
         build = GaugeMetricFamily("storescp_build_info", "What runs.", labels=["version", "python", "sqlite"])
         known = dict(_core.build_info())
-        build.add_metric([_core.__version__, platform.python_version(), known.get("SQLite", "")], 1.0)
+        build.add_metric([_core.__version__, platform.python_version(), known.get("sqlite", "")], 1.0)
         yield build

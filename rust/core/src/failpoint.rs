@@ -1,7 +1,8 @@
 //! Named places between the steps of the commit where tests end the process, as `kill -9` would.
 //!
 //! Only with the cargo feature `failpoints`, which no release has; without it, [`hit`] is nothing. The environment variable
-//! `STORESCP_FAIL_POINT` arms one: its name, a colon, and how often it is passed before it ends the process.
+//! `STORESCP_FAIL_POINT` arms one: its name, a colon, and how often it is passed before it ends the process, or, with `:panic`
+//! behind it, only the instance, as a bug would.
 
 /// The places, in the order of the commit.
 pub const NAMES: [&str; 17] = [
@@ -42,16 +43,19 @@ mod armed {
     struct Armed {
         name: String,
         left: AtomicI64,
+        panics: bool,
     }
 
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
     fn from_environment() -> Option<Armed> {
         let text = std::env::var("STORESCP_FAIL_POINT").ok()?;
-        let (name, passes) = text.split_once(':')?;
+        let (name, rest) = text.split_once(':')?;
+        let (passes, panics) = rest.strip_suffix(":panic").map_or((rest, false), |passes| (passes, true));
         Some(Armed {
             name: super::NAMES.contains(&name).then(|| name.to_owned())?,
             left: AtomicI64::new(passes.parse().ok()?),
+            panics,
         })
     }
 
@@ -60,6 +64,7 @@ mod armed {
             return;
         };
         if armed.name == name && armed.left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            assert!(!armed.panics, "fail point {name}");
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
             // The signal may take a moment to arrive: nothing may happen until then.
             loop {

@@ -105,6 +105,18 @@ pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str, bool, bool)> {
         .collect()
 }
 
+/// The defined terms of Specific Character Set that are read.
+#[pyfunction]
+pub fn character_sets() -> Vec<&'static str> {
+    storescp_core::dataset::charset::DEFINED_TERMS.to_vec()
+}
+
+/// The cipher suites of TLS by their IANA names, in our order of preference.
+#[pyfunction]
+pub fn cipher_suites() -> Vec<String> {
+    storescp_core::net::tls::cipher_suites()
+}
+
 /// Version, and the versions of what it stands on.
 #[pyfunction]
 pub fn build_info() -> Vec<(&'static str, String)> {

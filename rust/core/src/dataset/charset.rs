@@ -4,6 +4,42 @@
 
 use encoding_rs::{Encoding, EUC_JP, EUC_KR, GB18030, GBK, SHIFT_JIS, UTF_8};
 
+/// The defined terms of Specific Character Set (0008,0005) that are read (PS3.3 Tables C.12-2 to C.12-5), besides its absence.
+pub const DEFINED_TERMS: [&str; 32] = [
+    "ISO_IR 100",
+    "ISO_IR 101",
+    "ISO_IR 109",
+    "ISO_IR 110",
+    "ISO_IR 144",
+    "ISO_IR 127",
+    "ISO_IR 126",
+    "ISO_IR 138",
+    "ISO_IR 148",
+    "ISO_IR 203",
+    "ISO_IR 13",
+    "ISO_IR 166",
+    "ISO 2022 IR 6",
+    "ISO 2022 IR 100",
+    "ISO 2022 IR 101",
+    "ISO 2022 IR 109",
+    "ISO 2022 IR 110",
+    "ISO 2022 IR 144",
+    "ISO 2022 IR 127",
+    "ISO 2022 IR 126",
+    "ISO 2022 IR 138",
+    "ISO 2022 IR 148",
+    "ISO 2022 IR 203",
+    "ISO 2022 IR 13",
+    "ISO 2022 IR 166",
+    "ISO 2022 IR 87",
+    "ISO 2022 IR 159",
+    "ISO 2022 IR 149",
+    "ISO 2022 IR 58",
+    "ISO_IR 192",
+    "GB18030",
+    "GBK",
+];
+
 /// A graphic character set that can be designated to G0 or G1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Set {

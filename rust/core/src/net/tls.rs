@@ -61,6 +61,14 @@ pub enum TlsError {
     NoClientAuthority,
 }
 
+/// The cipher suites that are offered, by their IANA names, in our order of preference.
+#[must_use]
+pub fn cipher_suites() -> Vec<String> {
+    let suites = rustls::crypto::ring::default_provider().cipher_suites;
+    let names = suites.iter().map(|suite| format!("{:?}", suite.suite()));
+    names.map(|name| name.replace("TLS13_", "TLS_")).collect()
+}
+
 /// A set-up that new connections get.
 #[derive(Clone, Debug)]
 pub struct TlsSetup(Arc<ServerConfig>);
