@@ -33,7 +33,7 @@ $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
 	@touch $@
 
 $(STAMPS)/test-tools: $(STAMPS)/venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group lint
+	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
 	@for tool in dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace faketime:faketime mkfs.ext4:e2fsprogs java:default-jre-headless mvn:maven chromium:chromium promtool:prometheus systemd-analyze:systemd; do \
 	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
@@ -96,7 +96,7 @@ soak: $(STAMPS)/build $(STAMPS)/test-tools ## Every fault of a broker, RECORDS r
 	STORESCP_SOAK_RECORDS=$${RECORDS:-200000} STORESCP_LOST_ANSWERS=500 $(BIN)/python -m pytest -s --timeout 0 \
 	  tests/kafka/test_soak.py tests/kafka/test_faults.py::test_answers_that_are_lost_after_the_write
 
-tables: $(STAMPS)/build $(STAMPS)/test-tools ## Write docs/transcoding-files.md from the curated files
+tables: $(STAMPS)/build $(STAMPS)/test-tools ## Write docs/reference/transcoding-files.md from the curated files
 	STORESCP_WRITE_TABLES=1 $(BIN)/python -m pytest tests/conformance/test_transcoding.py -q -k reference
 
 crash: $(STAMPS)/failpoints $(STAMPS)/test-tools ## The fault bench, each row ROUNDS times, or as often as it is meant to run
@@ -111,6 +111,10 @@ fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH 
 	  $(CARGO) +nightly fuzz run --fuzz-dir . --target-dir ../../target/fuzz $$target \
 	    ../../target/fuzz-corpus/$$target regressions/$$target -- \
 	    -max_total_time=$${SECONDS_EACH:-60} -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
+
+docs: $(STAMPS)/build ## The documentation as a site, in docs/_build
+	$(BIN)/pip install --quiet --disable-pip-version-check --group docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 wheel: | check-tools ## Build a wheel into dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
@@ -136,4 +140,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench bench-peers bench-scale bench-durability soak tables crash fuzz wheel clean
+.PHONY: help check-tools build run test lint format kafka bench bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean

@@ -11,7 +11,7 @@ from storescp import _core, advice
 from storescp.names import name_of
 from storescp.network import negotiation
 from storescp.network.admission import LOCAL_LIMIT, PEER_NOT_ALLOWED, USER_NOT_KNOWN, congestion
-from storescp.network.contexts import Offer
+from storescp.network.contexts import Offer, storage_class_name
 from storescp.settings import Settings
 
 # PS3.4 Table B.2-1, PS3.7 Annex C.
@@ -134,7 +134,7 @@ class Statement:
         offer = Offer.from_settings(scp)
         self._heading(3, "4.2 AE specification: STORE-SCP")
         self._heading(4, "4.2.1 SOP classes")
-        rows = sorted((name_of(uid) or uid, uid) for uid in offer.storage_sop_classes)
+        rows = sorted((storage_class_name(uid), uid) for uid in offer.storage_sop_classes)
         rows.append(("Verification SOP Class", "1.2.840.10008.1.1"))
         self._table("sop-classes", "Accepted as SCP:", ("SOP class", "UID"), rows)
         self._heading(4, "4.2.2 Association policies")

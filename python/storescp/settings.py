@@ -143,127 +143,162 @@ class DicomStoreScp(Section):
     """`[dicom_store_scp]`."""
 
     host: str | None = Field(None, description="bind address; 0.0.0.0, or 127.0.0.1 in evaluation mode")
-    port: Port = 11111
-    ae_title: AeTitle = "STORE-SCP"
-    cornerstonejs_supported_transfer_syntax: tuple[Uid, ...] = VIEWER_TRANSFER_SYNTAXES
-    unsupported_ts_change_to: Target = "1.2.840.10008.1.2.1"
-    max_pdu_length: Annotated[int, Field(ge=4096, le=131072)] = 16384
-    strict: bool = False
-    promiscuous: bool = False
-    uncompressed_only: bool = False
-    non_blocking: bool = True
-    max_associations: Annotated[int, Field(ge=1, le=10000)] = 100
-    required_attributes: tuple[Keyword, ...] = ("PatientID", "StudyDate")
-    allowed_called_ae_titles: tuple[AeTitle, ...] = ()
-    allowed_calling_ae_titles: tuple[AeTitle, ...] = ()
-    allowed_peers: tuple[Network, ...] = ()
+    port: Port = Field(11111, description="port; 0: any free one")
+    ae_title: AeTitle = Field("STORE-SCP", description="our AE title")
+    cornerstonejs_supported_transfer_syntax: tuple[Uid, ...] = Field(
+        VIEWER_TRANSFER_SYNTAXES, description="UIDs of what viewers read; everything else is transcoded"
+    )
+    unsupported_ts_change_to: Target = Field("1.2.840.10008.1.2.1", description="UID of what it is transcoded to")
+    max_pdu_length: Annotated[int, Field(ge=4096, le=131072)] = Field(16384, description="announced maximum PDU length")
+    strict: bool = Field(False, description="abort associations whose P-DATA is longer than announced")
+    promiscuous: bool = Field(False, description="accept unknown and private SOP classes")
+    uncompressed_only: bool = Field(False, description="accept native transfer syntaxes only")
+    non_blocking: bool = Field(True, description="many associations at once, or one at a time")
+    max_associations: Annotated[int, Field(ge=1, le=10000)] = Field(100, description="associations at once")
+    required_attributes: tuple[Keyword, ...] = Field(
+        ("PatientID", "StudyDate"),
+        description="keywords of attributes without which an instance is refused, besides the UIDs",
+    )
+    allowed_called_ae_titles: tuple[AeTitle, ...] = Field(
+        (), description="titles that we are called by, besides ae_title and those of the rules; none: any"
+    )
+    allowed_calling_ae_titles: tuple[AeTitle, ...] = Field((), description="titles that may come in; none: any")
+    allowed_peers: tuple[Network, ...] = Field((), description="addresses and networks that may come in; none: any")
 
 
 class DicomLicenseServer(Section):
-    """`[dicom_license_server]`."""
+    """`[dicom_license_server]`: required, but in evaluation mode."""
 
-    client_id: str = Field(min_length=1)
-    license_key: SecretStr = Field(min_length=1)
-    client_certificate: Path = Path("client.pem")
-    ca_certificate: Path = Path("ca.pem")
-    hash_code_oid: Annotated[str, Field(pattern=r"^[0-2](\.[0-9]+)+$")] = "1.3.6.1.4.15967132172.1"
+    client_id: str = Field(min_length=1, description="whose licence it is")
+    license_key: SecretStr = Field(min_length=1, description="the hash code in the certificate")
+    client_certificate: Path = Field(Path("client.pem"), description="the licence")
+    ca_certificate: Path = Field(Path("ca.pem"), description="who issued it")
+    hash_code_oid: Annotated[str, Field(pattern=r"^[0-2](\.[0-9]+)+$")] = Field(
+        "1.3.6.1.4.15967132172.1", description="the extension of the certificate that holds the hash code"
+    )
 
 
 class LocalStorage(Section):
     """`[local_storage]`."""
 
-    dicm_store_path: StorageRoot = Path("storescp-data")
-    durability: Literal["full", "data", "none"] = "full"
-    duplicates: Literal["replace", "keep", "reject"] = "replace"
-    min_free_bytes: Annotated[int, Field(ge=0)] = 1 << 30
-    spool_memory_bytes: Annotated[int, Field(ge=4096, le=1 << 28)] = 1 << 20
+    dicm_store_path: StorageRoot = Field(Path("storescp-data"), description="storage root")
+    durability: Literal["full", "data", "none"] = Field(
+        "full", description="what is on the disk before success is answered"
+    )
+    duplicates: Literal["replace", "keep", "reject"] = Field(
+        "replace", description="what becomes of another instance with the same UIDs"
+    )
+    min_free_bytes: Annotated[int, Field(ge=0)] = Field(
+        1 << 30, description="below so much free space nothing is accepted"
+    )
+    spool_memory_bytes: Annotated[int, Field(ge=4096, le=1 << 28)] = Field(
+        1 << 20, description="memory of an instance on its way; what is larger goes to a temporary file"
+    )
 
 
 class MessageQueue(Section):
     """`[message_queue]`."""
 
-    topic_main: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "storage_queue"
+    topic_main: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
+        "storage_queue", description="topic for whoever builds patients, studies and series"
+    )
     topic_dicom_receive: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
-        "log_queue", validation_alias=AliasChoices("topic_dicom_receive", "topic_log")
+        "log_queue",
+        validation_alias=AliasChoices("topic_dicom_receive", "topic_log"),
+        description="topic of the acquisition log; also topic_log",
     )
 
 
 class Kafka(Section):
     """`[kafka]`."""
 
-    brokers: Brokers
-    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "storescp"
-    compression_codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
-    linger_ms: Annotated[int, Field(ge=0, le=60000)] = 5
-    batch_num_messages: Annotated[int, Field(ge=1, le=100000)] = 1000
+    brokers: Brokers = Field(description="host:port, several with commas")
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
+        "storescp", description="name in the broker's logs and quotas"
+    )
+    compression_codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("none", description="of batches")
+    linger_ms: Annotated[int, Field(ge=0, le=60000)] = Field(
+        5, description="how long the first record after a pause waits for company"
+    )
+    batch_num_messages: Annotated[int, Field(ge=1, le=100000)] = Field(1000, description="records in a batch")
     batch_bytes: Annotated[int, Field(ge=1024, le=1 << 26, description="before compression")] = 1 << 19
     request_timeout: Seconds = Field(10.0, description="seconds until a broker that does not answer is asked again")
     delivery_timeout: Seconds = Field(120.0, description="seconds until a producer that gets nowhere is replaced")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
-    ssl_key_password: SecretStr | None = None
-    ssl_check_hostname: bool = True
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="with or without TLS, with or without a login"
+    )
+    ssl_cafile: Path | None = Field(
+        None, description="authorities that the broker's certificate may come from; without it the system's"
+    )
+    ssl_certfile: Path | None = Field(None, description="our certificate, where the broker wants one")
+    ssl_keyfile: Path | None = Field(None, description="its key")
+    ssl_key_password: SecretStr | None = Field(None, description="of that key")
+    ssl_check_hostname: bool = Field(True, description="whether the broker's certificate must name its host")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(None, description="how to log in")
+    sasl_username: str | None = Field(None, description="login")
+    sasl_password: SecretStr | None = Field(None, description="login")
 
 
 class Index(Section):
     """`[index]`: what `storescpd index` keeps up to date."""
 
     database: SecretStr = Field(SecretStr("sqlite:///storescp-index.sqlite"), description="SQLAlchemy URL")
-    group_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "storescp-index"
+    group_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
+        "storescp-index", description="consumer group; workers with the same one share the partitions"
+    )
     max_records: Annotated[int, Field(ge=1, le=10000)] = Field(1000, description="for each transaction")
 
 
 class TenantRule(Section):
     """`[[tenants.rules]]`: every given field must match."""
 
-    tenant_id: TenantId
-    called_ae: AeTitle | None = None
-    calling_ae: AeTitle | None = None
-    source: Network | None = None
-    tls_subject: Subject | None = None
+    tenant_id: TenantId = Field(description="whose the instances are")
+    called_ae: AeTitle | None = Field(None, description="the called AE title")
+    calling_ae: AeTitle | None = Field(None, description="the calling AE title")
+    source: Network | None = Field(None, description="address or network of the sender")
+    tls_subject: Subject | None = Field(None, description="attributes that the subject of the certificate has")
 
 
 class TenantSettings(Section):
     """`[[tenants.settings]]`."""
 
-    tenant_id: TenantId
-    quota_bytes: PositiveCount | None = None
-    max_in_flight: PositiveCount | None = None
-    storage_root: StorageRoot | None = None
-    required_attributes: tuple[Keyword, ...] | None = None
+    tenant_id: TenantId = Field(description="whose settings these are")
+    quota_bytes: PositiveCount | None = Field(None, description="stored files")
+    max_in_flight: PositiveCount | None = Field(None, description="instances on their way at once")
+    storage_root: StorageRoot | None = Field(None, description="a root of its own")
+    required_attributes: tuple[Keyword, ...] | None = Field(None, description="instead of the common ones")
 
 
 class Tenants(Section):
     """`[tenants]`."""
 
-    default: OptionalTenantId = "1234567890"
-    rules: tuple[TenantRule, ...] = ()
-    settings: tuple[TenantSettings, ...] = ()
-    from_private_element: bool = False
-    known: tuple[TenantId, ...] = ()
-    private_group: Annotated[int, Field(ge=0x0009, le=0xFFFD)] = 0x1211
-    private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF)] = 0x1217
+    default: OptionalTenantId = Field("1234567890", description="tenant of what no rule matches; empty: it is refused")
+    rules: tuple[TenantRule, ...] = Field((), description="[[tenants.rules]]")
+    settings: tuple[TenantSettings, ...] = Field((), description="[[tenants.settings]]")
+    from_private_element: bool = Field(
+        False, description="take the tenant from a private element where no rule matches"
+    )
+    known: tuple[TenantId, ...] = Field((), description="tenants that the private element may name")
+    private_group: Annotated[int, Field(ge=0x0009, le=0xFFFD)] = Field(0x1211, description="group of that element")
+    private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF)] = Field(0x1217, description="its number")
 
 
 class TlsClient(Section):
     """`[[tls.clients]]`: the AE titles that a certificate may use."""
 
-    subject: Subject
-    calling_ae_titles: tuple[AeTitle, ...] = Field(min_length=1)
+    subject: Subject = Field(description="attributes that the subject has")
+    calling_ae_titles: tuple[AeTitle, ...] = Field(min_length=1, description="titles that it may use")
 
 
 class Tls(Section):
     """`[tls]`."""
 
     certificate: Path = Field(description="ours and those between it and the root")
-    private_key: Path
-    client_ca: Path | None = None
-    client_auth: Literal["required", "optional", "none"] = "required"
+    private_key: Path = Field(description="its key, PEM, not encrypted")
+    client_ca: Path | None = Field(None, description="authorities that client certificates may come from")
+    client_auth: Literal["required", "optional", "none"] = Field(
+        "required", description="whether clients need a certificate"
+    )
     crl: Path | None = Field(None, description="a list for each authority that issues client certificates")
     port: Port | None = Field(None, description="beside dicom_store_scp.port; without it TLS takes that port")
     clients: tuple[TlsClient, ...] = Field((), description="where there are any, nobody else comes in by TLS")
@@ -290,8 +325,8 @@ class Audit(Section):
 class Http(Section):
     """`[http]`."""
 
-    host: str = "127.0.0.1"
-    port: Port = 8042
+    host: str = Field("127.0.0.1", description="bind address")
+    port: Port = Field(8042, description="port; 0: any free one")
     token: SecretStr | None = Field(None, description="bearer token that everything but /livez and /readyz asks for")
     show_patient_data: bool = Field(False, description="patient IDs and pictures on the status page")
     allowed_hosts: tuple[str, ...] = Field(
@@ -310,41 +345,49 @@ class Transcoding(Section):
 class Outbox(Section):
     """`[outbox]`."""
 
-    max_rows: PositiveCount = 1_000_000
-    max_bytes: PositiveCount = 2 << 30
-    keep_delivered: Seconds = Field(604800.0, le=31536000.0, description="seconds")
+    max_rows: PositiveCount = Field(1_000_000, description="records that may wait; beyond it nothing is accepted")
+    max_bytes: PositiveCount = Field(2 << 30, description="the same in bytes")
+    keep_delivered: Seconds = Field(
+        604800.0, le=31536000.0, description="seconds until a delivered record loses its text"
+    )
 
 
 class Service(Section):
     """`[service]`: seconds."""
 
-    drain_timeout: Seconds = 30.0
-    publish_timeout: Seconds = 10.0
+    drain_timeout: Seconds = Field(30.0, description="for associations to finish when it stops")
+    publish_timeout: Seconds = Field(10.0, description="for records to be published when it stops")
 
 
 class Limits(Section):
     """`[limits]`: what a peer may make us do. Times in seconds, rates in bytes a second."""
 
-    max_instance_bytes: PositiveCount = 8 << 30
-    max_decoded_bytes: PositiveCount = 2 << 30
-    max_elements: PositiveCount = 1 << 24
-    nesting: Annotated[int, Field(ge=1, le=256)] = 64
-    max_connections: PositiveCount = 2000
-    max_connections_per_address: PositiveCount = 256
-    max_associations_per_address: PositiveCount | None = None
-    max_associations_per_calling_ae: PositiveCount | None = None
-    request_timeout: Seconds = 10.0
-    handshake_timeout: Seconds = 5.0
-    idle_timeout: Seconds = 60.0
-    min_rate: PositiveCount = 1024
-    max_pdu_tolerated: Annotated[int, Field(ge=131072, le=1 << 28)] = 1 << 20
+    max_instance_bytes: PositiveCount = Field(8 << 30, description="a data set")
+    max_decoded_bytes: PositiveCount = Field(2 << 30, description="a data set that is inflated or decoded")
+    max_elements: PositiveCount = Field(1 << 24, description="elements, items and fragments of a data set")
+    nesting: Annotated[int, Field(ge=1, le=256)] = Field(64, description="sequences in sequences")
+    max_connections: PositiveCount = Field(2000, description="connections at once")
+    max_connections_per_address: PositiveCount = Field(256, description="of one address")
+    max_associations_per_address: PositiveCount | None = Field(None, description="associations at once of one address")
+    max_associations_per_calling_ae: PositiveCount | None = Field(
+        None, description="associations at once of one calling AE title"
+    )
+    request_timeout: Seconds = Field(
+        10.0, description="until the A-ASSOCIATE-RQ is there; also the fixed part of the time for a PDU"
+    )
+    handshake_timeout: Seconds = Field(5.0, description="TLS handshake")
+    idle_timeout: Seconds = Field(60.0, description="an association without a request")
+    min_rate: PositiveCount = Field(1024, description="bytes a second at which a PDU must come in")
+    max_pdu_tolerated: Annotated[int, Field(ge=131072, le=1 << 28)] = Field(
+        1 << 20, description="longest A-ASSOCIATE-RQ and, unless strict, P-DATA-TF"
+    )
 
 
 class Log(Section):
     """`[log]`."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for people")
 
 
 class Settings(Section):
@@ -358,13 +401,13 @@ class Settings(Section):
     message_queue: MessageQueue = Field(default_factory=lambda: MessageQueue.model_validate({}))
     kafka: Kafka | None = None
     index: Index = Field(default_factory=lambda: Index.model_validate({}))
-    tenants: Tenants = Tenants()
+    tenants: Tenants = Field(default_factory=lambda: Tenants.model_validate({}))
     tls: Tls | None = None
     user_identity: UserIdentity | None = None
     audit: Audit | None = None
     http: Http | None = None
     transcoding: Transcoding = Field(default_factory=lambda: Transcoding.model_validate({}))
     outbox: Outbox = Field(default_factory=lambda: Outbox.model_validate({}))
-    service: Service = Service()
-    limits: Limits = Limits()
-    log: Log = Log()
+    service: Service = Field(default_factory=lambda: Service.model_validate({}))
+    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    log: Log = Field(default_factory=lambda: Log.model_validate({}))

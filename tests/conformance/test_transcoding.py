@@ -23,7 +23,7 @@ from support.references import JPEG_LOSSY, largest_difference, references
 pytestmark = [pytest.mark.curated, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 PROJECT = Path(__file__).parents[2]
-TABLE = PROJECT / "docs" / "transcoding-files.md"
+TABLE = PROJECT / "docs" / "reference" / "transcoding-files.md"
 EXPLICIT = "1.2.840.10008.1.2.1"
 NATIVE = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 TARGETS = [uid for uid, _, _, encodes in _core.transfer_syntaxes() if encodes]

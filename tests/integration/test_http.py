@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from storescp.http.health import METRICS
 from support.instances import CT, ct_slice
 from support.load import again_and_again, send_slices
 from support.scu import EXPLICIT, RawAssociation, Rejected
@@ -136,11 +135,10 @@ def test_a_port_that_is_taken_is_exit_69(start_service: StartService) -> None:
         start_service(root=first.root.parent / "other", env={"STORESCP_HTTP__PORT": str(port)})
 
 
-def test_the_table_of_the_manual_is_true(start_service: StartService) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+def test_what_is_declared_is_what_is_exposed(start_service: StartService) -> None:
     told = {
-        name.removesuffix("_total"): (kind, set(re.findall(r"`(\w+)`", labels)))
-        for name, kind, labels in re.findall(r"^\| `(storescp_\w+)` \| (\w+) \|([^|]*)\|", text, re.MULTILINE)
+        family.name: (family.kind.__name__.removesuffix("MetricFamily").lower(), set(family.labels))
+        for family in METRICS
     }
     service = start_service(env=HTTP)
     families = metrics(http_port(service))

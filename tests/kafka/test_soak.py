@@ -1,4 +1,4 @@
-"""All faults of a broker, one after the other, under one load: see docs/measurements.md for the long run."""
+"""All faults of a broker, one after the other, under one load: see docs/discussion/measurements.md for the long run."""
 
 from __future__ import annotations
 

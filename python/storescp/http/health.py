@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -41,6 +42,72 @@ class Probe:
         return queue.topic_main, queue.topic_dicom_receive
 
 
+@dataclass(frozen=True)
+class Family:
+    """A metric as it is declared: without its values."""
+
+    kind: Callable[..., Any]
+    name: str
+    documentation: str
+    labels: tuple[str, ...] = ()
+
+    def of(self, value: float) -> Any:
+        """The metric, which has no labels."""
+        return self.kind(self.name, self.documentation, value)
+
+    def empty(self) -> Any:
+        """The metric, to be filled for each of its labels."""
+        return self.kind(self.name, self.documentation, labels=self.labels)
+
+
+_ACTIVE = Family(GaugeMetricFamily, "storescp_associations_active", "Associations now.")
+_ASSOCIATIONS = Family(CounterMetricFamily, "storescp_associations", "Associations that were let in.")
+_REFUSED = Family(
+    CounterMetricFamily, "storescp_refused", "Associations and connections that were turned away.", ("reason",)
+)
+_BYTES = Family(CounterMetricFamily, "storescp_received_bytes", "Bytes of data sets that were received.")
+_INSTANCES = Family(CounterMetricFamily, "storescp_instances", "C-STOREs that were answered.", ("status", "tenant"))
+_TRANSCODES = Family(
+    CounterMetricFamily,
+    "storescp_transcodes",
+    "Instances that were to be transcoded.",
+    ("source", "target", "outcome"),
+)
+_STAGES = Family(
+    HistogramMetricFamily,
+    "storescp_stage_duration_seconds",
+    "How long the stages of an instance took: receive, scan, transcode, write, sync, outbox.",
+    ("stage",),
+)
+_FREE = Family(GaugeMetricFamily, "storescp_storage_free_bytes", "Free bytes in the file system of the storage root.")
+_PENDING = Family(GaugeMetricFamily, "storescp_outbox_pending", "Records that a topic has not got.", ("topic",))
+_OLDEST = Family(
+    GaugeMetricFamily,
+    "storescp_outbox_oldest_age_seconds",
+    "Age of the oldest record that a topic has not got.",
+    ("topic",),
+)
+_SET_ASIDE = Family(
+    GaugeMetricFamily,
+    "storescp_outbox_set_aside",
+    "Records that a topic refused and that wait for an operator.",
+    ("topic",),
+)
+_PUBLISHED = Family(
+    CounterMetricFamily,
+    "storescp_published",
+    "Records by what became of them: delivered, rejected; failed counts attempts.",
+    ("topic", "outcome"),
+)
+_LICENCE = Family(GaugeMetricFamily, "storescp_licence_expiry_timestamp_seconds", "When the licence ends.")
+_READY = Family(GaugeMetricFamily, "storescp_ready", "Whether new associations are let in.")
+_BUILD = Family(GaugeMetricFamily, "storescp_build_info", "What runs.", ("version", "python", "sqlite"))
+METRICS = (
+    _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _FREE,
+    _PENDING, _OLDEST, _SET_ASIDE, _PUBLISHED, _LICENCE, _READY, _BUILD,
+)  # fmt: skip
+
+
 class ServiceCollector(Collector):
     """The metrics of a service, read at each scrape. No label carries a UID, patient data or free text."""
 
@@ -57,49 +124,33 @@ class ServiceCollector(Collector):
 
     def _associations(self) -> Iterable[Metric]:
         active, total, rejected = self._probe.admission.counts()
-        yield GaugeMetricFamily("storescp_associations_active", "Associations now.", active)
-        yield CounterMetricFamily("storescp_associations", "Associations that were let in.", total)
-        refused = CounterMetricFamily(
-            "storescp_refused", "Associations and connections that were turned away.", labels=["reason"]
-        )
+        yield _ACTIVE.of(active)
+        yield _ASSOCIATIONS.of(total)
+        refused = _REFUSED.empty()
         for reason, count in (self._probe.refused_connections() | rejected).items():
             refused.add_metric([reason], count)
         yield refused
 
     def _instances(self, engine: _core.Engine) -> Iterable[Metric]:
         received, stored = engine.counters()
-        yield CounterMetricFamily("storescp_received_bytes", "Bytes of data sets that were received.", received)
-        instances = CounterMetricFamily(
-            "storescp_instances", "C-STOREs that were answered.", labels=["status", "tenant"]
-        )
+        yield _BYTES.of(received)
+        instances = _INSTANCES.empty()
         for status, tenant, count in stored:
             instances.add_metric([f"{status:04X}", tenant], count)
         yield instances
-        transcodes = CounterMetricFamily(
-            "storescp_transcodes", "Instances that were to be transcoded.", labels=["source", "target", "outcome"]
-        )
+        transcodes = _TRANSCODES.empty()
         for source, target, outcome, count in engine.transcodes():
             transcodes.add_metric([source, target, outcome], count)
         yield transcodes
-        stages = HistogramMetricFamily(
-            "storescp_stage_duration_seconds", "How long the stages of an instance took.", labels=["stage"]
-        )
+        stages = _STAGES.empty()
         for stage, buckets, total in engine.stages():
             limits = [("+Inf" if limit == float("inf") else repr(limit), float(count)) for limit, count in buckets]
             stages.add_metric([stage], limits, total)
         yield stages
-        yield GaugeMetricFamily(
-            "storescp_storage_free_bytes", "Free bytes in the file system of the storage root.", engine.free_bytes()
-        )
+        yield _FREE.of(engine.free_bytes())
 
     def _outbox(self) -> Iterable[Metric]:
-        pending = GaugeMetricFamily("storescp_outbox_pending", "Records that a topic has not got.", labels=["topic"])
-        age = GaugeMetricFamily(
-            "storescp_outbox_oldest_age_seconds", "Age of the oldest record that a topic has not got.", labels=["topic"]
-        )
-        dead = GaugeMetricFamily(
-            "storescp_outbox_set_aside", "Records that a topic refused and that wait for an operator.", labels=["topic"]
-        )
+        pending, age, dead = _PENDING.empty(), _OLDEST.empty(), _SET_ASIDE.empty()
         now = datetime.now(UTC).timestamp()
         for number, topic in enumerate(self._probe.topics):
             count, oldest, refused = self._probe.engine.outbox_lag(number)
@@ -107,25 +158,15 @@ class ServiceCollector(Collector):
             age.add_metric([topic], 0.0 if oldest is None else max(0.0, now - oldest / 1e6))
             dead.add_metric([topic], refused)
         yield from (pending, age, dead)
-        published = CounterMetricFamily(
-            "storescp_published",
-            "Records by what became of them: delivered, rejected; failed counts attempts.",
-            labels=["topic", "outcome"],
-        )
+        published = _PUBLISHED.empty()
         for (topic, outcome), count in list(self._probe.publisher.published.items()):
             published.add_metric([topic, outcome], count)
         yield published
 
     def _process(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily(
-            "storescp_licence_expiry_timestamp_seconds",
-            "When the licence ends.",
-            self._probe.licence().not_after.timestamp(),
-        )
-        yield GaugeMetricFamily(
-            "storescp_ready", "Whether new associations are let in.", 0.0 if self._probe.not_ready() else 1.0
-        )
-        build = GaugeMetricFamily("storescp_build_info", "What runs.", labels=["version", "python", "sqlite"])
+        yield _LICENCE.of(self._probe.licence().not_after.timestamp())
+        yield _READY.of(0.0 if self._probe.not_ready() else 1.0)
+        build = _BUILD.empty()
         known = dict(_core.build_info())
-        build.add_metric([_core.__version__, platform.python_version(), known.get("sqlite", "")], 1.0)
+        build.add_metric([_core.__version__, platform.python_version(), known["sqlite"]], 1.0)
         yield build

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pydicom._uid_dict import UID_dictionary
 from pynetdicom import ALL_TRANSFER_SYNTAXES, sop_class
 
 from storescp import _core
+from storescp.names import name_of
 from storescp.settings import DicomStoreScp
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -49,6 +51,12 @@ def storage_sop_classes() -> frozenset[str]:
         if kind == "SOP Class" and "Storage" in name and uid.startswith(_STORAGE_ROOTS)
     }
     return frozenset(known | (named - other_services))
+
+
+def storage_class_name(uid: str) -> str:
+    """The name of a storage SOP class; those that the dictionary does not have yet by their keyword."""
+    keywords = {str(known): keyword for keyword, known in sop_class._STORAGE_CLASSES.items()}  # noqa: SLF001
+    return name_of(uid) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keywords.get(uid, uid))
 
 
 def known_transfer_syntaxes() -> frozenset[str]:

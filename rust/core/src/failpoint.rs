@@ -51,7 +51,9 @@ mod armed {
     fn from_environment() -> Option<Armed> {
         let text = std::env::var("STORESCP_FAIL_POINT").ok()?;
         let (name, rest) = text.split_once(':')?;
-        let (passes, panics) = rest.strip_suffix(":panic").map_or((rest, false), |passes| (passes, true));
+        let (passes, panics) = rest
+            .strip_suffix(":panic")
+            .map_or((rest, false), |passes| (passes, true));
         Some(Armed {
             name: super::NAMES.contains(&name).then(|| name.to_owned())?,
             left: AtomicI64::new(passes.parse().ok()?),

@@ -1,0 +1,28 @@
+"""The documentation as a site: `make docs`. The pages of the reference are written from the code on the way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from storescp import _core
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
+
+generate.write_all(Path(__file__).parent / "reference")
+
+project = "storescp"
+version = release = _core.__version__
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"storescp {version}"
+# Everything comes from the site itself, and the sources are beside it anyway.
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+myst_heading_anchors = 3
+# Links out of the folder name files of the project.
+suppress_warnings = ["myst.xref_missing"]

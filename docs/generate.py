@@ -1,0 +1,231 @@
+"""The pages of the reference, written from the code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from pydantic import BaseModel, SecretStr
+from pydantic_core import PydanticUndefined
+
+from storescp import _core, advice
+from storescp.cli import main_group
+from storescp.conformance import Statement
+from storescp.http.health import METRICS, Family
+from storescp.settings import DicomStoreScp, Section, Settings
+
+_ROW_BREAK = "\n"
+
+
+def write_all(folder: Path) -> None:
+    """Writes each page; one that is the same already is left alone."""
+    pages = {
+        "command-line": command_line(),
+        "configuration": configuration(),
+        "metrics": metrics(),
+        "statuses": statuses(),
+        "record": record(),
+        "conformance": Statement(Settings()).markdown,
+    }
+    for name, text in pages.items():
+        page = folder / f"{name}.md"
+        if not page.exists() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    return _ROW_BREAK.join(lines) + "\n"
+
+
+def command_line() -> str:
+    """Every command with its help, as it prints it."""
+    parts = ["# Command line", "", "`storescpd` and `python -m storescp` are the same program.", ""]
+    for names, command in _commands((), main_group):
+        context = click.Context(command, info_name=" ".join(("storescpd", *names)), max_content_width=100)
+        parts += [f"## {' '.join(('storescpd', *names))}", "", "```text", command.get_help(context), "```", ""]
+    parts += [
+        "## Exit codes",
+        "",
+        _table(
+            ("code", "when"),
+            (
+                ("0", "done; the service: stopped in order, even where the deadline ended associations"),
+                ("1", "a command found, or had, a failure"),
+                ("2", "a bad option"),
+                ("69", "the address cannot be bound"),
+                ("70", "a bug"),
+                ("77", "the licence"),
+                ("78", "the configuration, or a storage root that cannot be written"),
+                ("143, 130", "the second signal"),
+            ),
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _commands(names: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield names, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from _commands((*names, name), inner)
+
+
+def configuration() -> str:
+    """Every key of every section."""
+    parts = [
+        "# Configuration",
+        "",
+        "A TOML file, or wado-storescp's `application.json` with the same names. An option of the command line beats",
+        "the environment (`STORESCP_SECTION__KEY`; lists and tables as JSON), which beats the file, which beats the",
+        "default. `storescpd check-config` prints every value and where it comes from. Unknown keys are an error.",
+        "Relative paths are relative to the file.",
+        "",
+    ]
+    for name, info in Settings.model_fields.items():
+        parts += _section(name, _model_of(info.annotation))
+        if name != "dicom_license_server" and type(None) in get_args(info.annotation):
+            parts += ["Off where the section is absent.", ""]
+    return "\n".join(parts)
+
+
+def _section(name: str, model: type[BaseModel], brackets: str = "[{}]") -> list[str]:
+    properties = model.model_json_schema()["properties"]
+    about = (model.__doc__ or "").partition(": ")[2].strip()
+    parts = [f"## {brackets.format(name)}", ""]
+    if about:
+        parts += [about[0].upper() + about[1:], ""]
+    rows, inner = [], []
+    for key, info in model.model_fields.items():
+        nested = _model_of(info.annotation)
+        if nested is not None:
+            inner += _section(f"{name}.{key}", nested, "[[{}]]")
+        aliases = getattr(info.validation_alias, "choices", [key])
+        rows.append((f"`{key}`", info.description or "", _default(info), _bounds(properties[str(aliases[0])])))
+    return [*parts, _table(("key", "meaning", "default", "values"), rows), "", *inner]
+
+
+def _model_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = (_model_of(part) for part in get_args(annotation))
+    return next((model for model in found if model is not None), None)
+
+
+def _default(info: Any) -> str:
+    if info.default is PydanticUndefined:
+        return "required"
+    value = info.default
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if value == DicomStoreScp.model_fields["cornerstonejs_supported_transfer_syntax"].default:
+        return f"the {len(value)} that CornerstoneJS reads"
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, default=str)}`"
+
+
+def _bounds(property_: dict[str, Any]) -> str:
+    options = property_.get("anyOf", [property_])
+    option = next((option for option in options if option.get("type") != "null"), property_)
+    if "$ref" in option:
+        return ""
+    if "enum" in option:
+        return ", ".join(f"`{value}`" for value in option["enum"])
+    if option.get("type") == "array":
+        inner = option.get("items", {})
+        return "list" if "$ref" in inner else f"list of {_KINDS.get(inner.get('type'), 'text')}s"
+    lowest = option.get("minimum", option.get("exclusiveMinimum"))
+    highest = option.get("maximum")
+    kind = _KINDS.get(option.get("type"), "text") if option.get("format") != "path" else "path"
+    if lowest is not None and highest is not None:
+        return f"{kind}, {'above ' if 'exclusiveMinimum' in option else ''}{lowest} to {highest}"
+    return f"{kind}, at least {lowest}" if lowest is not None else kind
+
+
+_KINDS = {"integer": "number", "number": "number", "boolean": "true or false", "string": "text"}
+
+
+def metrics() -> str:
+    """Every metric."""
+    parts = [
+        "# Metrics",
+        "",
+        "`GET /metrics` where `[http]` is configured. Beside these are the `process_*` and `python_*` metrics of the",
+        "client library. No label carries a UID of an instance, patient data or free text.",
+        "",
+    ]
+    rows = [
+        (
+            f"`{_exposed(metric)}`",
+            _kind(metric),
+            ", ".join(f"`{label}`" for label in metric.labels),
+            metric.documentation,
+        )
+        for metric in METRICS
+    ]
+    return "\n".join([*parts, _table(("metric", "kind", "labels", "meaning"), rows)])
+
+
+def _kind(metric: Family) -> str:
+    return metric.kind.__name__.removesuffix("MetricFamily").lower()
+
+
+def _exposed(metric: Family) -> str:
+    return f"{metric.name}_total" if _kind(metric) == "counter" else metric.name
+
+
+def statuses() -> str:
+    """What a sender is answered, and what to do about it."""
+    parts = [
+        "# Statuses",
+        "",
+        "What the Error Comment (0000,0902) of a C-STORE response says, what it means, and what to do.",
+        "",
+    ]
+    rows = []
+    for status, comment in _core.refusals():
+        found = advice.of_refusal(comment, status)
+        rows.append((f"`{status:04X}`", comment, found.meaning, found.remedy))
+    parts.append(_table(("status", "Error Comment", "meaning", "what to do"), rows))
+    parts += [
+        "0000 is answered only for what is stored and recorded; [what that means](../discussion/what-0000-means.md).",
+        "Rejected associations are in the [conformance statement](conformance.md).",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def record() -> str:
+    """Every field of a record."""
+    schema = json.loads(resources.files("storescp").joinpath("record.schema.json").read_text(encoding="utf-8"))
+    parts = [
+        "# Record",
+        "",
+        schema["description"] + " All fields are always there. JSON Schema: `storescp/record.schema.json`.",
+        "",
+    ]
+    rows = [(f"`{name}`", *_field(found, schema)) for name, found in schema["properties"].items()]
+    return "\n".join([*parts, _table(("field", "type", "content"), rows)])
+
+
+def _field(found: dict[str, Any], schema: dict[str, Any]) -> tuple[str, str]:
+    if "$ref" in found:
+        name = found["$ref"].rpartition("/")[2]
+        base = schema["$defs"][name]
+        return "UID" if name == "uid" else "text", found.get("description") or base.get("description", "")
+    if "const" in found:
+        return "constant", f"`{json.dumps(found['const'])}`"
+    if "enum" in found:
+        return "one of", ", ".join(f"`{value}`" for value in found["enum"])
+    kinds = found["type"] if isinstance(found["type"], list) else [found["type"]]
+    names = {"string": "text", "integer": "number", "null": "null"}
+    content = [found["description"]]
+    if "maxLength" in found:
+        content.append(f"at most {found['maxLength']} characters")
+    return " or ".join(names[kind] for kind in kinds), "; ".join(content)
