@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -81,6 +82,31 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg
 
 
+# syslog.h, as sd-daemon(3) reads it at the beginning of a line.
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+
+
+def _is_journal() -> bool:
+    """Whether standard error is the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+class _ForTheJournal:
+    """A renderer whose lines say how urgent they are, so that `journalctl -p warning` finds them."""
+
+    def __init__(self, renderer: structlog.types.Processor) -> None:
+        self._renderer = renderer
+
+    def __call__(self, logger: object, name: str, event: structlog.types.EventDict) -> str:
+        prefix = f"<{_PRIORITIES.get(str(event.get('level', name)), 6)}>"
+        text = str(self._renderer(logger, name, event))
+        return "\n".join(prefix + line for line in text.splitlines())
+
+
 def configure(level: str, form: str) -> Warnings:
     """Sends everything, the libraries' records too, through one form to standard error; what was warned of."""
     warned = Warnings()
@@ -95,6 +121,8 @@ def configure(level: str, form: str) -> Warnings:
         shared.append(structlog.processors.format_exc_info)
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), repr_native_str=True)
+    if _is_journal():
+        renderer = _ForTheJournal(renderer)
     structlog.configure(
         processors=[*shared, warned, _what_happened_first, renderer],
         logger_factory=_Lines,
