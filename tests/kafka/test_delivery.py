@@ -198,8 +198,8 @@ def test_a_sender_that_repeats_itself_makes_no_second_record(serve: Serve, broke
 
 
 def test_the_consumer_of_the_how_to_works(serve: Serve, broker: KafkaBroker, topics: Topics) -> None:
-    page = (PROJECT / "docs" / "kafka.md").read_text()
-    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    page = (PROJECT / "docs" / "how-to" / "kafka.md").read_text()
+    [code] = re.findall(r"```python title=[^\n]*acquisitions.py\"\n(.*?)```", page, re.DOTALL)
     for ours, theirs in (("log_queue", topics.log), ("127.0.0.1:9092", broker.address()), ("acquisitions", topics.log)):
         assert ours in code
         code = code.replace(ours, theirs)
