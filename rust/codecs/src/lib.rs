@@ -29,6 +29,7 @@ pub mod mapping;
 mod native;
 mod rle;
 mod samples;
+pub mod write_back;
 
 pub use geometry::Geometry;
 

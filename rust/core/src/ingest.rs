@@ -161,7 +161,8 @@ impl<'e> Reception<'e> {
             &header,
             config.spool_memory_bytes,
             std::mem::take(&mut scratch.received),
-        )?;
+        )?
+        .durable(config.durability.syncs_data());
         Ok(Self {
             engine,
             source,
@@ -315,7 +316,8 @@ impl<'e> Reception<'e> {
             &header,
             memory_bytes,
             std::mem::take(&mut self.scratch.transcoded),
-        )?;
+        )?
+        .durable(config.durability.syncs_data());
         let task = Task {
             source: &self.received_transfer_syntax,
             target,

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use storescp_codecs::write_back;
 
 use super::folders::SeriesFolder;
 use super::Store;
@@ -14,6 +15,8 @@ use crate::transcode::pool::{Input, Sink};
 
 /// What a spilled instance gathers before one write.
 const WRITE_BYTES: usize = 256 * 1024;
+/// How much of a large file goes on its way to the disk at a time, where it will be synced: while the next part comes in.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
 /// What is read back at a time: it stays in the cache, and malloc has it at hand.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -27,6 +30,11 @@ pub struct Spool<'s> {
     buffer: Vec<u8>,
     file: Option<File>,
     published: bool,
+    /// It will be synced.
+    is_durable: bool,
+    /// Bytes in the file, and those that are on their way to the disk.
+    written: u64,
+    written_back: u64,
     size: u64,
     header_bytes: u64,
     digest: Digester,
@@ -54,12 +62,22 @@ impl<'s> Spool<'s> {
             buffer: scratch,
             file: None,
             published: false,
+            is_durable: false,
+            written: 0,
+            written_back: 0,
             size: 0,
             header_bytes: header.len() as u64,
             digest: Digester::default(),
         };
         spool.append(header)?;
         Ok(spool)
+    }
+
+    /// It will be synced in the end: what there is of it may go to the disk before.
+    #[must_use]
+    pub fn durable(mut self, is_durable: bool) -> Self {
+        self.is_durable = is_durable;
+        self
     }
 
     /// Takes the next bytes.
@@ -92,7 +110,13 @@ impl<'s> Spool<'s> {
         };
         let file = self.file.insert(file);
         file.write_all(&self.buffer)?;
+        self.written += self.buffer.len() as u64;
         self.buffer.clear();
+        let ahead = self.written - self.written_back;
+        if self.is_durable && ahead >= WRITE_BACK_BYTES {
+            write_back::begin(file, self.written_back, ahead)?;
+            self.written_back = self.written;
+        }
         Ok(())
     }
 
