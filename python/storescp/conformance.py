@@ -99,7 +99,7 @@ class Statement:
         self._text("Media services: none.")
 
     def _introduction(self) -> None:
-        self._heading(2, "2 Introduction")
+        self._heading(2, "3 Introduction")
         self._text(
             "For those who connect devices to it. That two products conform does not mean that they work "
             "together; test it. "

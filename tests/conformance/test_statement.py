@@ -93,7 +93,7 @@ def test_the_statement_is_that_of_the_configuration() -> None:
     assert "1.2.840.10008.1.2.2 |" in statement
     for number in (
         "## 1 ",
-        "## 2 ",
+        "## 3 ",
         "## 4 ",
         "### 4.1 ",
         "### 4.2 ",
