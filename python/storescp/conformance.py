@@ -82,7 +82,7 @@ class Statement:
         self._text(
             "Written by `storescpd conformance` from the tables of the program and the configuration that it was "
             "given. "
-            "The key behind each statement is the name of the test that proves it."
+            "The key behind each statement is that of its proof among the tests of the project."
         )
         self._heading(2, "1 Conformance statement overview")
         self._text(
@@ -233,7 +233,7 @@ class Statement:
     def _storage(self) -> None:
         scp, storage = self._settings.dicom_store_scp, self._settings.local_storage
         self._heading(4, "4.2.4 SOP specific conformance")
-        self._claim("echo", "C-ECHO is answered with 0000 at any time, also when nothing can be stored.")
+        self._claim("echo", "C-ECHO is answered with 0000 on every association, also when nothing can be stored.")
         self._claim(
             "level-2",
             "Storage Level 2 (Full): all attributes are stored, standard extended and private ones included. Where no "

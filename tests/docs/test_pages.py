@@ -34,12 +34,14 @@ def name_of(page: Path) -> str:
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has who cloned the project and built it, in a folder that may be written to."""
-    sources = [CHECKOUT / name for name in ("pyproject.toml", "Cargo.toml", "Cargo.lock")]
-    sources += [path for suffix in ("rs", "toml", "sql") for path in (CHECKOUT / "rust").rglob(f"*.{suffix}")]
-    built = min((CHECKOUT / ".make" / stamp).stat().st_mtime for stamp in ("venv", "build"))
-    assert built >= max(path.stat().st_mtime for path in sources), (
-        "the sources are newer than what is built: make build"
-    )
+    rust = [path for suffix in ("rs", "toml", "sql") for path in (CHECKOUT / "rust").rglob(f"*.{suffix}")]
+    sources = {
+        "venv": [CHECKOUT / "pyproject.toml"],
+        "build": [CHECKOUT / "Cargo.toml", CHECKOUT / "Cargo.lock", *rust],
+    }
+    for stamp, files in sources.items():
+        built = (CHECKOUT / ".make" / stamp).stat().st_mtime
+        assert built >= max(path.stat().st_mtime for path in files), f"{stamp} is older than its sources: make build"
     folder = tmp_path_factory.mktemp("checkout")
     for entry in CHECKOUT.iterdir():
         if entry.name not in (".git", "storescp-data", "build", "dist"):
