@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
-
-use crate::os;
+use std::sync::{Mutex, PoisonError};
 
 use flate2::write::DeflateEncoder;
 use flate2::Compression;
+
+use crate::os;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -36,7 +37,8 @@ pub trait Output {
         Ok(())
     }
 
-    /// Appends so many bytes of memory, to be written over; none where the result does not stay in memory.
+    /// Appends so many bytes of memory that is there already, to be written over. None where there is none: what attributes
+    /// promise is not yet a reason to take memory.
     fn memory(&mut self, _bytes: u64) -> Option<&mut [u8]> {
         None
     }
@@ -48,11 +50,17 @@ pub trait Output {
     fn room(&mut self, bytes: u64) -> io::Result<Option<Room<'_>>>;
 }
 
+/// Reserved at a time: it makes writing faster, but attributes that promise more than there is must not fill the disk.
+const RESERVED_BYTES: u64 = 16 << 20;
+
 /// A part of a file that is written in any order.
 #[derive(Debug)]
 pub struct Room<'f> {
     file: &'f File,
     start: u64,
+    bytes: u64,
+    /// Of these, from the start on, so many are reserved.
+    reserved: Mutex<u64>,
 }
 
 impl Room<'_> {
@@ -61,7 +69,20 @@ impl Room<'_> {
     /// # Errors
     /// What the file system says.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.reserve(offset + bytes.len() as u64)?;
         self.file.write_all_at(bytes, self.start + offset)
+    }
+
+    fn reserve(&self, end: u64) -> io::Result<()> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if end > *reserved {
+            let more = (end - *reserved)
+                .max(RESERVED_BYTES)
+                .min(self.bytes.saturating_sub(*reserved));
+            os::preallocate(self.file, self.start + *reserved, more)?;
+            *reserved += more;
+        }
+        Ok(())
     }
 }
 
@@ -82,13 +103,6 @@ impl Output for Vec<u8> {
             .ok_or(io::ErrorKind::InvalidInput)?;
         room.copy_from_slice(bytes);
         Ok(())
-    }
-
-    fn memory(&mut self, bytes: u64) -> Option<&mut [u8]> {
-        let begin = self.len();
-        let end = begin.checked_add(usize::try_from(bytes).ok()?)?;
-        self.resize(end, 0);
-        self.get_mut(begin..end)
     }
 
     fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
@@ -216,10 +230,11 @@ impl Output for FileOutput<'_> {
         self.flush()?;
         let start = self.offset + self.flushed;
         self.flushed += bytes;
-        os::preallocate(self.file, start, bytes)?;
         Ok(Some(Room {
             file: self.file,
             start,
+            bytes,
+            reserved: Mutex::default(),
         }))
     }
 }
@@ -281,5 +296,27 @@ impl Output for Deflated<'_> {
 
     fn room(&mut self, _bytes: u64) -> io::Result<Option<Room<'_>>> {
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn what_is_promised_takes_no_room_before_it_is_there() {
+        let file = tempfile::tempfile().unwrap();
+        let mut out = FileOutput::new(&file, 100);
+        let promised = 1 << 30;
+        let room = out.room(promised).unwrap().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        room.write_at(1000, &[7; 10]).unwrap();
+        let metadata = file.metadata().unwrap();
+        assert!(metadata.len() <= 100 + RESERVED_BYTES && metadata.blocks() * 512 <= 2 * RESERVED_BYTES);
+        // In the end nothing lies behind it, whatever was reserved.
+        room.write_at(promised - 1, &[7]).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 100 + promised);
+        assert!(Vec::new().memory(promised).is_none());
     }
 }
