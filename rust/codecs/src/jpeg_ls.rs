@@ -6,7 +6,7 @@ use std::ffi::{c_void, CStr};
 use charls_sys as charls;
 
 use crate::samples::{bits_needed, from_cells, interleave, to_cells, words};
-use crate::{CodecError, Decode, Description, Encode, Geometry};
+use crate::{decode_whole, CodecError, Decode, Description, Encode, Geometry};
 
 const CODEC: &str = "JPEG-LS";
 const SOS: u8 = 0xDA;
@@ -35,9 +35,7 @@ impl Decode for JpegLs {
     }
 
     fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
-        let mut native = vec![0; geometry.frame_bytes()];
-        self.decode_to(frame, geometry, threads, &mut native)?;
-        Ok(native)
+        decode_whole(self, frame, geometry, threads)
     }
 
     fn decode_to(

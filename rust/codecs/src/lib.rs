@@ -136,6 +136,18 @@ pub trait Decode: Sync {
     }
 }
 
+/// What [`Decode::decode`] is for a decoder whose own way is [`Decode::decode_to`].
+fn decode_whole(
+    decoder: &impl Decode,
+    frame: &[u8],
+    geometry: &Geometry,
+    threads: u32,
+) -> Result<Vec<u8>, CodecError> {
+    let mut native = vec![0; geometry.frame_bytes()];
+    decoder.decode_to(frame, geometry, threads, &mut native)?;
+    Ok(native)
+}
+
 /// Encodes frames without loss.
 pub trait Encode: Sync {
     /// Encodes native pixel data, colour by pixel.

@@ -1,6 +1,6 @@
 //! RLE Lossless (PS3.5 Annex G): byte planes, most significant first, each packed by itself.
 
-use crate::{CodecError, Decode, Description, Encode, Geometry};
+use crate::{decode_whole, CodecError, Decode, Description, Encode, Geometry};
 
 const CODEC: &str = "RLE";
 const HEADER_BYTES: usize = 64;
@@ -15,9 +15,7 @@ impl Decode for Rle {
     }
 
     fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
-        let mut native = vec![0; geometry.frame_bytes()];
-        self.decode_to(frame, geometry, threads, &mut native)?;
-        Ok(native)
+        decode_whole(self, frame, geometry, threads)
     }
 
     fn decode_to(

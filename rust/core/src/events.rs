@@ -12,6 +12,8 @@ const CAPACITY: usize = 4096;
 pub struct InstanceFact {
     /// Association it came by.
     pub association: u64,
+    /// Message ID of the request (0000,0110).
+    pub message_id: u16,
     /// Status answered.
     pub status: u16,
     /// Error Comment, empty for success.

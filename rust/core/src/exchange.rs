@@ -412,6 +412,7 @@ impl<'e> Exchange<'e> {
         }
         self.engine.events().push(|| InstanceFact {
             association: self.summary.association,
+            message_id: request.message_id,
             status,
             comment,
             sop_instance_uid: request

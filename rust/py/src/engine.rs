@@ -51,6 +51,7 @@ type TransferredStudy = (String, String, String, Option<String>, Vec<(String, u6
 #[pyclass(frozen, get_all, module = "storescp._core")]
 pub struct InstanceFact {
     association: u64,
+    message_id: u16,
     status: u16,
     comment: String,
     sop_instance_uid: String,
@@ -447,6 +448,7 @@ impl Engine {
             .into_iter()
             .map(|fact| InstanceFact {
                 association: fact.association,
+                message_id: fact.message_id,
                 status: fact.status,
                 comment: fact.comment,
                 sop_instance_uid: fact.sop_instance_uid,

@@ -6,6 +6,7 @@
 //!
 //! The result is exact or there is none: damage, contradiction and doubt are errors, and the original is kept.
 
+mod cells;
 mod convert;
 mod frames;
 mod image;
@@ -79,6 +80,14 @@ pub enum TranscodeError {
 }
 
 impl TranscodeError {
+    /// What a codec said of a frame, counted from 0.
+    pub(crate) fn codec(frame: usize, error: CodecError) -> Self {
+        Self::Codec {
+            frame: frame + 1,
+            error,
+        }
+    }
+
     /// A word for metrics and logs.
     #[must_use]
     pub fn code(&self) -> &str {

@@ -7,8 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::tags;
-use storescp_codecs::{decoder, encoder, CodecError, Colour, Decode, Description, Encode, Geometry};
+use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
 
+use super::cells::{by_pixel, even, native_bytes, native_frame_of, BitJoin};
 use super::convert::Writer;
 use super::image::{Image, STALE};
 use super::output::Output;
@@ -182,26 +183,13 @@ fn locate<'i>(
         let first = fragments.first().map(|first| image.frame_of(first));
         let description = decoder
             .describe(first.as_deref().unwrap_or_default(), geometry)
-            .map_err(|error| codec_error(0, error))?;
+            .map_err(|error| TranscodeError::codec(0, error))?;
         Ok(Frames::Encapsulated {
             decoder,
             fragments,
             description,
         })
     }
-}
-
-fn codec_error(frame: usize, error: CodecError) -> TranscodeError {
-    TranscodeError::Codec {
-        frame: frame + 1,
-        error,
-    }
-}
-
-/// Bytes of all frames; those of one bit a pixel follow each other without padding.
-fn native_bytes(geometry: &Geometry, count: usize) -> Option<u64> {
-    let bits = geometry.frame_bits().checked_mul(count as u64)?;
-    Some(bits.div_ceil(8))
 }
 
 impl<'i> Pixels<'i> {
@@ -439,7 +427,7 @@ impl<'i> Pixels<'i> {
                 decoder
                     .decode(&encoded, &self.geometry, self.threads_of_a_frame())
                     .map(Cow::Owned)
-                    .map_err(|error| codec_error(frame, error))
+                    .map_err(|error| TranscodeError::codec(frame, error))
             }
             Frames::Native { cells, by_plane } => {
                 let native = native_frame_of(cells, &self.geometry, frame);
@@ -458,7 +446,7 @@ impl<'i> Pixels<'i> {
             let encoded = self.encoded(frame)?;
             return decoder
                 .decode_to(&encoded, &self.geometry, self.threads_of_a_frame(), place)
-                .map_err(|error| codec_error(frame, error));
+                .map_err(|error| TranscodeError::codec(frame, error));
         }
         place.copy_from_slice(&self.native_frame(frame)?);
         Ok(())
@@ -479,7 +467,7 @@ impl<'i> Pixels<'i> {
             .frame_of(fragments.get(frame).copied().unwrap_or_default());
         let found = decoder
             .describe(&encoded, &self.geometry)
-            .map_err(|error| codec_error(frame, error))?;
+            .map_err(|error| TranscodeError::codec(frame, error))?;
         if found != *description {
             return Err(TranscodeError::Frames("frames of different kinds"));
         }
@@ -496,7 +484,7 @@ impl<'i> Pixels<'i> {
     fn encoded_frame(&self, encoder: &dyn Encode, frame: usize) -> Result<Vec<u8>, TranscodeError> {
         let native = self.native_frame(frame)?;
         let geometry = self.native_geometry();
-        let codec = |error| codec_error(frame, error);
+        let codec = |error| TranscodeError::codec(frame, error);
         let result = encoder.encode(&native, &geometry).map_err(codec)?;
         let back = encoder.decode_back(&result, &geometry).map_err(codec)?;
         if back != *native {
@@ -504,76 +492,4 @@ impl<'i> Pixels<'i> {
         }
         Ok(result)
     }
-}
-
-/// A frame of native pixel data, cut out where it is not a whole number of bytes.
-fn native_frame_of<'c>(cells: &'c [u8], geometry: &Geometry, frame: usize) -> Cow<'c, [u8]> {
-    let bits = usize::try_from(geometry.frame_bits()).unwrap_or(usize::MAX);
-    if bits % 8 == 0 {
-        let bytes = bits / 8;
-        let range = frame * bytes..(frame + 1) * bytes;
-        return Cow::Borrowed(cells.get(range).unwrap_or_default());
-    }
-    let mut cut = vec![0; bits.div_ceil(8)];
-    for bit in 0..bits {
-        let at = frame * bits + bit;
-        let set = cells.get(at / 8).copied().unwrap_or(0) >> (at % 8) & 1;
-        if let Some(byte) = cut.get_mut(bit / 8) {
-            *byte |= set << (bit % 8);
-        }
-    }
-    Cow::Owned(cut)
-}
-
-/// From colour by plane to colour by pixel (Planar Configuration 1 to 0).
-fn by_pixel(planes: &[u8], geometry: &Geometry) -> Vec<u8> {
-    let bytes = geometry.sample_bytes();
-    let planes: Vec<&[u8]> = planes.chunks_exact(geometry.pixels() * bytes).collect();
-    let mut pixels = Vec::with_capacity(geometry.frame_bytes());
-    for pixel in 0..geometry.pixels() {
-        for plane in &planes {
-            pixels.extend_from_slice(plane.get(pixel * bytes..(pixel + 1) * bytes).unwrap_or_default());
-        }
-    }
-    pixels
-}
-
-/// Joins frames that are not whole numbers of bytes (PS3.5 8.1.1).
-#[derive(Default)]
-struct BitJoin {
-    open: u8,
-    used: u32,
-}
-
-impl BitJoin {
-    fn push(&mut self, frame: &[u8], bits: u64) -> Vec<u8> {
-        let mut full = Vec::with_capacity(frame.len());
-        for bit in 0..bits {
-            let byte = usize::try_from(bit / 8).unwrap_or(usize::MAX);
-            let set = frame.get(byte).copied().unwrap_or(0) >> (bit % 8) & 1;
-            self.open |= set << self.used;
-            self.used += 1;
-            if self.used == 8 {
-                full.push(self.open);
-                (self.open, self.used) = (0, 0);
-            }
-        }
-        full
-    }
-
-    fn rest(&self) -> Vec<u8> {
-        if self.used == 0 {
-            Vec::new()
-        } else {
-            vec![self.open]
-        }
-    }
-}
-
-fn even(value: &[u8], padding: u8) -> Vec<u8> {
-    let mut value = value.to_vec();
-    if value.len() % 2 == 1 {
-        value.push(padding);
-    }
-    value
 }

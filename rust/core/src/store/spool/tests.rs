@@ -1,0 +1,193 @@
+//! Tests of the spool: memory, files, names.
+
+use super::*;
+use crate::layout::{InstancePath, TenantId};
+use crate::store::Existing;
+use crate::uid::Uid;
+
+fn path() -> InstancePath {
+    let uid = |text: &str| Uid::parse(text.as_bytes()).unwrap();
+    InstancePath::new(
+        &TenantId::parse("t").unwrap(),
+        None,
+        &uid("1"),
+        &uid("2"),
+        &uid("3"),
+    )
+}
+
+fn header() -> Vec<u8> {
+    let uid = Uid::parse(b"1.2").unwrap();
+    crate::file_meta::encode(&uid, &uid, "1.2.840.10008.1.2.1", "CT1")
+}
+
+fn spool<'s>(store: &'s Store, name: &str, dataset: &[u8], memory_bytes: usize) -> Spool<'s> {
+    let mut spool = Spool::begin(
+        store,
+        name.to_owned(),
+        "1.2.840.10008.1.2.1",
+        &header(),
+        memory_bytes,
+        Vec::new(),
+    )
+    .unwrap();
+    for piece in dataset.chunks(1000) {
+        spool.append(piece).unwrap();
+    }
+    spool
+}
+
+fn incoming(root: &std::path::Path) -> usize {
+    std::fs::read_dir(root.join(".incoming")).unwrap().count()
+}
+
+#[test]
+fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
+    for memory_bytes in [1, 1 << 20] {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
+        let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
+        spool.write_out().unwrap();
+        let folder = store.folders().create(&path()).unwrap();
+        spool.publish(&folder, "3.dcm").unwrap();
+        store.folders().sync(&folder, &path()).unwrap();
+        let (size, digest) = (spool.size(), spool.digest());
+        drop(spool);
+        let file = root.path().join(path().relative());
+        assert_eq!(
+            std::fs::read(&file).unwrap(),
+            [header(), dataset.clone()].concat()
+        );
+        assert_eq!(incoming(root.path()), 0);
+        assert!(store.settle(&path().relative(), size, &digest).unwrap());
+        assert!(!store.settle(&path().relative(), size + 1, &digest).unwrap());
+
+        let mut same = super::tests::spool(&store, "b.part", &dataset, memory_bytes);
+        assert_eq!(
+            store.existing(Some(&folder), &path(), &mut same).unwrap(),
+            Existing::Identical { size, digest }
+        );
+        let mut changed = dataset.clone();
+        changed[99_999] ^= 1;
+        let mut other = super::tests::spool(&store, "c.part", &changed, memory_bytes);
+        assert_eq!(
+            store.existing(Some(&folder), &path(), &mut other).unwrap(),
+            Existing::Different { size }
+        );
+    }
+}
+
+#[test]
+fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
+    for memory_bytes in [1, 1 << 20] {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
+        let mut received = spool(&store, "a.part", &dataset, memory_bytes);
+        match received.as_input().unwrap() {
+            Input::Memory(bytes) => assert_eq!(bytes, dataset),
+            Input::File(file, offset) => {
+                let mut read = vec![0; dataset.len()];
+                let file = File::from(file.try_clone_to_owned().unwrap());
+                file.read_exact_at(&mut read, offset).unwrap();
+                assert_eq!(read, dataset);
+            }
+        }
+        let mut result = Spool::begin(&store, "b.part".to_owned(), "1.2", &header(), 0, Vec::new()).unwrap();
+        let (output, offset) = result.file().unwrap();
+        let output = File::from(output.try_clone_to_owned().unwrap());
+        output.write_all_at(&dataset, offset).unwrap();
+        assert!(result.take_over(1).is_err());
+        result.take_over(dataset.len() as u64).unwrap();
+        assert_eq!(
+            (result.size(), result.digest()),
+            (received.size(), received.digest())
+        );
+        let mut copied = Spool::begin(
+            &store,
+            "c.part".to_owned(),
+            "1.2",
+            &header(),
+            memory_bytes,
+            Vec::new(),
+        )
+        .unwrap();
+        copied.take(&dataset).unwrap();
+        assert_eq!(
+            (copied.size(), copied.digest()),
+            (received.size(), received.digest())
+        );
+        drop((received, result, copied));
+        assert_eq!(incoming(root.path()), 0);
+    }
+}
+
+#[test]
+fn a_spool_that_moves_or_cannot_leaves_nothing_where_it_was() {
+    for memory_bytes in [1, 1 << 20] {
+        let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let stores = [
+            Store::open(roots[0].path()).unwrap(),
+            Store::open(roots[1].path()).unwrap(),
+        ];
+        let dataset: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0]).collect();
+        let mut moved = spool(&stores[0], "a.part", &dataset, memory_bytes);
+        moved.move_to(&stores[1]).unwrap();
+        moved.append(b"more").unwrap();
+        moved.write_out().unwrap();
+        let there = std::fs::read(roots[1].path().join(".incoming/a.part")).unwrap();
+        assert_eq!(there, [header(), dataset, b"more".to_vec()].concat());
+        assert_eq!(incoming(roots[0].path()), 0);
+        drop(moved);
+        assert_eq!(incoming(roots[1].path()), 0);
+    }
+    let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let stores = [
+        Store::open(roots[0].path()).unwrap(),
+        Store::open(roots[1].path()).unwrap(),
+    ];
+    std::fs::write(roots[1].path().join(".incoming/b.part"), b"another's").unwrap();
+    let mut stuck = spool(&stores[0], "b.part", &[0; 5000], 1);
+    assert!(stuck.move_to(&stores[1]).is_err());
+    drop(stuck);
+    assert_eq!(incoming(roots[0].path()), 0);
+    assert_eq!(incoming(roots[1].path()), 1);
+}
+
+#[test]
+fn a_dropped_spool_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let spool = spool(&store, "a.part", &[0; 5000], 1);
+    assert_eq!(incoming(root.path()), 1);
+    drop(spool);
+    assert_eq!(incoming(root.path()), 0);
+    let spool = self::spool(&store, "a.part", &[0; 5000], 1);
+    let (_, file) = spool.into_scratch();
+    assert!(file.is_none());
+    assert_eq!(incoming(root.path()), 0);
+}
+
+#[test]
+fn links_and_files_in_place_of_folders_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), root.path().join("t")).unwrap();
+    assert!(store.folders().create(&path()).is_err());
+    std::fs::remove_file(root.path().join("t")).unwrap();
+    std::fs::write(root.path().join("t"), b"x").unwrap();
+    assert!(store.folders().create(&path()).is_err());
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn one_root_has_one_owner() {
+    let root = tempfile::tempdir().unwrap();
+    let _first = Store::open(root.path()).unwrap();
+    assert_eq!(
+        Store::open(root.path()).unwrap_err().kind(),
+        io::ErrorKind::WouldBlock
+    );
+}
