@@ -18,8 +18,6 @@ from storescp.conformance import Statement
 from storescp.http.health import METRICS, Family
 from storescp.settings import DicomStoreScp, Section, Settings
 
-_ROW_BREAK = "\n"
-
 
 def write_all(folder: Path) -> None:
     """Writes each page; one that is the same already is left alone."""
@@ -40,7 +38,7 @@ def write_all(folder: Path) -> None:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
-    return _ROW_BREAK.join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def command_line() -> str:

@@ -101,6 +101,7 @@ class AssociationSummary:
 @final
 class InstanceFact:
     association: int
+    message_id: int
     status: int
     comment: str
     sop_instance_uid: str

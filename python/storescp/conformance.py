@@ -35,6 +35,7 @@ class Statement:
     def __init__(self, settings: Settings) -> None:
         self.claims: list[str] = []
         self._settings = settings
+        self._offer = Offer.from_settings(settings.dicom_store_scp)
         self._lines: list[str] = []
         self._overview()
         self._introduction()
@@ -77,7 +78,7 @@ class Statement:
         self._lines.append("")
 
     def _overview(self) -> None:
-        storage = len(Offer.from_settings(self._settings.dicom_store_scp).storage_sop_classes)
+        storage = len(self._offer.storage_sop_classes)
         self._heading(1, f"DICOM Conformance Statement of storescp {_core.__version__}")
         self._text(
             "Written by `storescpd conformance` from the tables of the program and the configuration that it was "
@@ -131,10 +132,9 @@ class Statement:
     def _application_entity(self) -> None:
         scp = self._settings.dicom_store_scp
         limits = self._settings.limits
-        offer = Offer.from_settings(scp)
         self._heading(3, "4.2 AE specification: STORE-SCP")
         self._heading(4, "4.2.1 SOP classes")
-        rows = sorted((storage_class_name(uid), uid) for uid in offer.storage_sop_classes)
+        rows = sorted((storage_class_name(uid), uid) for uid in self._offer.storage_sop_classes)
         rows.append(("Verification SOP Class", "1.2.840.10008.1.1"))
         self._table("sop-classes", "Accepted as SCP:", ("SOP class", "UID"), rows)
         self._heading(4, "4.2.2 Association policies")
@@ -172,11 +172,10 @@ class Statement:
     def _acceptance(self) -> None:
         self._heading(4, "4.2.3 Association acceptance policy")
         scp, limits = self._settings.dicom_store_scp, self._settings.limits
-        offer = Offer.from_settings(scp)
         self._text("Each SOP class of 4.2.1 is accepted as SCP with each of these transfer syntaxes:")
         viewers = set(scp.cornerstonejs_supported_transfer_syntax)
         rows = []
-        for uid in sorted(offer.transfer_syntaxes):
+        for uid in sorted(self._offer.transfer_syntaxes):
             status, target = _core.transcode_plan(uid, True, viewers, scp.unsupported_ts_change_to)
             stored = "as received" if status == "NoNeedTransfer" or not target else f"as {name_of(target)} {target}"
             rows.append((name_of(uid) or uid, uid, stored))
@@ -375,9 +374,7 @@ class Statement:
             "8.3 Coded terminology: none. 8.4 Greyscale image consistency: images are not displayed for diagnosis."
         )
         self._text("8.5 Standard extended, specialised and private SOP classes: none of its own.")
-        private = [
-            uid for uid in Offer.from_settings(self._settings.dicom_store_scp).transfer_syntaxes if _is_private(uid)
-        ]
+        private = [uid for uid in self._offer.transfer_syntaxes if _is_private(uid)]
         self._text("8.6 Private transfer syntaxes: " + (", ".join(sorted(private)) or "none") + ".")
 
 

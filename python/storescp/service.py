@@ -377,6 +377,7 @@ class Service:
                     log.debug(
                         "instance.stored" if fact.status == 0 else "instance.refused",
                         association=fact.association,
+                        message_id=fact.message_id,
                         status=f"{fact.status:04X}",
                         comment=fact.comment or None,
                         sop_instance_uid=fact.sop_instance_uid,

@@ -18,6 +18,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from conftest import StartService
+from storescp import _core
 from storescp.network.identity import entry
 from support.certificates import Authority, Pki
 from support.instances import Instance, ct_slice, dataset_of
@@ -134,6 +135,48 @@ def test_openssl_connects_and_old_protocols_and_ciphers_do_not(both: ServiceProc
         with socket.create_connection(("127.0.0.1", both.tls_port), 5) as client:
             client.sendall(client_hello(suite))
             assert client.recv(7)[:2] == b"\x15\x03", "an alert"
+
+
+def test_every_cipher_suite_of_the_statement_is_taken(start_service: StartService, pki: Pki, tmp_path: Path) -> None:
+    rsa = pki.authority.issue("rsa", rsa_key=True)
+    services = {
+        "ECDSA": start_service(root=tmp_path / "ecdsa", env=pki.environment()),
+        "RSA": start_service(
+            root=tmp_path / "rsa",
+            env=pki.environment() | {"STORESCP_TLS__CERTIFICATE": str(rsa), "STORESCP_TLS__PRIVATE_KEY": str(rsa)},
+        ),
+    }
+    suites = _core.cipher_suites()
+    assert len(suites) >= 9
+    for suite in suites:
+        if suite.startswith("TLS_ECDHE"):
+            service = services["RSA" if "_RSA_" in suite else "ECDSA"]
+            # OpenSSL's names have no TLS, WITH and underscores.
+            name = suite.removeprefix("TLS_").replace("_WITH_", "_").replace("AES_", "AES").replace("_", "-")
+            name = name.replace("CHACHA20-POLY1305-SHA256", "CHACHA20-POLY1305")
+            said = openssl(service, pki, "-tls1_2", "-cipher", name)
+        else:
+            name = suite
+            said = openssl(services["ECDSA"], pki, "-tls1_3", "-ciphersuites", name)
+        assert f"Cipher is {name}" in said, suite
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_session_is_resumed(both: ServiceProcess, pki: Pki, version: ssl.TLSVersion) -> None:
+    context = pki.context(pki.device)
+    context.minimum_version = context.maximum_version = version
+
+    def connect(session: ssl.SSLSession | None) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", both.tls_port), 5)
+        encrypted = context.wrap_socket(plain, server_hostname="127.0.0.1", session=session)
+        encrypted.sendall(associate_rq(ECHO))
+        assert encrypted.recv(1) == b"\x02"
+        return encrypted
+
+    with connect(None) as first:
+        session = first.session
+    with connect(session) as second:
+        assert not second.session_reused
 
 
 def client_hello(suite: int) -> bytes:
@@ -277,7 +320,7 @@ def test_users_need_their_passcode_and_tls(start_service: StartService, pki: Pki
         association.release()
     for port, tls, extra in (
         (service.tls_port, context, b""),
-        (service.tls_port, context, user_identity(1, b"ct1", b"")),
+        *((service.tls_port, context, user_identity(kind, b"ct1", b"")) for kind in (1, 3, 4, 5)),
         (service.tls_port, context, user_identity(2, b"ct1", b"falsch")),
         (service.tls_port, context, user_identity(2, b"mr1", b"geheim")),
         (service.tls_port, context, user_identity(2, b"mr1", b"")),

@@ -301,6 +301,8 @@ def test_logs_are_json_without_patient_data(start_service: StartService) -> None
     [summary] = scp.events("association.released")
     assert summary["statuses"] == {"0000": 1, "A900": 1}
     assert len(scp.events("instance.stored")) == len(scp.events("instance.refused")) == 1
+    told = [*scp.events("instance.stored"), *scp.events("instance.refused")]
+    assert sorted((line["association"], line["message_id"]) for line in told) == [(1, 1), (1, 2)]
 
 
 def test_idle_and_slow_peers_do_not_hold_up_the_others(start_service: StartService) -> None:

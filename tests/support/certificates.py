@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _CA_USAGE = x509.KeyUsage(
@@ -62,9 +62,12 @@ class Authority:
         password: str | None = None,
         purpose: x509.ObjectIdentifier | None = None,
         days: tuple[int, int] = (-1, 30),
+        rsa_key: bool = False,
     ) -> Path:
         """A PEM file with key (PKCS #8) and certificate, valid from and to so many days from now."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = (
+            rsa.generate_private_key(65537, 2048) if rsa_key else ec.generate_private_key(ec.SECP256R1())
+        )
         builder = (
             _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, days)
             .issuer_name(self.certificate.subject)
@@ -135,7 +138,7 @@ class Pki:
 
 
 def _builder(
-    subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: tuple[int, int] = (-1, 30)
+    subject: x509.Name, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, days: tuple[int, int] = (-1, 30)
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (

@@ -31,8 +31,8 @@ _LOOPBACK_UP = (
     "s = socket.socket()\n"
     "fcntl.ioctl(s, 0x8914, struct.pack('16sh22x', b'lo', 0x49))\n"
     "print('up', flush=True)\n"
-    "import time\n"
-    "time.sleep(600)\n"
+    # Until whoever opened it closes it, or is gone.
+    "input()\n"
 )
 
 
@@ -125,7 +125,9 @@ class Terminal:
         self._open: list[tuple[subprocess.Popen[bytes], Path]] = []
         prefix = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         self._network = subprocess.Popen(
-            ["unshare", "--net", *prefix, sys.executable, "-c", _LOOPBACK_UP], stdout=subprocess.PIPE
+            ["unshare", "--net", *prefix, sys.executable, "-c", _LOOPBACK_UP],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert self._network.stdout is not None
         assert self._network.stdout.readline() == b"up\n"
@@ -205,8 +207,7 @@ class Terminal:
     def close(self) -> None:
         """Interrupts what is open; the network goes."""
         self.interrupt()
-        self._network.kill()
-        self._network.communicate()
+        self._network.communicate(b"\n", timeout=_SECONDS)
 
 
 @contextlib.contextmanager

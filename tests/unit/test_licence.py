@@ -13,8 +13,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from storescp.config import load
 from storescp.errors import LicenceError
 from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licence, validate_client_certificate
+from storescp.licensing import LicenceWatch
+from storescp.logs import Warnings
+from storescp.network.admission import Admission, congestion
+from storescp.service import Service
+from storescp.settings import Settings
 
 OTHER_OID = "1.3.6.1.4.1.99999.1"
 
@@ -140,3 +146,20 @@ def test_chain_and_purpose(sign: Sign) -> None:
     assert check(sign(b"x", usage=ExtendedKeyUsageOID.CLIENT_AUTH), "x")
     with pytest.raises(LicenceError, match="single common name"):
         check(sign(b"x", names=("c", "d")), "x")
+
+
+def test_a_licence_that_ended_lets_nobody_in(issued: IssuedLicence) -> None:
+    class Storage:
+        def unavailable(self) -> None:
+            """It always is."""
+
+    service = Service(load({}, None), "rust", Warnings())
+    service._licence = LicenceWatch(validate(issued))
+    admission = Admission(Settings(), lambda: service._unavailable(Storage()))  # type: ignore[arg-type]
+    end = service._licence.licence.not_after
+    service._licence.check(end - timedelta(seconds=1))
+    assert admission.enter("10.0.0.1") is None
+    service._licence.check(end + timedelta(seconds=1))
+    rejection = admission.enter("10.0.0.1")
+    assert rejection == congestion("licence_expired")
+    assert (rejection.result, rejection.source, rejection.reason) == (2, 3, 1)
