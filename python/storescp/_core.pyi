@@ -7,16 +7,22 @@ from typing import final
 __all__ = [
     "IMPLEMENTATION_CLASS_UID",
     "IMPLEMENTATION_VERSION_NAME",
+    "Admission",
+    "Answer",
+    "Answers",
     "AssociationSummary",
     "Connection",
+    "Desk",
     "Engine",
     "Gate",
     "InstanceFact",
     "LiveAssociation",
     "OutboxRow",
+    "Place",
     "RecentInstance",
     "ScanResult",
     "Sender",
+    "Served",
     "Tls",
     "Transcoder",
     "__version__",
@@ -64,7 +70,6 @@ class Gate:
     ) -> Gate: ...
     def set_tls(self, tls: Tls) -> None: ...
     def listen(self, descriptor: int, encrypted: bool) -> None: ...
-    def next(self, timeout: float) -> Connection | None: ...
     @property
     def connections(self) -> int: ...
     def refused(self) -> list[tuple[str, int]]: ...
@@ -80,6 +85,60 @@ class Connection:
     @property
     def tls(self) -> tuple[str, bytes | None] | None: ...
     def refuse(self, pdu: bytes) -> None: ...
+
+@final
+class Admission:
+    def __new__(cls, rules_json: str) -> Admission: ...
+    def close(self, cause: str | None) -> None: ...
+    def counts(self) -> tuple[int, int]: ...
+    def allows(self, peer: str) -> bool: ...
+    def enter(self, peer: str) -> tuple[Place | None, str | None]: ...
+    def check_titles(self, called: str, calling: str) -> str | None: ...
+    def tenancy(self, called: str, calling: str, peer: str, with_subject: list[int]) -> tuple[str | None, bool]: ...
+
+@final
+class Place:
+    def enter_calling(self, calling: str) -> str | None: ...
+    def leave(self) -> None: ...
+
+@final
+class Answer:
+    def __new__(
+        cls,
+        contexts: list[tuple[int, str, str]],
+        rejected_contexts: list[tuple[str, int, list[str]]],
+        peer_max_pdu_length: int,
+        pdu: bytes,
+    ) -> Answer: ...
+    @property
+    def contexts(self) -> dict[int, tuple[str, str]]: ...
+    @property
+    def rejected_contexts(self) -> list[tuple[str, int, list[str]]]: ...
+    @property
+    def peer_max_pdu_length(self) -> int: ...
+    def pdu_for(self, request: bytes) -> bytes: ...
+
+@final
+class Answers:
+    def __new__(cls) -> Answers: ...
+    def find(self, request: bytes) -> Answer | None: ...
+    def remember(self, request: bytes, answer: Answer) -> None: ...
+
+@final
+class Served:
+    summary: AssociationSummary
+    peer: tuple[str, int]
+    calling_ae_title: str
+    called_ae_title: str
+    tenant: str | None
+    rejected_contexts: int
+
+@final
+class Desk:
+    def __new__(cls, gate: Gate, admission: Admission, answers: Answers, serves: bool) -> Desk: ...
+    @property
+    def waiting(self) -> int: ...
+    def next(self, engine: Engine, timeout: float, may_be_last: bool) -> Connection | Served | None: ...
 
 @final
 class AssociationSummary:
@@ -153,9 +212,8 @@ class Engine:
     def receive(
         self,
         connection: Connection,
-        accept_pdu: bytes,
-        contexts: list[tuple[int, str, str]],
-        peer_max_pdu_length: int,
+        answer: Answer,
+        place: Place,
         calling_ae_title: str,
         called_ae_title: str,
         address: str,

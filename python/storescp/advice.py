@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storescp.names import name_of
@@ -227,7 +228,7 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
     return advices.get(cause) or of_refusal(cause, 0)
 
 
-def of_context(abstract_syntax: str, result: int, transfer_syntaxes: tuple[str, ...]) -> Advice:
+def of_context(abstract_syntax: str, result: int, transfer_syntaxes: Sequence[str]) -> Advice:
     """Advice for a presentation context that was rejected (PS3.8 Table 9-18)."""
     what = _name(abstract_syntax)
     if result == _NO_TRANSFER_SYNTAX:

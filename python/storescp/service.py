@@ -154,7 +154,6 @@ class Service:
         _raise_descriptor_limit()
         licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
         self._licence = LicenceWatch(licence)
-        self._licence.check(datetime.now(UTC))
         self._kafka = _kafka_sink(settings)
         trail = Trail(settings)
         users = _load_users(settings)
@@ -162,8 +161,9 @@ class Service:
         with contextlib.ExitStack() as running:
             engine = open_engine(settings, self._engine_name)
             running.callback(engine.close)
-            self._admission = Admission(settings, lambda: self._unavailable(engine))
+            self._admission = Admission(settings, engine.unavailable)
             self._admission.users = users
+            self._check_licence(datetime.now(UTC))
             server = self._make_server(engine, tls, trail)
             running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
             self._announce_start(engine)
@@ -203,10 +203,10 @@ class Service:
         assert isinstance(engine, PureEngine)  # noqa: S101 - there are two engines
         return PureListener(settings, self._configuration.host, engine, admission, offer)
 
-    def _unavailable(self, engine: Engine) -> str | None:
-        if not self._licence.was_valid:
-            return "licence_expired"
-        return engine.unavailable()
+    def _check_licence(self, now: datetime) -> None:
+        """One that has ended lets nobody in any more."""
+        self._licence.check(now)
+        self._admission.close(None if self._licence.was_valid else "licence_expired")
 
     def _start_http(
         self, engine: Engine, server: Server, publisher: Publisher, running: contextlib.ExitStack
@@ -330,7 +330,7 @@ class Service:
                 notify("READY=1")
             if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
-                self._licence.check(datetime.now(UTC))
+                self._check_licence(datetime.now(UTC))
                 self._measure_tenants(engine)
 
     def _measure_tenants(self, engine: Engine) -> None:

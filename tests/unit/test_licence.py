@@ -19,6 +19,7 @@ from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licenc
 from storescp.licensing import LicenceWatch
 from storescp.logs import Warnings
 from storescp.network.admission import Admission, congestion
+from storescp.network.negotiation import Rejection
 from storescp.service import Service
 from storescp.settings import Settings
 
@@ -149,17 +150,13 @@ def test_chain_and_purpose(sign: Sign) -> None:
 
 
 def test_a_licence_that_ended_lets_nobody_in(issued: IssuedLicence) -> None:
-    class Storage:
-        def unavailable(self) -> None:
-            """It always is."""
-
     service = Service(load({}, None), "rust", Warnings())
     service._licence = LicenceWatch(validate(issued))
-    admission = Admission(Settings(), lambda: service._unavailable(Storage()))  # type: ignore[arg-type]
+    admission = service._admission = Admission(Settings(), lambda: None)
     end = service._licence.licence.not_after
-    service._licence.check(end - timedelta(seconds=1))
-    assert admission.enter("10.0.0.1") is None
-    service._licence.check(end + timedelta(seconds=1))
+    service._check_licence(end - timedelta(seconds=1))
+    assert not isinstance(admission.enter("10.0.0.1"), Rejection)
+    service._check_licence(end + timedelta(seconds=1))
     rejection = admission.enter("10.0.0.1")
     assert rejection == congestion("licence_expired")
     assert (rejection.result, rejection.source, rejection.reason) == (2, 3, 1)

@@ -10,7 +10,8 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storescp.network.admission import Admission, Tenancy
+from storescp import _core
+from storescp.network.admission import PEER_NOT_ALLOWED, Admission, Tenancy, congestion
 from storescp.network.contexts import (
     NATIVE_TRANSFER_SYNTAXES,
     VERIFICATION,
@@ -19,7 +20,7 @@ from storescp.network.contexts import (
     storage_sop_classes,
 )
 from storescp.network.identity import Peer, SubjectPattern, UserIdentity, Users, entry
-from storescp.network.negotiation import Answer, MalformedRequest, Negotiator, Rejection
+from storescp.network.negotiation import Agreement, MalformedRequest, Negotiator, Rejection
 from storescp.settings import DicomStoreScp, Settings
 from support import scu
 from support.instances import CT
@@ -66,16 +67,17 @@ def test_options_narrow_and_widen() -> None:
     assert not promiscuous.accepts("1.2.840.10008.5.1.4.1.2.1.1")
 
 
-def negotiate(offer: Offer, **options: object) -> Answer | Rejection:
+def negotiate(offer: Offer, **options: object) -> Agreement | Rejection:
     request = scu.associate_rq([(1, CT, [scu.EXPLICIT])], **options)  # type: ignore[arg-type]
     return Negotiator(offer, 16384).negotiate(request)
 
 
 def test_answers_and_rejections(offer: Offer) -> None:
-    answer = negotiate(offer, calling=b"CT1 ", called=b"ME\0\0", max_pdu=65536)
-    assert isinstance(answer, Answer)
-    assert (answer.calling_ae_title, answer.called_ae_title, answer.peer_max_pdu_length) == ("CT1", "ME", 65536)
-    assert answer.contexts == ((1, CT, scu.EXPLICIT),)
+    agreement = negotiate(offer, calling=b"CT1 ", called=b"ME\0\0", max_pdu=65536)
+    assert isinstance(agreement, Agreement)
+    assert (agreement.calling_ae_title, agreement.called_ae_title) == ("CT1", "ME")
+    assert agreement.answer.peer_max_pdu_length == 65536
+    assert agreement.answer.contexts == {1: (CT, scu.EXPLICIT)}
     for options, code in [
         ({"version": 2}, (1, 2, 2)),
         ({"application_context": b"1.2.3"}, (1, 1, 2)),
@@ -96,14 +98,18 @@ def test_the_same_request_gets_the_same_answer_again(offer: Offer) -> None:
         scu.associate_rq([(1, CT, [scu.EXPLICIT])], calling=title, called=b"ME") for title in (b"CT1", b"MR2")
     )
     first, second, third = (negotiator.negotiate(request) for request in (one, other, one))
-    assert first == third
-    assert isinstance(first, Answer)
-    assert isinstance(second, Answer)
+    assert isinstance(first, Agreement)
+    assert isinstance(second, Agreement)
+    assert isinstance(third, Agreement)
     assert (first.calling_ae_title, second.calling_ae_title, second.called_ae_title) == ("CT1", "MR2", "ME")
-    assert first.contexts is second.contexts
-    assert first.pdu[10:42] == one[10:42]
-    assert second.pdu[10:42] == other[10:42]
-    assert first.pdu[42:] == second.pdu[42:]
+    pdu, again = first.answer.pdu_for(one), third.answer.pdu_for(one)
+    assert pdu == again
+    assert pdu[10:42] == one[10:42]
+    echoed = second.answer.pdu_for(other)
+    assert echoed[10:42] == other[10:42]
+    assert echoed[42:] == pdu[42:]
+    assert negotiator.answers.find(other) is not None
+    assert negotiator.answers.find(scu.associate_rq([(1, CT, [scu.IMPLICIT])])) is None
 
 
 @pytest.mark.parametrize(
@@ -122,8 +128,8 @@ def test_all_128_contexts_and_a_long_user_identity(offer: Offer) -> None:
     identity = scu.item(0x58, struct.pack(">BBH", 2, 0, 60000) + b"u" * 60000 + struct.pack(">H", 0))
     contexts = [(number, CT, [scu.EXPLICIT]) for number in range(1, 256, 2)]
     answer = Negotiator(offer, 16384).negotiate(scu.associate_rq(contexts, extra_items=identity))
-    assert isinstance(answer, Answer)
-    assert len(answer.contexts) == 128
+    assert isinstance(answer, Agreement)
+    assert len(answer.answer.contexts) == 128
 
 
 @given(st.binary(max_size=400), st.integers(0, 180), st.binary(max_size=8))
@@ -135,7 +141,7 @@ def test_any_bytes_are_answered_or_malformed(junk: bytes, at: int, patch: bytes)
             answer = Negotiator(offer, 16384).negotiate(request)
         except MalformedRequest:
             continue
-        assert isinstance(answer, Answer | Rejection)
+        assert isinstance(answer, Agreement | Rejection)
 
 
 def test_tenants_first_match_wins() -> None:
@@ -163,27 +169,50 @@ def test_places_are_counted_and_given_back() -> None:
         {"dicom_store_scp": {"max_associations": 2}, "limits": {"max_associations_per_calling_ae": 1}}
     )
     admission = Admission(settings, lambda: None)
-    assert admission.enter("127.0.0.1") is admission.enter("127.0.0.1") is None
+    first, second = (enter(admission, "127.0.0.1") for _ in range(2))
     refused = admission.enter("127.0.0.1")
-    assert refused is not None
+    assert isinstance(refused, Rejection)
     assert (refused.result, refused.source, refused.reason) == (2, 3, 2)
-    admission.leave("127.0.0.1")
-    assert admission.enter("127.0.0.1") is None
-    assert admission.enter_calling("A") is None
-    assert admission.enter_calling("A") is not None
-    admission.leave_calling("A")
-    assert admission.enter_calling("A") is None
+    first.leave()
+    first.leave()
+    third = enter(admission, "127.0.0.1")
+    assert isinstance(admission.enter("127.0.0.1"), Rejection), "a place comes back once"
+    assert admission.enter_calling(second, "A") is None
+    assert admission.enter_calling(third, "A") is not None
+    second.leave()
+    assert admission.enter_calling(third, "A") is None
+    assert admission.counts() == (1, 2, {})
+
+
+def enter(admission: Admission, address: str) -> _core.Place:
+    place = admission.enter(address)
+    assert not isinstance(place, Rejection)
+    return place
 
 
 def test_one_address_has_its_share_of_the_places() -> None:
     admission = Admission(Settings.model_validate({"limits": {"max_associations_per_address": 1}}), lambda: None)
-    assert admission.enter("10.0.0.1") is None
+    place = enter(admission, "10.0.0.1")
     refused = admission.enter("10.0.0.1")
-    assert refused is not None
+    assert isinstance(refused, Rejection)
     assert refused.cause == "association_limit"
-    assert admission.enter("10.0.0.2") is None
-    admission.leave("10.0.0.1")
-    assert admission.enter("10.0.0.1") is None
+    assert enter(admission, "10.0.0.2")
+    place.leave()
+    assert enter(admission, "10.0.0.1")
+
+
+def test_what_is_no_rule_is_congestion() -> None:
+    settings = Settings.model_validate({"dicom_store_scp": {"allowed_peers": ["10.0.0.0/8", "fe80::/64"]}})
+    reasons = [None, "the storage is broken"]
+    admission = Admission(settings, lambda: reasons[-1])
+    assert admission.enter("192.0.2.1") == PEER_NOT_ALLOWED
+    assert admission.enter("10.0.0.1") == congestion("the storage is broken")
+    reasons.append(None)
+    assert enter(admission, "fe80::1%eth0")
+    admission.close("licence_expired")
+    assert admission.enter("10.0.0.1") == congestion("licence_expired")
+    admission.close(None)
+    assert enter(admission, "10.0.0.1")
 
 
 def test_subjects_are_matched_by_attribute() -> None:

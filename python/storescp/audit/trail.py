@@ -59,6 +59,11 @@ class Trail:
             raise ConfigError(problem) from None
         self._transport = Transport(destination, section.max_queued)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is one."""
+        return self._transport is not None
+
     def started(self) -> None:
         """Application start."""
         if self._transport is not None:

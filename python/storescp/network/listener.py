@@ -86,7 +86,6 @@ class Listener:
         self._negotiator = negotiator
         self._trail = trail
         self._report = Report(settings)
-        self._non_blocking = scp.non_blocking
         self._gate = _core.Gate(
             max_connections=limits.max_connections,
             max_connections_per_address=limits.max_connections_per_address,
@@ -95,6 +94,11 @@ class Listener:
             max_request_bytes=limits.max_pdu_tolerated,
             tls=tls,
         )
+        # In blocking mode one association is served, and the others wait.
+        self._most_workers = scp.max_associations + 1 if scp.non_blocking else 1
+        # Who has to be told before an association begins cannot be left out.
+        is_nobody_told = not (trail.is_kept or self._report.explains or admission.users is not None)
+        self._desk = _core.Desk(self._gate, admission.core, negotiator.answers, serves=is_nobody_told)
         ports = [(scp.port, False)]
         if settings.tls is not None:
             own_port = settings.tls.port
@@ -115,7 +119,7 @@ class Listener:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._workers: list[threading.Thread] = []
-        self._idle = 0
+        self._starting = 0
 
     def set_tls(self, tls: _core.Tls) -> None:
         """New connections get other certificates; those that are open go on."""
@@ -129,7 +133,7 @@ class Listener:
         """Begins to accept."""
         for listening, address in zip(self._sockets, self.addresses, strict=True):
             self._gate.listen(listening.detach(), address.tls)
-        self._see_to_an_idle_worker()
+        self._see_to_a_waiting_worker()
 
     def stop_accepting(self) -> None:
         """Closes the listening sockets and the connections that are no associations; associations go on."""
@@ -144,41 +148,49 @@ class Listener:
         self._report_refused(final=True)
         return not any(worker.is_alive() for worker in self._workers)
 
-    def _see_to_an_idle_worker(self) -> None:
+    def _see_to_a_waiting_worker(self) -> None:
         """While all others serve, one waits for the next connection: at the limit it is the one that refuses."""
         with self._lock:
-            if self._idle or self._stopping.is_set():
+            if self._starting or self._desk.waiting or self._is_complete():
                 return
-            self._idle += 1
+            self._starting += 1
             number = len(self._workers)
             worker = threading.Thread(target=self._work, name=f"storescp-association-{number}")
             self._workers.append(worker)
         worker.start()
 
-    def _work(self) -> None:
-        """Takes connections and serves those that are admitted; begins as an idle worker."""
-        while not self._stopping.is_set():
-            connection = self._next()
-            if connection is None:
-                continue
-            with self._lock:
-                self._idle -= 1
-            if self._non_blocking:
-                self._see_to_an_idle_worker()
-            self._serve_guarded(connection)
-            with self._lock:
-                self._idle += 1
+    def _is_complete(self) -> bool:
+        """Whether no more workers are to be started."""
+        return self._stopping.is_set() or len(self._workers) >= self._most_workers
 
-    def _next(self) -> _core.Connection | None:
-        """A connection that has got its place."""
+    def _work(self) -> None:
+        """Takes connections and serves those that are admitted."""
+        with self._lock:
+            self._starting -= 1
+        while not self._stopping.is_set():
+            visitor = self._next()
+            if isinstance(visitor, _core.Served):
+                self._tell(visitor)
+            elif visitor is not None:
+                self._let_in(visitor)
+
+    def _next(self) -> _core.Connection | _core.Served | None:
+        """Who comes next, or who came, needed nobody and is gone."""
         try:
-            connection = self._gate.next(_REPORT_SECONDS if self._report.has_untold else _WAIT_SECONDS)
+            timeout = _REPORT_SECONDS if self._report.has_untold else _WAIT_SECONDS
+            visitor = self._desk.next(self._engine, timeout, may_be_last=self._is_complete())
             self._report_refused()
-            return connection if connection is not None and self._may_enter(connection) else None
         except Exception:
             # Without a worker nobody would be let in any more.
             log.exception("connection.failed")
             return None
+        return visitor
+
+    def _tell(self, served: _core.Served) -> None:
+        """The line of an association that needed nobody."""
+        calling, called = served.calling_ae_title, served.called_ae_title
+        peer = Peer(*served.peer)
+        self._report.over(served.summary, peer, calling, called, served.tenant, served.rejected_contexts)
 
     def _report_refused(self, *, final: bool = False) -> None:
         for peer, reason, detail in self._gate.take_refused():
@@ -187,31 +199,28 @@ class Listener:
                 self._trail.connection_refused(peer[0], reason, detail)
         self._report.settle(final=final)
 
-    def _may_enter(self, connection: _core.Connection) -> bool:
-        """Whether there is a place for it, which it then has; else it is refused."""
-        address, port = connection.peer
-        rejection = congestion("draining") if self._stopping.is_set() else self._admission.enter(address)
-        if rejection is not None:
-            self._refuse(connection, Peer(address, port), rejection)
-        return rejection is None
-
     def _refuse(self, connection: _core.Connection, peer: Peer, rejection: Rejection) -> None:
         self._report.rejected(rejection, Knock(peer.address, *titles_of(connection.request)), peer.port)
         self._admission.note_refusal(rejection.cause)
         self._trail.association_rejected(peer, rejection.cause)
         connection.refuse(rejection.pdu())
 
-    def _serve_guarded(self, connection: _core.Connection) -> None:
-        address, _ = connection.peer
+    def _let_in(self, connection: _core.Connection) -> None:
+        address, port = connection.peer
+        place = congestion("draining") if self._stopping.is_set() else self._admission.enter(address)
+        if isinstance(place, Rejection):
+            self._refuse(connection, Peer(address, port), place)
+            return
+        self._see_to_a_waiting_worker()
         try:
-            self._serve(connection)
+            self._serve(connection, place)
         except Exception:
             # Whatever it is costs this association only, and must not vanish in the pool.
             log.exception("association.failed")
         finally:
-            self._admission.leave(address)
+            place.leave()
 
-    def _serve(self, connection: _core.Connection) -> None:
+    def _serve(self, connection: _core.Connection, place: _core.Place) -> None:
         try:
             peer = Peer.of(connection.peer, connection.tls)
         except ValueError as error:
@@ -221,7 +230,7 @@ class Listener:
             connection.refuse(MalformedRequest.pdu)
             return
         try:
-            answer = self._negotiator.negotiate(connection.request)
+            agreement = self._negotiator.negotiate(connection.request)
         except MalformedRequest as error:
             reason = str(error.__cause__ or "")
             self._report.association_unreadable(
@@ -229,34 +238,30 @@ class Listener:
             )
             connection.refuse(MalformedRequest.pdu)
             return
-        if isinstance(answer, Rejection):
-            self._refuse(connection, peer, answer)
+        if isinstance(agreement, Rejection):
+            self._refuse(connection, peer, agreement)
             return
-        calling, called = answer.calling_ae_title, answer.called_ae_title
+        answer, calling, called = agreement.answer, agreement.calling_ae_title, agreement.called_ae_title
         rejection = (
             self._admission.check_titles(called, calling)
-            or self._admission.check_identity(peer, calling, answer.user)
-            or self._admission.enter_calling(calling)
+            or self._admission.check_identity(peer, calling, agreement.user)
+            or self._admission.enter_calling(place, calling)
         )
         if rejection is not None:
             self._refuse(connection, peer, rejection)
             return
         self._trail.association_accepted(peer, calling)
         self._report.accepted(answer, peer, calling)
-        try:
-            tenancy = self._admission.tenancy(called, calling, peer)
-            summary = self._engine.receive(
-                connection,
-                answer.pdu,
-                list(answer.contexts),
-                answer.peer_max_pdu_length,
-                calling,
-                called,
-                peer.address,
-                tenancy.tenant,
-                tenancy.by_rule,
-            )
-        finally:
-            self._admission.leave_calling(calling)
+        tenancy = self._admission.tenancy(called, calling, peer)
+        summary = self._engine.receive(
+            connection,
+            answer,
+            place,
+            calling,
+            called,
+            peer.address,
+            tenancy.tenant,
+            tenancy.by_rule,
+        )
         self._trail.association_over(summary, peer, calling, called)
         self._report.over(summary, peer, calling, called, tenancy.tenant, len(answer.rejected_contexts))

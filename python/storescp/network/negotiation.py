@@ -1,15 +1,13 @@
 """Association negotiation (PS3.8 Section 7.1, PS3.7 Annex D) with pynetdicom's PDUs and rules.
 
-Negotiation is a pure function of the A-ASSOCIATE-RQ and the offer, so its answer is remembered: devices send the same
-request each time. Who may come in (admission) is decided anew for every association.
+Negotiation is a pure function of the A-ASSOCIATE-RQ and the offer, so its answer is remembered, where the core finds
+it: devices send the same request each time. Who may come in (admission) is decided anew for every association.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
@@ -27,7 +25,6 @@ from storescp.network.contexts import Offer
 from storescp.network.identity import UserIdentity
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
-_REMEMBERED_REQUEST_BYTES = 16 << 20
 # A response needs room for one fragment of at least two bytes; less is no length that anyone can use.
 _SMALLEST_PEER_PDU = 128
 _PROTOCOL_VERSION = slice(6, 8)
@@ -72,21 +69,13 @@ class MalformedRequest(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A request that negotiation accepts, and the A-ASSOCIATE-AC for it.
+class Agreement:
+    """A request that negotiation accepts: the answer to it, and who sent it."""
 
-    `contexts`: id, abstract and transfer syntax; `rejected_contexts`: abstract syntax, result (PS3.8 Table 9-18),
-    transfer syntaxes that were offered for it.
-    """
-
+    answer: _core.Answer
     calling_ae_title: str
     called_ae_title: str
-    peer_implementation: str
-    peer_max_pdu_length: int
-    contexts: tuple[tuple[int, str, str], ...]
-    rejected_contexts: tuple[tuple[str, int, tuple[str, ...]], ...]
-    user: UserIdentity | None
-    pdu: bytes
+    user: UserIdentity | None = None
 
 
 def negotiate_contexts(requested: Sequence[PresentationContext], offer: Offer) -> list[PresentationContext]:
@@ -116,11 +105,9 @@ class Negotiator:
         self._offer = offer
         self._answers_users = answers_users
         self._max_pdu_length = max_pdu_length
-        self._answers: OrderedDict[bytes, Answer | Rejection] = OrderedDict()
-        self._remembered_bytes = 0
-        self._lock = threading.Lock()
+        self.answers = _core.Answers()
 
-    def negotiate(self, request: bytes) -> Answer | Rejection:
+    def negotiate(self, request: bytes) -> Agreement | Rejection:
         """The answer to a request PDU.
 
         Raises:
@@ -129,55 +116,38 @@ class Negotiator:
         rejection = check_fixed_fields(request)
         if rejection:
             return rejection
-        # The titles decide nothing here and are only echoed, so senders that differ in them share an answer.
-        anonymous = request[: _CALLED.start] + _NO_TITLES + request[_CALLING.stop :]
-        with self._lock:
-            answer = self._answers.get(anonymous)
-            if answer is not None:
-                self._answers.move_to_end(anonymous)
-        if answer is None:
-            answer = self._compute(anonymous)
-            # A request with a user's passcode in it is not kept.
-            if isinstance(answer, Rejection) or answer.user is None:
-                self._remember(anonymous, answer)
-        return answer if isinstance(answer, Rejection) else _addressed(answer, request)
-
-    def _remember(self, request: bytes, answer: Answer | Rejection) -> None:
-        with self._lock:
-            if request not in self._answers:
-                self._answers[request] = answer
-                self._remembered_bytes += len(request)
-            while self._remembered_bytes > _REMEMBERED_REQUEST_BYTES:
-                forgotten, _ = self._answers.popitem(last=False)
-                self._remembered_bytes -= len(forgotten)
-
-    def _compute(self, request: bytes) -> Answer | Rejection:
-        primitive = _decode(request)
+        titles = titles_of(request)
+        answer = self.answers.find(request)
+        if answer is not None:
+            return Agreement(answer, *titles)
+        # The titles decide nothing here and are only echoed; nobody shall stumble over odd padding.
+        primitive = _decode(request[: _CALLED.start] + _NO_TITLES + request[_CALLING.stop :])
         if primitive.application_context_name != APPLICATION_CONTEXT_NAME:
             return UNKNOWN_APPLICATION_CONTEXT
         peer = _peer_information(primitive)
         if peer.max_pdu_length and peer.max_pdu_length < _SMALLEST_PEER_PDU:
             return UNUSABLE_PDU_LENGTH
+        answer = self._answer(primitive, peer)
+        # A request with a user's passcode in it is not kept.
+        if peer.user is None:
+            self.answers.remember(request, answer)
+        return Agreement(answer, *titles, peer.user)
+
+    def _answer(self, primitive: A_ASSOCIATE, peer: _Peer) -> _core.Answer:
         results = negotiate_contexts(primitive.presentation_context_definition_list, self._offer)
-        accepted = tuple(
-            (int(c.context_id or 0), str(c.abstract_syntax), str(c.transfer_syntax[0]))
-            for c in results
-            if c.result == 0
-        )
-        return Answer(
-            calling_ae_title="",
-            called_ae_title="",
-            peer_implementation=peer.implementation,
-            peer_max_pdu_length=peer.max_pdu_length,
-            contexts=accepted,
-            rejected_contexts=tuple(
-                (str(asked.abstract_syntax), int(result.result or 0), tuple(map(str, asked.transfer_syntax)))
-                for asked, result in zip(primitive.presentation_context_definition_list, results, strict=True)
-                if result.result != 0
-            ),
-            user=peer.user,
-            pdu=self._accept_pdu(primitive, results, acknowledge_user=self._answers_users and peer.wants_user_response),
-        )
+        accepted = [
+            (int(context.context_id or 0), str(context.abstract_syntax), str(context.transfer_syntax[0]))
+            for context in results
+            if context.result == 0
+        ]
+        rejected = [
+            (str(asked.abstract_syntax), int(result.result or 0), [str(uid) for uid in asked.transfer_syntax])
+            for asked, result in zip(primitive.presentation_context_definition_list, results, strict=True)
+            if result.result != 0
+        ]
+        acknowledge_user = self._answers_users and peer.wants_user_response
+        pdu = self._accept_pdu(primitive, results, acknowledge_user=acknowledge_user)
+        return _core.Answer(accepted, rejected, peer.max_pdu_length, pdu)
 
     def _accept_pdu(self, request: A_ASSOCIATE, results: list[PresentationContext], *, acknowledge_user: bool) -> bytes:
         primitive = A_ASSOCIATE()
@@ -233,28 +203,12 @@ def _is_title(field: bytes) -> bool:
     return bool(title) and b"\\" not in title and all(0x20 <= byte <= 0x7E for byte in title)  # noqa: PLR2004
 
 
-def _addressed(answer: Answer, request: bytes) -> Answer:
-    """The answer with the titles of a request, echoed as PS3.8 9.3.3 asks."""
-    titles = request[_CALLED.start : _CALLING.stop]
-    return replace(
-        answer,
-        calling_ae_title=_title(request[_CALLING]),
-        called_ae_title=_title(request[_CALLED]),
-        pdu=answer.pdu[: _CALLED.start] + titles + answer.pdu[_CALLING.stop :],
-    )
-
-
 def titles_of(request: bytes) -> tuple[str, str]:
-    """The calling and called AE title of an A-ASSOCIATE-RQ that may be rejected; what is not ASCII is escaped."""
+    """The calling and called AE title of an A-ASSOCIATE-RQ; what is not ASCII, in one that is rejected, is escaped."""
     calling, called = (
         field.strip(b" \0").decode("ascii", "backslashreplace") for field in (request[_CALLING], request[_CALLED])
     )
     return calling, called
-
-
-def _title(field: bytes) -> str:
-    # Some senders pad titles with NUL; PS3.8 asks for spaces.
-    return field.strip(b" \0").decode("ascii")
 
 
 def _decode(request: bytes) -> A_ASSOCIATE:
@@ -275,21 +229,18 @@ def _decode(request: bytes) -> A_ASSOCIATE:
 @dataclass(frozen=True)
 class _Peer:
     max_pdu_length: int
-    implementation: str
     user: UserIdentity | None
     wants_user_response: bool
 
 
 def _peer_information(primitive: A_ASSOCIATE) -> _Peer:
-    length, implementation, user, wants_response = 0, "", None, False
+    length, user, wants_response = 0, None, False
     for item in primitive.user_information:
         if isinstance(item, MaximumLengthNotification):
             length = int(item.maximum_length_received)
-        elif isinstance(item, ImplementationVersionNameNotification):
-            implementation = str(item.implementation_version_name or "").strip()
         elif isinstance(item, UserIdentityNegotiation):
             user = UserIdentity(
                 int(item.user_identity_type or 0), item.primary_field or b"", item.secondary_field or b""
             )
             wants_response = bool(item.positive_response_requested)
-    return _Peer(length, implementation, user, wants_response)
+    return _Peer(length, user, wants_response)

@@ -105,7 +105,7 @@ class PureServer(ThreadedAssociationServer):
         self._turn = threading.Semaphore(1) if blocking else None
         self.draining = False
         self._admission = admission
-        self._admitted: set[int] = set()
+        self._admitted: dict[int, _core.Place] = {}
         super().__init__(ae, address, ae.ae_title, [], None, handlers, PureHandler)
 
     def admit(self, assoc: Association, request: A_ASSOCIATE) -> Rejection | None:
@@ -117,12 +117,13 @@ class PureServer(ThreadedAssociationServer):
             if not title or "\\" in title or not title.isprintable() or not title.isascii():
                 return refused
         self._wait_for_turn()
-        rejection = self._enter(called, calling, str(assoc.requestor.address))
-        if rejection is None:
-            self._admitted.add(id(assoc))
-        elif self._turn is not None:
-            self._turn.release()
-        return rejection
+        place = self._enter(called, calling, str(assoc.requestor.address))
+        if isinstance(place, Rejection):
+            if self._turn is not None:
+                self._turn.release()
+            return place
+        self._admitted[id(assoc)] = place
+        return None
 
     def note_refusal(self, rejection: Rejection, knock: Knock, port: int) -> None:
         """Tells and counts it."""
@@ -134,23 +135,23 @@ class PureServer(ThreadedAssociationServer):
         while self._turn is not None and not self._turn.acquire(timeout=_POLL_SECONDS):
             continue
 
-    def _enter(self, called: str, calling: str, address: str) -> Rejection | None:
+    def _enter(self, called: str, calling: str, address: str) -> _core.Place | Rejection:
         if self.draining:
             return congestion("draining")
-        entered = self._admission.enter(address)
-        if entered is not None:
-            return entered
-        refused = self._admission.check_titles(called, calling) or self._admission.enter_calling(calling)
+        place = self._admission.enter(address)
+        if isinstance(place, Rejection):
+            return place
+        refused = self._admission.check_titles(called, calling) or self._admission.enter_calling(place, calling)
         if refused is not None:
-            self._admission.leave(address)
-        return refused
+            place.leave()
+            return refused
+        return place
 
     def left(self, assoc: Association) -> None:
         """Gives the places of an association back, once."""
-        if id(assoc) in self._admitted:
-            self._admitted.discard(id(assoc))
-            self._admission.leave(str(assoc.requestor.address))
-            self._admission.leave_calling(str(assoc.requestor.ae_title).strip())
+        place = self._admitted.pop(id(assoc), None)
+        if place is not None:
+            place.leave()
             if self._turn is not None:
                 self._turn.release()
 

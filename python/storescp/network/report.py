@@ -11,7 +11,7 @@ import structlog
 from storescp import _core
 from storescp.advice import Knock, of_context, of_rejection
 from storescp.network.identity import Peer
-from storescp.network.negotiation import Answer, Rejection
+from storescp.network.negotiation import Rejection
 from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.network")
@@ -104,7 +104,12 @@ class Report:
             **self._explanation(rejection.cause, knock),
         )
 
-    def accepted(self, answer: Answer, peer: Peer, calling: str) -> None:
+    @property
+    def explains(self) -> bool:
+        """Whether it has something to tell of an association that was accepted."""
+        return self._explains
+
+    def accepted(self, answer: _core.Answer, peer: Peer, calling: str) -> None:
         """At debug level a line for each context that was not accepted."""
         if not self._explains:
             return

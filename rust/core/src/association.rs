@@ -1,12 +1,16 @@
 //! An established association, from the A-ASSOCIATE-AC to release or abort (PS3.8 Section 7 and 9).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Transcoded};
 use crate::exchange::Exchange;
 use crate::ingest::Source;
+use crate::net::admission::Place;
+use crate::net::answers::Answer;
+use crate::net::gate::Connection;
 use crate::net::stream::Stream;
 use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, PDV_HEADER_BYTES};
 use crate::wire::reader::{DeadlineReader, Patience, ReadEnd};
@@ -18,22 +22,11 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the peer has to close after our last PDU (the ARTIM timer of PS3.8 9.1.5).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An accepted presentation context.
-#[derive(Clone, Debug)]
-pub struct Context {
-    /// Abstract syntax.
-    pub abstract_syntax: String,
-    /// The one transfer syntax that was accepted.
-    pub transfer_syntax: String,
-}
-
 /// What negotiation decided.
 #[derive(Clone, Debug)]
 pub struct Agreement {
-    /// Accepted contexts by id.
-    pub contexts: HashMap<u8, Context>,
-    /// The peer's maximum PDU length, 0 for none.
-    pub peer_max_pdu_length: u32,
+    /// What was answered.
+    pub answer: Arc<Answer>,
     /// Who sends.
     pub source: Source,
 }
@@ -149,17 +142,38 @@ impl From<ReadEnd> for End {
     }
 }
 
-/// Serves an association: sends `accept_pdu` and receives until release, abort or a deadline.
+/// Serves an association: sends the A-ASSOCIATE-AC and receives until release, abort or a deadline. `place` is given back
+/// before the peer learns of the end, so that it finds one when it comes again at once.
 ///
 /// Never panics and never returns an error: everything that can happen is an [`Outcome`].
-pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &Agreement) -> Summary {
+pub fn receive(
+    engine: &Engine,
+    connection: Connection,
+    agreement: &Agreement,
+    place: Option<Place>,
+) -> Summary {
+    let accept_pdu = agreement.answer.pdu_for(connection.request());
+    let (stream, slot) = connection.into_parts();
+    let summary = serve(engine, &stream, &accept_pdu, agreement, place);
+    drop((stream, slot));
+    summary
+}
+
+/// [`receive`] on a stream that came by another way.
+pub fn serve(
+    engine: &Engine,
+    stream: &Stream,
+    accept_pdu: &[u8],
+    agreement: &Agreement,
+    place: Option<Place>,
+) -> Summary {
     let started = Instant::now();
     let registration = engine.register(stream.socket(), &agreement.source);
     let (scratch, buffer) = engine.lend_memory();
-    let mut exchange = Exchange::new(engine, stream, agreement, &registration.live, scratch);
+    let mut exchange = Exchange::new(engine, stream, agreement, &registration.live, scratch, place);
     let mut reader = DeadlineReader::new(stream, buffer);
     let end = match open(stream, accept_pdu) {
-        Ok(()) => serve(engine, &mut reader, &mut exchange),
+        Ok(()) => exchange_pdus(engine, &mut reader, &mut exchange),
         Err(_) => ReadEnd::Closed.into(),
     };
     let end = if engine.is_aborting() && end.outcome != Outcome::Released {
@@ -173,6 +187,7 @@ pub fn receive(engine: &Engine, stream: &Stream, accept_pdu: &[u8], agreement: &
     };
     // What is still spooled goes before the peer learns of the end.
     exchange.discard();
+    exchange.leave();
     close(stream, &end);
     let mut summary = exchange.summary;
     summary.outcome = end.outcome;
@@ -217,7 +232,7 @@ fn close(stream: &Stream, end: &End) {
     }
 }
 
-fn serve(engine: &Engine, reader: &mut DeadlineReader<&Stream>, exchange: &mut Exchange<'_>) -> End {
+fn exchange_pdus(engine: &Engine, reader: &mut DeadlineReader<&Stream>, exchange: &mut Exchange<'_>) -> End {
     loop {
         match one_pdu(engine, reader, exchange) {
             Ok(None) => {}
@@ -250,6 +265,7 @@ fn one_pdu(
                     "release inside a message",
                 ));
             }
+            exchange.leave();
             exchange.send(&pdu::RELEASE_RP)?;
             Ok(Some(End {
                 outcome: Outcome::Released,

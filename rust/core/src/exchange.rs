@@ -13,6 +13,7 @@ use crate::events::InstanceFact;
 use crate::failpoint;
 use crate::ingest::{Attempt, Reception, Scratch, Stored};
 use crate::layout::TenantId;
+use crate::net::admission::Place;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
 use crate::transcode::TranscodeError;
@@ -63,6 +64,7 @@ pub(crate) struct Exchange<'e> {
     agreement: &'e Agreement,
     live: &'e LiveAssociation,
     expect: Expect<'e>,
+    place: Option<Place>,
     pub(crate) scratch: Scratch,
     pub(crate) summary: Summary,
 }
@@ -74,6 +76,7 @@ impl<'e> Exchange<'e> {
         agreement: &'e Agreement,
         live: &'e LiveAssociation,
         scratch: Scratch,
+        place: Option<Place>,
     ) -> Self {
         let summary = Summary {
             association: live.id,
@@ -100,6 +103,7 @@ impl<'e> Exchange<'e> {
                 bytes: Vec::new(),
                 context_id: None,
             },
+            place,
             scratch,
             summary,
         }
@@ -108,6 +112,11 @@ impl<'e> Exchange<'e> {
     /// Forgets the message that was under way: what is spooled of it goes.
     pub(crate) fn discard(&mut self) {
         self.expect = Expect::Nothing;
+    }
+
+    /// Gives back the place among the associations.
+    pub(crate) fn leave(&mut self) {
+        self.place = None;
     }
 
     pub(crate) fn check_length(&mut self, length: u32) -> Result<(), End> {
@@ -134,7 +143,7 @@ impl<'e> Exchange<'e> {
     }
 
     pub(crate) fn begin_fragment(&mut self, context_id: u8, is_command: bool) -> Result<(), End> {
-        if !self.agreement.contexts.contains_key(&context_id) {
+        if !self.agreement.answer.contexts.contains_key(&context_id) {
             return Err(End::breach(
                 AbortReason::InvalidPduParameter,
                 "presentation context was not accepted",
@@ -271,6 +280,7 @@ impl<'e> Exchange<'e> {
             .ok_or(Refusal::CommandInstanceUid)?;
         let context = self
             .agreement
+            .answer
             .contexts
             .get(&request.context_id)
             .ok_or(Refusal::ClassMismatch)?;
@@ -433,7 +443,7 @@ impl<'e> Exchange<'e> {
         received: Instant,
         shown: Shown,
     ) {
-        let context = self.agreement.contexts.get(&request.context_id);
+        let context = self.agreement.answer.contexts.get(&request.context_id);
         self.engine.recent().push(RecentInstance {
             number: 0,
             at: SystemTime::now(),
@@ -467,7 +477,7 @@ impl<'e> Exchange<'e> {
         let pdus = pdu::wrap_command(
             request.context_id,
             &response.encode(),
-            self.agreement.peer_max_pdu_length,
+            self.agreement.answer.peer_max_pdu_length,
         );
         self.send(&pdus)
     }

@@ -1,6 +1,7 @@
 //! Where an instance lies: `tenant/date/study/series/instance.dcm` beneath the storage root.
 
 use chrono::NaiveDate;
+use serde::Deserialize;
 
 use crate::uid::Uid;
 
@@ -10,7 +11,8 @@ pub const INCOMING: &str = ".incoming";
 pub const OUTBOX: &str = ".outbox";
 
 /// A tenant id: `[A-Za-z0-9][A-Za-z0-9_-]{0,63}`, so it is always one harmless path component.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct TenantId(String);
 
 /// The text is not a tenant id.
@@ -42,6 +44,14 @@ impl TenantId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = TenantGrammar;
+
+    fn try_from(text: String) -> Result<Self, TenantGrammar> {
+        Self::parse(&text)
     }
 }
 

@@ -18,6 +18,7 @@ pub mod activity;
 pub mod association;
 pub mod config;
 pub mod dataset;
+pub mod desk;
 pub mod digest;
 pub mod engine;
 pub mod events;

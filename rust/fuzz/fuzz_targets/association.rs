@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use storescp_core::association::{receive, Agreement, Context, Outcome};
+use storescp_core::association::{serve, Agreement, Outcome};
 use storescp_core::engine::Engine;
 use storescp_core::ingest::Source;
 use storescp_core::layout::TenantId;
+use storescp_core::net::answers::{Answer, Context};
 use storescp_core::net::stream::Stream;
 
 struct Fixture {
@@ -54,8 +55,12 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
         engine: Engine::open(serde_json::from_value(config).unwrap()).unwrap(),
         listener: TcpListener::bind("127.0.0.1:0").unwrap(),
         agreement: Agreement {
-            contexts,
-            peer_max_pdu_length: 16384,
+            answer: Arc::new(Answer {
+                contexts,
+                rejected: Vec::new(),
+                peer_max_pdu_length: 16384,
+                pdu: Vec::new(),
+            }),
             source: Source {
                 calling_ae_title: "FUZZ".to_owned(),
                 called_ae_title: "STORE-SCP".to_owned(),
@@ -78,7 +83,7 @@ fuzz_target!(|sent: &[u8]| {
     let (server, _) = fixture.listener.accept().unwrap();
     client.write_all(sent).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
-    let summary = receive(&fixture.engine, &Stream::clear(server), b"", &fixture.agreement);
+    let summary = serve(&fixture.engine, &Stream::clear(server), b"", &fixture.agreement, None);
     assert!(summary.outcome != Outcome::Timeout && summary.outcome != Outcome::Stopped);
     assert!(!summary.statuses.contains_key(&0x0110), "a caught panic");
     let root = fixture.root.path();

@@ -1,12 +1,12 @@
 //! The Rust engine, as Python sees it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
-use storescp_core::association::{receive, Agreement, Context};
+use storescp_core::association::{receive, Agreement, Summary};
 use storescp_core::config::EngineConfig;
 use storescp_core::engine::{self, StartError, Transcoded};
 use storescp_core::ingest::{Reception, Scratch, Source};
@@ -16,6 +16,7 @@ use storescp_core::status::{Refusal, SUCCESS};
 use storescp_core::uid::Uid;
 
 use crate::boundary::{run, CoreError};
+use crate::desk::{Answer, Place};
 use crate::gate::Connection;
 
 /// Receives, validates, stores and records. Made once; `close` gives the storage root back.
@@ -105,7 +106,7 @@ pub struct OutboxRow {
 }
 
 impl Engine {
-    fn inner(&self) -> PyResult<Arc<engine::Engine>> {
+    pub fn inner(&self) -> PyResult<Arc<engine::Engine>> {
         let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         guard
             .clone()
@@ -149,60 +150,9 @@ fn flat(transcodes: BTreeMap<Transcoded, u64>) -> Vec<(String, String, String, u
         .collect()
 }
 
-#[pymethods]
-impl Engine {
-    /// Opens storage and outbox from the JSON form of the engine's configuration.
-    #[new]
-    fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
-        run(py, || {
-            let config: EngineConfig = serde_json::from_str(config_json)?;
-            let engine = engine::Engine::open(config)?;
-            Ok::<_, StartError>(Self(Mutex::new(Some(Arc::new(engine)))))
-        })
-    }
-
-    /// Serves an association until it ends. Sends `accept_pdu` first; `contexts` are the accepted ones:
-    /// id, abstract syntax, transfer syntax.
-    #[allow(clippy::too_many_arguments)] // one call per association, each a keyword argument in Python
-    fn receive(
-        &self,
-        py: Python<'_>,
-        connection: &Connection,
-        accept_pdu: &[u8],
-        contexts: Vec<(u8, String, String)>,
-        peer_max_pdu_length: u32,
-        calling_ae_title: String,
-        called_ae_title: String,
-        address: String,
-        tenant: Option<&str>,
-        tenant_by_rule: bool,
-    ) -> PyResult<AssociationSummary> {
-        let engine = self.inner()?;
-        let source = source(calling_ae_title, called_ae_title, address, tenant, tenant_by_rule)?;
-        let contexts: HashMap<u8, Context> = contexts
-            .into_iter()
-            .map(|(id, abstract_syntax, transfer_syntax)| {
-                (
-                    id,
-                    Context {
-                        abstract_syntax,
-                        transfer_syntax,
-                    },
-                )
-            })
-            .collect();
-        let agreement = Agreement {
-            contexts,
-            peer_max_pdu_length,
-            source,
-        };
-        let (stream, slot) = connection.take()?.into_parts();
-        let summary = run(py, || {
-            let summary = receive(&engine, &stream, accept_pdu, &agreement);
-            drop((stream, slot));
-            Ok::<_, std::convert::Infallible>(summary)
-        })?;
-        Ok(AssociationSummary {
+impl From<Summary> for AssociationSummary {
+    fn from(summary: Summary) -> Self {
+        Self {
             association: summary.association,
             outcome: summary.outcome.as_str(),
             reason: summary.reason,
@@ -234,7 +184,46 @@ impl Engine {
             received_bytes: summary.received_bytes,
             oversized_pdus: summary.oversized_pdus,
             seconds: summary.seconds,
+        }
+    }
+}
+
+#[pymethods]
+impl Engine {
+    /// Opens storage and outbox from the JSON form of the engine's configuration.
+    #[new]
+    fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
+        run(py, || {
+            let config: EngineConfig = serde_json::from_str(config_json)?;
+            let engine = engine::Engine::open(config)?;
+            Ok::<_, StartError>(Self(Mutex::new(Some(Arc::new(engine)))))
         })
+    }
+
+    /// Serves an association until it ends: sends the A-ASSOCIATE-AC of `answer`, and gives `place` back at the end.
+    #[allow(clippy::too_many_arguments)] // one call per association, each a keyword argument in Python
+    fn receive(
+        &self,
+        py: Python<'_>,
+        connection: &Connection,
+        answer: &Answer,
+        place: &Place,
+        calling_ae_title: String,
+        called_ae_title: String,
+        address: String,
+        tenant: Option<&str>,
+        tenant_by_rule: bool,
+    ) -> PyResult<AssociationSummary> {
+        let engine = self.inner()?;
+        let agreement = Agreement {
+            answer: Arc::clone(&answer.0),
+            source: source(calling_ae_title, called_ae_title, address, tenant, tenant_by_rule)?,
+        };
+        let (connection, place) = (connection.take()?, place.take());
+        let summary = run(py, || {
+            Ok::<_, std::convert::Infallible>(receive(&engine, connection, &agreement, place))
+        })?;
+        Ok(summary.into())
     }
 
     /// Takes one data set as a C-STORE would. Returns status and error comment.

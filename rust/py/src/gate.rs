@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -16,11 +16,11 @@ use crate::boundary::{run, CoreError};
 
 /// Watches connections until their A-ASSOCIATE-RQ is complete.
 #[pyclass(frozen, module = "storescp._core")]
-pub struct Gate(gate::Gate);
+pub struct Gate(pub Arc<gate::Gate>);
 
 /// A connection whose A-ASSOCIATE-RQ is complete; used up by `refuse` or `Engine.receive`.
 #[pyclass(frozen, module = "storescp._core")]
-pub struct Connection(Mutex<Option<gate::Connection>>);
+pub struct Connection(pub Mutex<Option<gate::Connection>>);
 
 /// Certificates, key and authorities of a TLS listener, read and checked.
 #[pyclass(frozen, module = "storescp._core")]
@@ -78,7 +78,9 @@ impl Gate {
             request_bytes: max_request_bytes,
         };
         let tls = tls.map(|tls| tls.0.clone());
-        run(py, || gate::Gate::start(limits, tls).map(Self))
+        run(py, || {
+            gate::Gate::start(limits, tls).map(|gate| Self(Arc::new(gate)))
+        })
     }
 
     /// What new connections get from now on.
@@ -96,16 +98,6 @@ impl Gate {
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         run(py, move || {
             self.0.listen(TcpListener::from(descriptor), encrypted)
-        })
-    }
-
-    /// The next connection whose request is complete. None after `timeout` seconds, when some were turned away, or at `stop`.
-    fn next(&self, py: Python<'_>, timeout: f64) -> PyResult<Option<Connection>> {
-        run(py, || {
-            let connection = self.0.next(Duration::try_from_secs_f64(timeout)?);
-            Ok::<_, std::time::TryFromFloatSecsError>(
-                connection.map(|connection| Connection(Mutex::new(Some(connection)))),
-            )
         })
     }
 

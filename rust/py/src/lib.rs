@@ -3,6 +3,7 @@
 //! Every method passes one door, [`boundary::run`]: the GIL is released, panics are caught, errors are mapped.
 
 mod boundary;
+mod desk;
 mod engine;
 mod gate;
 mod info;
@@ -25,6 +26,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<gate::Gate>()?;
     module.add_class::<gate::Tls>()?;
     module.add_class::<gate::Connection>()?;
+    module.add_class::<desk::Admission>()?;
+    module.add_class::<desk::Place>()?;
+    module.add_class::<desk::Answer>()?;
+    module.add_class::<desk::Answers>()?;
+    module.add_class::<desk::Desk>()?;
+    module.add_class::<desk::Served>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::AssociationSummary>()?;
     module.add_class::<engine::InstanceFact>()?;

@@ -114,6 +114,12 @@ impl Connection {
         self.stream.tls_peer()
     }
 
+    /// Whether it is without TLS.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.stream.is_clear()
+    }
+
     /// The stream and the place it occupies, for the association.
     #[must_use]
     pub fn into_parts(self) -> (Stream, Slot) {

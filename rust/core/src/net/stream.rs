@@ -62,6 +62,12 @@ impl Stream {
         }
     }
 
+    /// Whether it is without TLS.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.tls.is_none()
+    }
+
     /// The socket beneath, to watch it or to shut it down from another thread.
     #[must_use]
     pub fn socket(&self) -> &Arc<TcpStream> {

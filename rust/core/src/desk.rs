@@ -1,0 +1,135 @@
+//! Where connections are waited for. A request that was answered before is answered at once, and its association is
+//! served, without asking anybody; every other one goes to whoever negotiates.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::association::{receive, Agreement, Summary};
+use crate::engine::Engine;
+use crate::ingest::Source;
+use crate::net::admission::{Admission, Place};
+use crate::net::answers::{titles, Answer, Answers};
+use crate::net::gate::{Connection, Gate};
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Desk {
+    gate: Arc<Gate>,
+    admission: Arc<Admission>,
+    answers: Arc<Answers>,
+    serves: bool,
+    waiting: AtomicUsize,
+}
+
+/// Who came.
+#[derive(Debug)]
+pub enum Visitor {
+    /// Somebody to negotiate with, or to refuse.
+    Unknown(Box<Connection>),
+    /// An association that is over already.
+    Served(Box<Served>),
+}
+
+/// An association that needed nobody.
+#[derive(Debug)]
+pub struct Served {
+    /// How it went.
+    pub summary: Summary,
+    /// Address and port of the peer.
+    pub peer: SocketAddr,
+    /// Who sent.
+    pub source: Source,
+    /// Presentation contexts that were not accepted.
+    pub rejected_contexts: usize,
+}
+
+/// What a known request needs to be served.
+struct Welcome {
+    place: Place,
+    answer: Arc<Answer>,
+    source: Source,
+}
+
+impl Desk {
+    /// `serves`: whether anything may be decided here; else everybody is unknown.
+    #[must_use]
+    pub fn new(gate: Arc<Gate>, admission: Arc<Admission>, answers: Arc<Answers>, serves: bool) -> Self {
+        Self {
+            gate,
+            admission,
+            answers,
+            serves,
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Waits for the next connection, and serves it where it can be. `None` when time is up, some were turned away, or the
+    /// gate stops. Where nobody else would wait meanwhile, nobody is served unless `may_be_last`: the caller gets the
+    /// connection, and can see to it that somebody does.
+    #[must_use]
+    pub fn next(&self, engine: &Engine, timeout: Duration, may_be_last: bool) -> Option<Visitor> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let connection = self.gate.next(timeout);
+        let is_last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
+        let connection = connection?;
+        if !self.serves || (is_last && !may_be_last) {
+            return Some(Visitor::Unknown(Box::new(connection)));
+        }
+        match self.welcome(engine, &connection) {
+            Some(welcome) => Some(Visitor::Served(Box::new(serve(engine, connection, welcome)))),
+            None => Some(Visitor::Unknown(Box::new(connection))),
+        }
+    }
+
+    /// Nothing where anything is unknown or speaks against it: whoever negotiates finds out what it is.
+    fn welcome(&self, engine: &Engine, connection: &Connection) -> Option<Welcome> {
+        if !connection.is_clear() {
+            return None;
+        }
+        let address = connection.peer().ip();
+        let (called, calling) = titles(connection.request())?;
+        let answer = self.answers.find(connection.request())?;
+        engine.admit().ok()?;
+        self.admission.check_titles(&called, &calling).ok()?;
+        let mut place = self.admission.enter(address).ok()?;
+        place.enter_calling(&calling).ok()?;
+        let tenancy = self.admission.tenancy(&called, &calling, address, |_| false);
+        Some(Welcome {
+            place,
+            answer,
+            source: Source {
+                calling_ae_title: calling,
+                called_ae_title: called,
+                address: address.to_string(),
+                tenant: tenancy.tenant,
+                tenant_by_rule: tenancy.by_rule,
+            },
+        })
+    }
+}
+
+fn serve(engine: &Engine, connection: Connection, welcome: Welcome) -> Served {
+    let peer = connection.peer();
+    let agreement = Agreement {
+        answer: welcome.answer,
+        source: welcome.source,
+    };
+    let summary = receive(engine, connection, &agreement, Some(welcome.place));
+    Served {
+        summary,
+        peer,
+        rejected_contexts: agreement.answer.rejected.len(),
+        source: agreement.source,
+    }
+}
+
+#[cfg(test)]
+mod tests;
