@@ -157,7 +157,14 @@ class Listener:
             number = len(self._workers)
             worker = threading.Thread(target=self._work, name=f"storescp-association-{number}")
             self._workers.append(worker)
-        worker.start()
+        try:
+            worker.start()
+        except RuntimeError:
+            # No more threads for us: those that there are wait again when they have served.
+            with self._lock:
+                self._starting -= 1
+                self._workers.remove(worker)
+            log.exception("worker.not_started")
 
     def _is_complete(self) -> bool:
         """Whether no more workers are to be started."""
@@ -168,23 +175,21 @@ class Listener:
         with self._lock:
             self._starting -= 1
         while not self._stopping.is_set():
-            visitor = self._next()
-            if isinstance(visitor, _core.Served):
-                self._tell(visitor)
-            elif visitor is not None:
-                self._let_in(visitor)
+            try:
+                self._take_one()
+            except Exception:
+                # Without a worker nobody would be let in any more.
+                log.exception("connection.failed")
 
-    def _next(self) -> _core.Connection | _core.Served | None:
-        """Who comes next, or who came, needed nobody and is gone."""
-        try:
-            timeout = _REPORT_SECONDS if self._report.has_untold else _WAIT_SECONDS
-            visitor = self._desk.next(self._engine, timeout, may_be_last=self._is_complete())
-            self._report_refused()
-        except Exception:
-            # Without a worker nobody would be let in any more.
-            log.exception("connection.failed")
-            return None
-        return visitor
+    def _take_one(self) -> None:
+        """Waits for the next connection; tells of one that needed nobody, and lets another one in."""
+        timeout = _REPORT_SECONDS if self._report.has_untold else _WAIT_SECONDS
+        visitor = self._desk.next(self._engine, timeout, may_be_last=self._is_complete())
+        self._report_refused()
+        if isinstance(visitor, _core.Served):
+            self._tell(visitor)
+        elif visitor is not None:
+            self._let_in(visitor)
 
     def _tell(self, served: _core.Served) -> None:
         """The line of an association that needed nobody."""
@@ -211,8 +216,8 @@ class Listener:
         if isinstance(place, Rejection):
             self._refuse(connection, Peer(address, port), place)
             return
-        self._see_to_a_waiting_worker()
         try:
+            self._see_to_a_waiting_worker()
             self._serve(connection, place)
         except Exception:
             # Whatever it is costs this association only, and must not vanish in the pool.
