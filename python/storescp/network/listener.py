@@ -15,7 +15,7 @@ from storescp import _core
 from storescp.advice import Knock
 from storescp.audit.trail import Trail
 from storescp.errors import BindError
-from storescp.network.admission import Admission, congestion
+from storescp.network.admission import Admission
 from storescp.network.identity import Peer
 from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection, titles_of
 from storescp.network.report import Report
@@ -138,6 +138,7 @@ class Listener:
     def stop_accepting(self) -> None:
         """Closes the listening sockets and the connections that are no associations; associations go on."""
         self._stopping.set()
+        self._admission.close("draining")
         self._gate.stop()
 
     def join(self, timeout: float) -> bool:
@@ -212,7 +213,7 @@ class Listener:
 
     def _let_in(self, connection: _core.Connection) -> None:
         address, port = connection.peer
-        place = congestion("draining") if self._stopping.is_set() else self._admission.enter(address)
+        place = self._admission.enter(address)
         if isinstance(place, Rejection):
             self._refuse(connection, Peer(address, port), place)
             return

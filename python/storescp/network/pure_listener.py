@@ -26,7 +26,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from storescp import _core
 from storescp.advice import Knock
 from storescp.errors import BindError
-from storescp.network.admission import Admission, congestion
+from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.identity import Peer
 from storescp.network.listener import BACKLOG, Address
@@ -103,7 +103,6 @@ class PureServer(ThreadedAssociationServer):
         self.offer = offer
         self._report = report
         self._turn = threading.Semaphore(1) if blocking else None
-        self.draining = False
         self._admission = admission
         self._admitted: dict[int, _core.Place] = {}
         super().__init__(ae, address, ae.ae_title, [], None, handlers, PureHandler)
@@ -136,8 +135,6 @@ class PureServer(ThreadedAssociationServer):
             continue
 
     def _enter(self, called: str, calling: str, address: str) -> _core.Place | Rejection:
-        if self.draining:
-            return congestion("draining")
         place = self._admission.enter(address)
         if isinstance(place, Rejection):
             return place
@@ -205,7 +202,7 @@ class PureListener:
 
     def stop_accepting(self) -> None:
         """Refuses new associations; those that run go on."""
-        self._server.draining = True
+        self._admission.close("draining")
         self._server.shutdown()
         self._thread.join()
 

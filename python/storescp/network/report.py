@@ -57,7 +57,8 @@ class Report:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._explains = settings.log.level == "debug"
+        # Whether there is something to tell of an association that was accepted.
+        self.explains = settings.log.level == "debug"
         self._refused = _Budget("connection.refused_more")
         self._rejected = _Budget("association.rejected_more")
 
@@ -104,14 +105,9 @@ class Report:
             **self._explanation(rejection.cause, knock),
         )
 
-    @property
-    def explains(self) -> bool:
-        """Whether it has something to tell of an association that was accepted."""
-        return self._explains
-
     def accepted(self, answer: _core.Answer, peer: Peer, calling: str) -> None:
         """At debug level a line for each context that was not accepted."""
-        if not self._explains:
+        if not self.explains:
             return
         for abstract_syntax, result, transfer_syntaxes in answer.rejected_contexts:
             log.debug(
@@ -153,7 +149,7 @@ class Report:
         )
 
     def _explanation(self, cause: str, knock: Knock) -> dict[str, str]:
-        return {"text": of_rejection(cause, knock, self._settings).text()} if self._explains else {}
+        return {"text": of_rejection(cause, knock, self._settings).text()} if self.explains else {}
 
 
 def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: int) -> dict[str, Any]:
