@@ -77,7 +77,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    pub(crate) fn of(finished: &Finished) -> Self {
+    pub(crate) fn of(finished: &Finished<'_>) -> Self {
         let attempt = finished.attempt.as_ref();
         let failure = attempt.and_then(|attempt| attempt.error.as_ref());
         Self {

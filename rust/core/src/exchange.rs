@@ -313,8 +313,7 @@ impl<'e> Exchange<'e> {
 
     fn dataset_ended(&mut self, request: &Request, state: DatasetState<'e>) -> Result<(), End> {
         let received = Instant::now();
-        // Closed when this returns, behind the answer.
-        let mut _open = None;
+        let mut rest = None;
         let stored = match state {
             DatasetState::Receiving(reception) => contain(|| reception.finish()),
             DatasetState::Refused(refusal) => Err(refusal),
@@ -327,7 +326,7 @@ impl<'e> Exchange<'e> {
                     shown = Shown::of(&finished);
                 }
                 self.scratch = finished.scratch;
-                _open = Some(finished.open);
+                rest = Some(finished.rest);
                 if self.engine.config().audit {
                     self.note_transfer(&finished.tenant, finished.index);
                 }
@@ -347,7 +346,7 @@ impl<'e> Exchange<'e> {
         if request.operation == Operation::CStore {
             self.note(request, refusal.as_ref(), tenant.as_ref(), received, shown);
         }
-        match refusal {
+        let answered = match refusal {
             // The one place where an instance is acknowledged: file and record are durable.
             None => {
                 let answered = self.respond(request, SUCCESS, None);
@@ -355,7 +354,12 @@ impl<'e> Exchange<'e> {
                 answered
             }
             Some(refusal) => self.respond(request, refusal.status(), Some(&refusal.comment())),
+        };
+        // The sender is busy with the answer, and the next instance may already be on its way.
+        if let Some(rest) = rest {
+            rest.finish();
         }
+        answered
     }
 
     fn refuse(&mut self, request: &Request, refusal: &Refusal) -> Result<(), End> {

@@ -66,7 +66,7 @@ pub struct Attempt {
 
 /// A finished instance.
 #[derive(Debug)]
-pub struct Finished {
+pub struct Finished<'e> {
     /// How it ended.
     pub stored: Stored,
     /// Transcoding, where it was tried.
@@ -79,8 +79,23 @@ pub struct Finished {
     pub file: Option<PathBuf>,
     /// Memory for the next instance.
     pub scratch: Scratch,
-    /// What is still open; closing it need not delay the answer.
-    pub open: (Option<SeriesFolder>, Option<File>),
+    /// What need not delay the answer.
+    pub rest: Rest<'e>,
+}
+
+/// What is left to do when an instance is stored.
+#[derive(Debug)]
+pub struct Rest<'e> {
+    open: (Option<SeriesFolder>, Option<File>),
+    store: &'e Store,
+}
+
+impl Rest<'_> {
+    /// Closes what is open, and prepares what the next instance will need.
+    pub fn finish(self) {
+        drop(self.open);
+        self.store.prepare();
+    }
 }
 
 /// Memory that is used again: pages that are touched for the first time are dear.
@@ -161,8 +176,7 @@ impl<'e> Reception<'e> {
             &header,
             config.spool_memory_bytes,
             std::mem::take(&mut scratch.received),
-        )?
-        .durable(config.durability.syncs_data());
+        )?;
         Ok(Self {
             engine,
             source,
@@ -203,7 +217,7 @@ impl<'e> Reception<'e> {
     ///
     /// # Errors
     /// [`Refusal`]; nothing of the instance is left then.
-    pub fn finish(mut self) -> Result<Finished, Refusal> {
+    pub fn finish(mut self) -> Result<Finished<'e>, Refusal> {
         self.engine.stages().note(Stage::Receive, self.began.elapsed());
         self.engine.stages().note(Stage::Scan, self.scanning);
         self.scan.finish()?;
@@ -242,7 +256,10 @@ impl<'e> Reception<'e> {
             index,
             file: (self.engine.recent().is_watched()).then(|| self.store.absolute(&path).into()),
             scratch: self.scratch,
-            open: (self.folder, file),
+            rest: Rest {
+                open: (self.folder, file),
+                store: self.store,
+            },
         })
     }
 
@@ -316,8 +333,7 @@ impl<'e> Reception<'e> {
             &header,
             memory_bytes,
             std::mem::take(&mut self.scratch.transcoded),
-        )?
-        .durable(config.durability.syncs_data());
+        )?;
         let task = Task {
             source: &self.received_transfer_syntax,
             target,

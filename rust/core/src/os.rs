@@ -21,7 +21,9 @@ pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> std::io::Resu
 #[cfg(target_os = "linux")]
 mod imp {
     use super::{AsFd, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
-    use rustix::fs::{MemfdFlags, Mode, ResolveFlags, SealFlags};
+    use std::os::fd::AsRawFd as _;
+
+    use rustix::fs::{AtFlags, MemfdFlags, Mode, ResolveFlags, SealFlags, CWD};
 
     pub(crate) const MESSAGES: SocketType = SocketType::SEQPACKET;
     pub(crate) const SOCKET: SocketFlags = SocketFlags::CLOEXEC;
@@ -40,6 +42,17 @@ mod imp {
 
     pub(crate) fn sync_folder(folder: impl AsFd) -> rustix::io::Result<()> {
         rustix::fs::fsync(folder)
+    }
+
+    pub(crate) fn nameless_file(folder: impl AsFd) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644))
+    }
+
+    pub(crate) fn give_name(file: impl AsFd, folder: impl AsFd, name: &str) -> rustix::io::Result<()> {
+        // By its descriptor alone (AT_EMPTY_PATH) it takes a privilege before Linux 6.10.
+        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        rustix::fs::linkat(CWD, path, folder, name, AtFlags::SYMLINK_FOLLOW)
     }
 
     pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
@@ -78,6 +91,14 @@ mod imp {
         rustix::fs::fcntl_fullfsync(folder)
     }
 
+    pub(crate) fn nameless_file(_folder: impl AsFd) -> rustix::io::Result<OwnedFd> {
+        Err(Errno::NOSYS)
+    }
+
+    pub(crate) fn give_name(_file: impl AsFd, _folder: impl AsFd, _name: &str) -> rustix::io::Result<()> {
+        Err(Errno::NOSYS)
+    }
+
     pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
         let (socket, peer) = rustix::net::acceptfrom(listener)?;
         fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
@@ -101,5 +122,8 @@ mod imp {
 /// `MESSAGES`, `SOCKET`, `SEND`, `RECEIVE`: sockets between processes that keep messages apart, and their flags.
 /// `open_beneath` opens a folder without following any link; `NOSYS` or `PERM` where that cannot be asked for at once.
 /// `sync_folder` makes the names in a folder durable. `accept` takes a connection that waits; it does not block.
+/// `nameless_file` makes a file in a folder that has no name there until `give_name` gives it one, which replaces nothing.
 /// `memory_file` is one that another process can map, and on Linux not cut.
-pub(crate) use imp::{accept, memory_file, open_beneath, sync_folder, MESSAGES, RECEIVE, SEND, SOCKET};
+pub(crate) use imp::{
+    accept, give_name, memory_file, nameless_file, open_beneath, sync_folder, MESSAGES, RECEIVE, SEND, SOCKET,
+};

@@ -117,7 +117,7 @@ impl Tenants {
             if let Some(store) = stores.get(&canonical) {
                 return Ok(Arc::clone(store));
             }
-            let store = Arc::new(Store::open(root).map_err(failed)?);
+            let store = Arc::new(Store::open(root, config.durability).map_err(failed)?);
             stores.insert(canonical, Arc::clone(&store));
             Ok(store)
         };

@@ -4,6 +4,7 @@
 //! and [`Store`] owns what both share. The order of the commit is in [`crate::ingest`].
 
 pub mod folders;
+mod nameless;
 pub mod spool;
 
 use std::fs::File;
@@ -17,10 +18,12 @@ use std::time::Instant;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::config::Durability;
 use crate::digest::{self, Digest, Digester};
 use crate::file_meta;
 use crate::layout::{InstancePath, INCOMING, OUTBOX};
 use folders::{Folders, SeriesFolder};
+use nameless::Nameless;
 use spool::Spool;
 
 /// How often free space is asked for, in milliseconds.
@@ -33,6 +36,8 @@ const COPY_BYTES: usize = 256 * 1024;
 pub struct Store {
     root_path: PathBuf,
     incoming: OwnedFd,
+    durability: Durability,
+    nameless: Nameless,
     folders: Folders,
     locks: Box<[Mutex<()>; LOCKS]>,
     lock_seed: RandomState,
@@ -71,7 +76,7 @@ impl Store {
     ///
     /// # Errors
     /// What the file system says; `WouldBlock` when another process serves the same root.
-    pub fn open(root: &Path) -> io::Result<Self> {
+    pub fn open(root: &Path, durability: Durability) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
         let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root_fd = rustix::fs::open(root, directory, Mode::empty())?;
@@ -94,9 +99,16 @@ impl Store {
             checked_ms: AtomicU64::new(u64::MAX),
             bytes: AtomicU64::new(0),
         };
+        let nameless = if durability.syncs_data() {
+            Nameless::unused()
+        } else {
+            Nameless::probe(&incoming)
+        };
         Ok(Self {
             root_path: root.to_owned(),
             incoming,
+            durability,
+            nameless,
             folders: Folders::new(root_fd),
             locks: Box::new([const { Mutex::new(()) }; LOCKS]),
             lock_seed: RandomState::new(),
@@ -223,6 +235,11 @@ impl Store {
         let folders = relative.rsplit_once('/').map_or("", |(folders, _)| folders);
         self.folders.sync_all(&folder, folders)?;
         Ok(true)
+    }
+
+    /// What can be done for the next instance before it is there.
+    pub(crate) fn prepare(&self) {
+        self.nameless.prepare(&self.incoming);
     }
 
     pub(crate) fn incoming(&self) -> rustix::fd::BorrowedFd<'_> {

@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use storescp_codecs::write_back;
 
 use super::folders::SeriesFolder;
 use super::Store;
 use crate::digest::{Digest, Digester};
+use crate::os;
 use crate::transcode::pool::{Input, Sink};
 
 /// What a spilled instance gathers before one write.
@@ -29,9 +31,9 @@ pub struct Spool<'s> {
     /// All bytes so far, or those not yet written once `file` exists.
     buffer: Vec<u8>,
     file: Option<File>,
+    /// The file has a name in `.incoming`.
+    is_named: bool,
     published: bool,
-    /// It will be synced.
-    is_durable: bool,
     /// Bytes in the file, and those that are on their way to the disk.
     written: u64,
     written_back: u64,
@@ -61,8 +63,8 @@ impl<'s> Spool<'s> {
             memory_bytes,
             buffer: scratch,
             file: None,
+            is_named: false,
             published: false,
-            is_durable: false,
             written: 0,
             written_back: 0,
             size: 0,
@@ -71,13 +73,6 @@ impl<'s> Spool<'s> {
         };
         spool.append(header)?;
         Ok(spool)
-    }
-
-    /// It will be synced in the end: what there is of it may go to the disk before.
-    #[must_use]
-    pub fn durable(mut self, is_durable: bool) -> Self {
-        self.is_durable = is_durable;
-        self
     }
 
     /// Takes the next bytes.
@@ -106,14 +101,19 @@ impl<'s> Spool<'s> {
     pub fn write_out(&mut self) -> io::Result<()> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => File::from(create(self.store, &self.name)?),
+            None => {
+                let (file, is_named) = create(self.store, &self.name)?;
+                self.is_named = is_named;
+                file
+            }
         };
         let file = self.file.insert(file);
         file.write_all(&self.buffer)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         let ahead = self.written - self.written_back;
-        if self.is_durable && ahead >= WRITE_BACK_BYTES {
+        // It will be synced in the end, so it may as well go to the disk while the rest comes.
+        if self.store.durability.syncs_data() && ahead >= WRITE_BACK_BYTES {
             write_back::begin(file, self.written_back, ahead)?;
             self.written_back = self.written;
         }
@@ -131,8 +131,21 @@ impl<'s> Spool<'s> {
     /// Gives the complete file its name, replacing what is there atomically.
     ///
     /// # Errors
-    /// What `rename` says; the temporary file is gone then.
+    /// What the file system says; the temporary file is gone then.
     pub fn publish(&mut self, folder: &SeriesFolder, file_name: &str) -> io::Result<()> {
+        if let Some(file) = self.file.as_ref().filter(|_| !self.is_named) {
+            match os::give_name(file, folder.series(), file_name) {
+                Err(Errno::EXIST) => {
+                    os::give_name(file, self.store.incoming(), &self.name)?;
+                    self.is_named = true;
+                }
+                named => {
+                    named?;
+                    self.published = true;
+                    return Ok(());
+                }
+            }
+        }
         rustix::fs::renameat(
             self.store.incoming(),
             self.name.as_str(),
@@ -155,12 +168,14 @@ impl<'s> Spool<'s> {
             self.store = store;
             return Ok(());
         };
-        let mut new = File::from(create(store, &self.name)?);
+        let (mut new, is_named) = create(store, &self.name)?;
         let copied = old.rewind().and_then(|()| io::copy(old, &mut new));
         // From here on the new file is the one that goes when this is dropped.
         self.file = Some(new);
         let from = std::mem::replace(&mut self.store, store);
-        rustix::fs::unlinkat(from.incoming(), self.name.as_str(), AtFlags::empty())?;
+        if std::mem::replace(&mut self.is_named, is_named) {
+            rustix::fs::unlinkat(from.incoming(), self.name.as_str(), AtFlags::empty())?;
+        }
         copied?;
         Ok(())
     }
@@ -239,7 +254,7 @@ impl<'s> Spool<'s> {
         self.digest.digest()
     }
 
-    /// Name of the temporary file in `.incoming`.
+    /// Name of the temporary file in `.incoming`, if it has one.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -260,14 +275,14 @@ impl<'s> Spool<'s> {
     }
 }
 
-fn create(store: &Store, name: &str) -> io::Result<OwnedFd> {
+/// A temporary file, and whether it has its name in `.incoming`.
+fn create(store: &Store, name: &str) -> io::Result<(File, bool)> {
+    if let Some(file) = store.nameless.take(&store.incoming)? {
+        return Ok((file, false));
+    }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(
-        store.incoming(),
-        name,
-        flags,
-        Mode::from_raw_mode(0o644),
-    )?)
+    let file = rustix::fs::openat(store.incoming(), name, flags, Mode::from_raw_mode(0o644))?;
+    Ok((file.into(), true))
 }
 
 /// What another process made of a data set comes behind the header.
@@ -302,7 +317,7 @@ impl Sink for Spool<'_> {
 
 impl Drop for Spool<'_> {
     fn drop(&mut self) {
-        if self.file.is_some() && !self.published {
+        if self.is_named && !self.published {
             // Best effort: what stays is removed at start-up, and is not visible beneath a tenant.
             let _ = rustix::fs::unlinkat(self.store.incoming(), self.name.as_str(), AtFlags::empty());
         }

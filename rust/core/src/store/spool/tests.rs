@@ -1,8 +1,11 @@
 //! Tests of the spool: memory, files, names.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use super::*;
+use crate::config::Durability;
 use crate::layout::{InstancePath, TenantId};
-use crate::store::Existing;
+use crate::store::{nameless, Existing};
 use crate::uid::Uid;
 
 fn path() -> InstancePath {
@@ -37,15 +40,22 @@ fn spool<'s>(store: &'s Store, name: &str, dataset: &[u8], memory_bytes: usize) 
     spool
 }
 
+/// In memory and spilled; as a file without a name, where nothing is synced, and with one.
+fn ways() -> impl Iterator<Item = (usize, Durability)> {
+    [1, 1 << 20]
+        .into_iter()
+        .flat_map(|bytes| [(bytes, Durability::None), (bytes, Durability::Full)])
+}
+
 fn incoming(root: &std::path::Path) -> usize {
     std::fs::read_dir(root.join(".incoming")).unwrap().count()
 }
 
 #[test]
 fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
-    for memory_bytes in [1, 1 << 20] {
+    for (memory_bytes, durability) in ways() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
+        let store = Store::open(root.path(), durability).unwrap();
         let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
         spool.write_out().unwrap();
@@ -80,9 +90,9 @@ fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
 
 #[test]
 fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
-    for memory_bytes in [1, 1 << 20] {
+    for (memory_bytes, durability) in ways() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
+        let store = Store::open(root.path(), durability).unwrap();
         let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut received = spool(&store, "a.part", &dataset, memory_bytes);
         match received.as_input().unwrap() {
@@ -124,32 +134,37 @@ fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
 }
 
 #[test]
-fn a_spool_that_moves_or_cannot_leaves_nothing_where_it_was() {
-    for memory_bytes in [1, 1 << 20] {
-        let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let stores = [
-            Store::open(roots[0].path()).unwrap(),
-            Store::open(roots[1].path()).unwrap(),
-        ];
-        let dataset: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0]).collect();
-        let mut moved = spool(&stores[0], "a.part", &dataset, memory_bytes);
-        moved.move_to(&stores[1]).unwrap();
-        moved.append(b"more").unwrap();
-        moved.write_out().unwrap();
-        let there = std::fs::read(roots[1].path().join(".incoming/a.part")).unwrap();
-        assert_eq!(there, [header(), dataset, b"more".to_vec()].concat());
-        assert_eq!(incoming(roots[0].path()), 0);
-        drop(moved);
-        assert_eq!(incoming(roots[1].path()), 0);
+fn a_spool_that_moves_leaves_nothing_where_it_was() {
+    let all = [Durability::None, Durability::Full];
+    for (memory_bytes, from) in ways() {
+        for to in all {
+            let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let [old, new] = [(&roots[0], from), (&roots[1], to)]
+                .map(|(root, durability)| Store::open(root.path(), durability).unwrap());
+            let dataset: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0]).collect();
+            let mut moved = spool(&old, "a.part", &dataset, memory_bytes);
+            moved.move_to(&new).unwrap();
+            moved.append(b"more").unwrap();
+            moved.write_out().unwrap();
+            assert_eq!(incoming(roots[0].path()), 0);
+            assert_eq!(incoming(roots[1].path()), usize::from(to == Durability::Full));
+            let folder = new.folders().create(&path()).unwrap();
+            moved.publish(&folder, "3.dcm").unwrap();
+            let there = std::fs::read(roots[1].path().join(path().relative())).unwrap();
+            assert_eq!(there, [header(), dataset, b"more".to_vec()].concat());
+            drop(moved);
+            assert_eq!(incoming(roots[1].path()), 0);
+        }
     }
+}
+
+#[test]
+fn a_spool_that_cannot_move_leaves_nothing() {
     let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let stores = [
-        Store::open(roots[0].path()).unwrap(),
-        Store::open(roots[1].path()).unwrap(),
-    ];
+    let [old, new] = [0, 1].map(|at: usize| Store::open(roots[at].path(), Durability::Full).unwrap());
     std::fs::write(roots[1].path().join(".incoming/b.part"), b"another's").unwrap();
-    let mut stuck = spool(&stores[0], "b.part", &[0; 5000], 1);
-    assert!(stuck.move_to(&stores[1]).is_err());
+    let mut stuck = spool(&old, "b.part", &[0; 5000], 1);
+    assert!(stuck.move_to(&new).is_err());
     drop(stuck);
     assert_eq!(incoming(roots[0].path()), 0);
     assert_eq!(incoming(roots[1].path()), 1);
@@ -157,23 +172,73 @@ fn a_spool_that_moves_or_cannot_leaves_nothing_where_it_was() {
 
 #[test]
 fn a_dropped_spool_leaves_nothing() {
+    for durability in [Durability::None, Durability::Full] {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), durability).unwrap();
+        let named = usize::from(durability == Durability::Full);
+        let spool = spool(&store, "a.part", &[0; 5000], 1);
+        assert_eq!(incoming(root.path()), named);
+        drop(spool);
+        assert_eq!(incoming(root.path()), 0);
+        let spool = self::spool(&store, "a.part", &[0; 5000], 1);
+        let (_, file) = spool.into_scratch();
+        assert!(file.is_none());
+        assert_eq!(incoming(root.path()), 0);
+    }
+}
+
+#[test]
+fn a_name_that_is_taken_is_replaced() {
+    for (memory_bytes, durability) in ways() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), durability).unwrap();
+        let folder = store.folders().create(&path()).unwrap();
+        for dataset in [[1; 5000], [2; 5000], [3; 5000]] {
+            let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
+            spool.write_out().unwrap();
+            spool.publish(&folder, "3.dcm").unwrap();
+            drop(spool);
+            let there = std::fs::read(root.path().join(path().relative())).unwrap();
+            assert_eq!(there, [header(), dataset.to_vec()].concat());
+            assert_eq!(incoming(root.path()), 0);
+        }
+        // A folder cannot be replaced, and the temporary file goes with the spool.
+        std::fs::create_dir(root.path().join(path().relative()).with_file_name("4.dcm")).unwrap();
+        let mut spool = spool(&store, "a.part", &[0; 5000], memory_bytes);
+        spool.write_out().unwrap();
+        assert!(spool.publish(&folder, "4.dcm").is_err());
+        drop(spool);
+        assert_eq!(incoming(root.path()), 0);
+    }
+}
+
+#[test]
+fn what_is_prepared_is_used_once_and_bounded() {
     let root = tempfile::tempdir().unwrap();
-    let store = Store::open(root.path()).unwrap();
-    let spool = spool(&store, "a.part", &[0; 5000], 1);
-    assert_eq!(incoming(root.path()), 1);
-    drop(spool);
+    let store = Store::open(root.path(), Durability::None).unwrap();
+    let inode = |spool: &Spool<'_>| spool.file.as_ref().unwrap().metadata().unwrap().ino();
+    store.prepare();
+    let (first, second) = (
+        spool(&store, "a.part", &[1; 5000], 1),
+        spool(&store, "b.part", &[2; 5000], 1),
+    );
+    assert_ne!(inode(&first), inode(&second));
+    drop((first, second));
+    for _ in 0..100 {
+        store.prepare();
+    }
     assert_eq!(incoming(root.path()), 0);
-    let spool = self::spool(&store, "a.part", &[0; 5000], 1);
-    let (_, file) = spool.into_scratch();
-    assert!(file.is_none());
-    assert_eq!(incoming(root.path()), 0);
+    assert_eq!(store.nameless.ready().len(), nameless::MOST_READY);
+    let synced = Store::open(tempfile::tempdir().unwrap().path(), Durability::Data).unwrap();
+    synced.prepare();
+    assert!(synced.nameless.ready().is_empty());
 }
 
 #[test]
 fn links_and_files_in_place_of_folders_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    let store = Store::open(root.path()).unwrap();
+    let store = Store::open(root.path(), Durability::None).unwrap();
     std::os::unix::fs::symlink(elsewhere.path(), root.path().join("t")).unwrap();
     assert!(store.folders().create(&path()).is_err());
     std::fs::remove_file(root.path().join("t")).unwrap();
@@ -185,9 +250,9 @@ fn links_and_files_in_place_of_folders_are_refused() {
 #[test]
 fn one_root_has_one_owner() {
     let root = tempfile::tempdir().unwrap();
-    let _first = Store::open(root.path()).unwrap();
+    let _first = Store::open(root.path(), Durability::None).unwrap();
     assert_eq!(
-        Store::open(root.path()).unwrap_err().kind(),
+        Store::open(root.path(), Durability::None).unwrap_err().kind(),
         io::ErrorKind::WouldBlock
     );
 }

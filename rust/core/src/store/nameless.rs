@@ -1,0 +1,71 @@
+//! Files that have no name until they are complete (`O_TMPFILE`): whatever happens before, nothing is left of them.
+//!
+//! They are for what is not synced. What is synced has a name in `.incoming` from the start: that a synced file keeps its
+//! bytes when it is renamed is what file systems promise, and not each of them keeps a sync of a file without a name.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::AtFlags;
+
+use crate::os;
+
+/// Files that wait to be used. There are not more than instances that were received at one time.
+pub(super) const MOST_READY: usize = 16;
+/// Made and removed when a store is opened, to find out whether there are such files.
+const PROBE: &str = "probe.part";
+
+/// Makes such files, if this file system has them, and keeps some ready.
+#[derive(Debug)]
+pub(super) struct Nameless {
+    is_supported: bool,
+    ready: Mutex<Vec<File>>,
+}
+
+impl Nameless {
+    /// Finds out whether such a file can be made in this folder, and be given a name.
+    pub(super) fn probe(folder: impl AsFd) -> Self {
+        let named = os::nameless_file(&folder).and_then(|file| os::give_name(&file, &folder, PROBE));
+        let is_supported = named.is_ok() && rustix::fs::unlinkat(&folder, PROBE, AtFlags::empty()).is_ok();
+        Self {
+            is_supported,
+            ready: Mutex::default(),
+        }
+    }
+
+    /// None of them, ever.
+    pub(super) fn unused() -> Self {
+        Self {
+            is_supported: false,
+            ready: Mutex::default(),
+        }
+    }
+
+    /// An empty file; `None` where there are no such files.
+    pub(super) fn take(&self, folder: impl AsFd) -> io::Result<Option<File>> {
+        if !self.is_supported {
+            return Ok(None);
+        }
+        let ready = self.ready().pop();
+        match ready {
+            Some(file) => Ok(Some(file)),
+            None => Ok(Some(os::nameless_file(folder)?.into())),
+        }
+    }
+
+    /// Makes one for the next instance. Where that fails, the next instance tries again, and reports it.
+    pub(super) fn prepare(&self, folder: impl AsFd) {
+        if !self.is_supported || self.ready().len() >= MOST_READY {
+            return;
+        }
+        if let Ok(file) = os::nameless_file(folder) {
+            self.ready().push(file.into());
+        }
+    }
+
+    pub(super) fn ready(&self) -> MutexGuard<'_, Vec<File>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
