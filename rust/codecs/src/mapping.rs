@@ -48,20 +48,24 @@ impl SharedMemory {
         Ok(Self { file, map })
     }
 
-    /// Puts bytes at the beginning. The file grows as it must.
+    /// Puts bytes at the beginning, one part behind the other. The file grows as it must.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.map.len() < bytes.len() {
-            self.file.set_len(bytes.len().next_power_of_two() as u64)?;
+    pub fn put(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let length = parts.iter().map(|part| part.len()).sum::<usize>();
+        if self.map.len() < length {
+            self.file.set_len(length.next_power_of_two() as u64)?;
             self.map = Self::map(&self.file)?;
         }
-        let room = self
-            .map
-            .get_mut(..bytes.len())
-            .ok_or(io::ErrorKind::OutOfMemory)?;
-        room.copy_from_slice(bytes);
+        let mut at = 0;
+        for part in parts {
+            self.map
+                .get_mut(at..at + part.len())
+                .ok_or(io::ErrorKind::OutOfMemory)?
+                .copy_from_slice(part);
+            at += part.len();
+        }
         Ok(())
     }
 
@@ -91,7 +95,8 @@ mod tests {
         let mut memory = SharedMemory::new(tempfile::tempfile().unwrap()).unwrap();
         for length in [0, 1, 5000, 100, 70_000] {
             let bytes: Vec<u8> = (0..length).map(|at: u32| at.to_le_bytes()[0]).collect();
-            memory.put(&bytes).unwrap();
+            let (first, second) = bytes.split_at(bytes.len() / 3);
+            memory.put(&[first, second]).unwrap();
             let seen = Mapping::of(memory.file()).unwrap();
             assert_eq!(seen.as_ref().get(..bytes.len()), Some(bytes.as_slice()));
         }

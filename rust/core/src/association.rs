@@ -169,9 +169,9 @@ pub fn serve(
 ) -> Summary {
     let started = Instant::now();
     let registration = engine.register(stream.socket(), &agreement.source);
-    let (scratch, buffer) = engine.lend_memory();
+    let scratch = engine.lend_memory();
     let mut exchange = Exchange::new(engine, stream, agreement, &registration.live, scratch, place);
-    let mut reader = DeadlineReader::new(stream, buffer);
+    let mut reader = DeadlineReader::new(stream, Arc::clone(engine.blocks()));
     let end = match open(stream, accept_pdu) {
         Ok(()) => exchange_pdus(engine, &mut reader, &mut exchange),
         Err(_) => ReadEnd::Closed.into(),
@@ -193,7 +193,7 @@ pub fn serve(
     summary.outcome = end.outcome;
     summary.reason = end.reason;
     summary.received_bytes = reader.received();
-    engine.take_memory_back((exchange.scratch, reader.into_buffer()));
+    engine.take_memory_back(exchange.scratch);
     summary.seconds = started.elapsed().as_secs_f64();
     summary
 }
@@ -333,10 +333,17 @@ fn data_pdu(
         let mut remaining = usize::try_from(pdv_length - 2).unwrap_or(usize::MAX);
         while remaining > 0 {
             let chunk = reader.chunk(remaining, patience)?;
-            remaining -= chunk.len();
-            exchange.fragment(chunk)?;
+            let count = chunk.len();
+            remaining -= count;
+            if exchange.fragment(chunk)? {
+                reader.keep(count);
+            }
+            if reader.has_much() {
+                reader.hand_over(exchange, false);
+            }
         }
         if is_last {
+            reader.hand_over(exchange, true);
             exchange.end_message_part()?;
         }
     }

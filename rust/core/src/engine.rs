@@ -22,6 +22,7 @@ use crate::status::Refusal;
 use crate::store::Store;
 use crate::tenants::{Tenants, TenantsError};
 use crate::transcode::pool::Pool;
+use crate::wire::block::Blocks;
 
 /// Of so many associations that are over, memory is kept.
 const KEPT_MEMORY: usize = 4;
@@ -87,11 +88,9 @@ pub struct Engine {
     recent: Recent,
     recovery_stopped: AtomicBool,
     start_up: StartUp,
-    memory: Mutex<Vec<Memory>>,
+    memory: Mutex<Vec<Scratch>>,
+    blocks: Arc<Blocks>,
 }
-
-/// What an association works with: for instances, and to read from the socket.
-type Memory = (Scratch, Vec<u8>);
 
 impl Engine {
     /// Opens storage and outbox and settles what an interrupted predecessor left.
@@ -148,6 +147,7 @@ impl Engine {
                 damage,
             },
             memory: Mutex::default(),
+            blocks: Arc::default(),
         })
     }
 
@@ -303,7 +303,7 @@ impl Engine {
     }
 
     /// Memory of an association that is over, for the next one: pages that are touched for the first time are dear.
-    pub(crate) fn lend_memory(&self) -> Memory {
+    pub(crate) fn lend_memory(&self) -> Scratch {
         self.memory
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -311,11 +311,16 @@ impl Engine {
             .unwrap_or_default()
     }
 
-    pub(crate) fn take_memory_back(&self, memory: Memory) {
+    pub(crate) fn take_memory_back(&self, memory: Scratch) {
         let mut kept = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < KEPT_MEMORY {
             kept.push(memory);
         }
+    }
+
+    /// Memory to receive into.
+    pub(crate) fn blocks(&self) -> &Arc<Blocks> {
+        &self.blocks
     }
 
     pub(crate) fn is_aborting(&self) -> bool {

@@ -18,6 +18,7 @@ use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
 use crate::transcode::TranscodeError;
 use crate::uid::Uid;
+use crate::wire::block::{Block, Keeper};
 use crate::wire::command::{self, Command, Operation, Response};
 use crate::wire::pdu::{self, AbortReason};
 use crate::wire::reader::ReadEnd;
@@ -46,6 +47,16 @@ enum DatasetState<'e> {
     Receiving(Box<Reception<'e>>),
     /// Refused already: the rest is discarded, then answered.
     Refused(Refusal),
+}
+
+impl<'e> DatasetState<'e> {
+    fn attempt(&mut self, work: impl FnOnce(&mut Reception<'e>) -> Result<(), Refusal>) {
+        if let Self::Receiving(reception) = self {
+            if let Err(refusal) = contain(|| work(reception)) {
+                *self = Self::Refused(refusal);
+            }
+        }
+    }
 }
 
 struct Request {
@@ -171,7 +182,8 @@ impl<'e> Exchange<'e> {
         Ok(())
     }
 
-    pub(crate) fn fragment(&mut self, chunk: &[u8]) -> Result<(), End> {
+    /// Takes notice of the next bytes. Those that it wants to keep it gets as a [`Keeper`].
+    pub(crate) fn fragment(&mut self, chunk: &[u8]) -> Result<bool, End> {
         match &mut self.expect {
             Expect::Command { bytes, .. } => {
                 if bytes.len() + chunk.len() > command::MAX_BYTES {
@@ -194,16 +206,12 @@ impl<'e> Exchange<'e> {
                         "a data set far beyond the size limit",
                     ));
                 }
-                if let DatasetState::Receiving(reception) = state {
-                    let taken = contain(|| reception.append(chunk));
-                    if let Err(refusal) = taken {
-                        *state = DatasetState::Refused(refusal);
-                    }
-                }
+                state.attempt(|reception| reception.look_at(chunk));
+                return Ok(matches!(state, DatasetState::Receiving(_)));
             }
             Expect::Nothing => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The last fragment of a command set or a data set.
@@ -489,6 +497,20 @@ impl<'e> Exchange<'e> {
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), End> {
         let mut sink = self.stream;
         sink.write_all(bytes).map_err(|_| End::from(ReadEnd::Closed))
+    }
+}
+
+impl Keeper for Exchange<'_> {
+    fn take(&mut self, block: Block) {
+        if let Expect::Dataset { state, .. } = &mut self.expect {
+            state.attempt(|reception| reception.take(block));
+        }
+    }
+
+    fn copy(&mut self, bytes: &[u8]) {
+        if let Expect::Dataset { state, .. } = &mut self.expect {
+            state.attempt(|reception| reception.copy(bytes));
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::transcode::plan::{plan, Plan};
 use crate::transcode::pool::{Pool, Task};
 use crate::transcode::TranscodeError;
 use crate::uid::Uid;
+use crate::wire::block::Block;
 
 /// What an association tells about all its instances.
 #[derive(Clone, Debug)]
@@ -124,6 +125,8 @@ pub struct Reception<'e> {
     transfer_status: TransferStatus,
     began: Instant,
     scanning: Duration,
+    /// Bytes of the data set so far.
+    received: u64,
 }
 
 impl<'e> Reception<'e> {
@@ -194,6 +197,7 @@ impl<'e> Reception<'e> {
             transfer_status: TransferStatus::NoNeedTransfer,
             began: Instant::now(),
             scanning: Duration::ZERO,
+            received: 0,
         })
     }
 
@@ -202,15 +206,34 @@ impl<'e> Reception<'e> {
     /// # Errors
     /// [`Refusal`]; the rest of the data set is of no interest then.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.look_at(bytes)?;
+        self.copy(bytes)
+    }
+
+    /// Looks at the next bytes of the data set, which [`Reception::copy`] or [`Reception::take`] bring later.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the rest of the data set is of no interest then.
+    pub(crate) fn look_at(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let most = self.engine.config().limits.max_instance_bytes;
-        if self.spool.dataset_bytes() + bytes.len() as u64 > most {
+        self.received += bytes.len() as u64;
+        if self.received > most {
             return Err(Refusal::TooLarge(most));
         }
         let began = Instant::now();
         let scanned = self.scan.feed(bytes);
         self.scanning += began.elapsed();
-        scanned?;
+        Ok(scanned?)
+    }
+
+    /// Takes bytes that were looked at.
+    pub(crate) fn copy(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         Ok(self.spool.append(bytes)?)
+    }
+
+    /// Takes bytes that were looked at, where they are.
+    pub(crate) fn take(&mut self, block: Block) -> Result<(), Refusal> {
+        Ok(self.spool.take_block(block)?)
     }
 
     /// Ends the data set: validates, stores, records. Returns only after both are as durable as configured.
@@ -221,6 +244,9 @@ impl<'e> Reception<'e> {
         self.engine.stages().note(Stage::Receive, self.began.elapsed());
         self.engine.stages().note(Stage::Scan, self.scanning);
         self.scan.finish()?;
+        if self.spool.dataset_bytes() != self.received {
+            return Err(Refusal::Bug);
+        }
         let tenants = self.engine.tenants();
         let tenant = self.tenant();
         let plan = tenants.plan(tenant.as_ref().ok());

@@ -1,7 +1,7 @@
 //! An instance on its way: memory up to a threshold, then a temporary file in the target file system.
 
 use std::fs::File;
-use std::io::{self, Seek as _, Write};
+use std::io::{self, IoSlice, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 
@@ -14,6 +14,7 @@ use super::Store;
 use crate::digest::{Digest, Digester};
 use crate::os;
 use crate::transcode::pool::{Input, Sink};
+use crate::wire::block::{Block, BLOCK_BYTES};
 
 /// What a spilled instance gathers before one write.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -28,8 +29,9 @@ pub struct Spool<'s> {
     name: String,
     transfer_syntax: String,
     memory_bytes: usize,
-    /// All bytes so far, or those not yet written once `file` exists.
+    /// All bytes so far, or those not yet written once `file` exists; those in `blocks` come behind those in `buffer`.
     buffer: Vec<u8>,
+    blocks: Vec<Block>,
     file: Option<File>,
     /// The file has a name in `.incoming`.
     is_named: bool,
@@ -62,6 +64,7 @@ impl<'s> Spool<'s> {
             transfer_syntax: transfer_syntax.to_owned(),
             memory_bytes,
             buffer: scratch,
+            blocks: Vec::new(),
             file: None,
             is_named: false,
             published: false,
@@ -80,18 +83,43 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says; the instance is lost then.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.blocks.is_empty() {
+            self.write_out()?;
+        }
         self.digest.update(bytes);
         self.size += bytes.len() as u64;
         self.buffer.extend_from_slice(bytes);
+        self.write_what_is_much()
+    }
+
+    /// Takes the next bytes where they were received.
+    ///
+    /// # Errors
+    /// What the file system says; the instance is lost then.
+    pub fn take_block(&mut self, block: Block) -> io::Result<()> {
+        for part in block.parts() {
+            self.digest.update(part);
+        }
+        self.size += block.kept_bytes() as u64;
+        self.blocks.push(block);
+        self.write_what_is_much()
+    }
+
+    fn write_what_is_much(&mut self) -> io::Result<()> {
         let most = if self.file.is_some() {
             WRITE_BYTES
         } else {
             self.memory_bytes
         };
-        if self.buffer.len() >= most.max(1) {
+        if self.buffer.len() + self.blocks.len() * BLOCK_BYTES >= most.max(1) {
             self.write_out()?;
         }
         Ok(())
+    }
+
+    /// What is not in the file.
+    fn waiting(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(self.buffer.as_slice()).chain(self.blocks.iter().flat_map(Block::parts))
     }
 
     /// Writes all bytes to the temporary file.
@@ -107,10 +135,14 @@ impl<'s> Spool<'s> {
                 file
             }
         };
+        let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
+        let count: usize = parts.iter().map(|part| part.len()).sum();
+        let written = write_all(&file, &mut parts);
         let file = self.file.insert(file);
-        file.write_all(&self.buffer)?;
-        self.written += self.buffer.len() as u64;
+        written?;
+        self.written += count as u64;
         self.buffer.clear();
+        self.blocks.clear();
         let ahead = self.written - self.written_back;
         // It will be synced in the end, so it may as well go to the disk while the rest comes.
         if self.store.durability.syncs_data() && ahead >= WRITE_BACK_BYTES {
@@ -197,8 +229,14 @@ impl<'s> Spool<'s> {
         if let Some(file) = &self.file {
             return Ok(Input::File(file.as_fd(), self.header_bytes));
         }
-        let header = usize::try_from(self.header_bytes).unwrap_or(usize::MAX);
-        Ok(Input::Memory(self.buffer.get(header..).unwrap_or_default()))
+        Ok(Input::Memory(self.dataset_in_memory().collect()))
+    }
+
+    fn dataset_in_memory(&self) -> impl Iterator<Item = &[u8]> {
+        let mut header = usize::try_from(self.header_bytes).unwrap_or(usize::MAX);
+        // The header is in the first part.
+        self.waiting()
+            .map(move |part| part.get(std::mem::take(&mut header)..).unwrap_or_default())
     }
 
     /// Whether the data set bytes equal those of `file` from `offset` on.
@@ -206,32 +244,27 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says.
     pub fn same_dataset(&mut self, file: &File, offset: u64) -> io::Result<bool> {
-        let length = self.size - self.header_bytes;
-        if file.metadata()?.len() != offset + length {
+        if file.metadata()?.len() != offset + self.dataset_bytes() {
             return Ok(false);
         }
         if self.file.is_some() {
             self.write_out()?;
         }
-        let mut theirs = vec![0; WRITE_BYTES];
-        let mut ours = vec![0; WRITE_BYTES];
+        let Some(ours) = &self.file else {
+            return same_as(self.dataset_in_memory(), file, offset);
+        };
+        let mut block = vec![0; READ_BYTES];
         let mut at = 0;
-        while at < length {
-            let count = usize::try_from((length - at).min(WRITE_BYTES as u64)).unwrap_or(WRITE_BYTES);
-            let theirs = theirs.get_mut(..count).unwrap_or_default();
-            file.read_exact_at(theirs, offset + at)?;
-            let same = if let Some(spilled) = &self.file {
-                let ours = ours.get_mut(..count).unwrap_or_default();
-                spilled.read_exact_at(ours, self.header_bytes + at)?;
-                ours == theirs
-            } else {
-                let from = usize::try_from(self.header_bytes + at).unwrap_or(usize::MAX);
-                self.buffer.get(from..).and_then(|rest| rest.get(..count)) == Some(theirs)
-            };
-            if !same {
+        while at < self.dataset_bytes() {
+            let count = (self.dataset_bytes() - at).min(READ_BYTES as u64);
+            let block = block
+                .get_mut(..usize::try_from(count).unwrap_or(READ_BYTES))
+                .unwrap_or_default();
+            ours.read_exact_at(block, self.header_bytes + at)?;
+            if !same_as([&*block].into_iter(), file, offset + at)? {
                 return Ok(false);
             }
-            at += count as u64;
+            at += count;
         }
         Ok(true)
     }
@@ -273,6 +306,33 @@ impl<'s> Spool<'s> {
         let file = if self.published { self.file.take() } else { None };
         (std::mem::take(&mut self.buffer), file)
     }
+}
+
+/// Whether parts, one behind the other, equal what is in a file from `at` on.
+fn same_as<'p>(parts: impl Iterator<Item = &'p [u8]>, file: &File, mut at: u64) -> io::Result<bool> {
+    let mut theirs = vec![0; READ_BYTES];
+    for ours in parts.flat_map(|part| part.chunks(READ_BYTES)) {
+        let theirs = theirs.get_mut(..ours.len()).unwrap_or_default();
+        file.read_exact_at(theirs, at)?;
+        if ours != theirs {
+            return Ok(false);
+        }
+        at += ours.len() as u64;
+    }
+    Ok(true)
+}
+
+fn write_all(mut file: &File, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut parts, 0); // empty ones at the beginning
+    while !parts.is_empty() {
+        match file.write_vectored(parts) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => IoSlice::advance_slices(&mut parts, count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A temporary file, and whether it has its name in `.incoming`.

@@ -43,7 +43,7 @@ pub struct PoolConfig {
 }
 
 /// A data set to transcode, in a file of its own or behind a header.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Task<'t> {
     /// Transfer syntax of the data set.
     pub source: &'t str,
@@ -77,10 +77,10 @@ pub trait Sink {
 }
 
 /// Where a data set is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Input<'t> {
-    /// In memory.
-    Memory(&'t [u8]),
+    /// In memory, in parts.
+    Memory(Vec<&'t [u8]>),
     /// In a file from an offset on to its end.
     File(BorrowedFd<'t>, u64),
 }
@@ -268,7 +268,7 @@ impl Pool {
         task: &Task<'_>,
         sink: &mut dyn Sink,
     ) -> Result<Result<Report, TranscodeError>, Broken> {
-        if let Input::Memory(dataset) = task.input {
+        if let Input::Memory(dataset) = &task.input {
             if let Err(error) = worker.memory.put(dataset) {
                 return Ok(Err(error.into()));
             }
@@ -307,11 +307,13 @@ impl Pool {
         output: BorrowedFd<'_>,
         place: Place,
     ) -> Result<Outcome, Broken> {
-        let (input, input_place) = match task.input {
-            Input::File(file, offset) => (file, Place::File { offset }),
+        let (input, input_place) = match &task.input {
+            Input::File(file, offset) => (*file, Place::File { offset: *offset }),
             Input::Memory(dataset) => (
                 worker.memory.file().as_fd(),
-                Place::Memory { bytes: dataset.len() },
+                Place::Memory {
+                    bytes: dataset.iter().map(|part| part.len()).sum(),
+                },
             ),
         };
         let request = Request {

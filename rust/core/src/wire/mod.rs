@@ -1,5 +1,6 @@
 //! The network formats: PDUs of the upper layer (PS3.8) and DIMSE command sets (PS3.7).
 
+pub mod block;
 pub mod command;
 pub mod pdu;
 pub mod reader;

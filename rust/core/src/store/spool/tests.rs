@@ -7,6 +7,7 @@ use crate::config::Durability;
 use crate::layout::{InstancePath, TenantId};
 use crate::store::{nameless, Existing};
 use crate::uid::Uid;
+use crate::wire::block::Blocks;
 
 fn path() -> InstancePath {
     let uid = |text: &str| Uid::parse(text.as_bytes()).unwrap();
@@ -96,7 +97,7 @@ fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
         let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut received = spool(&store, "a.part", &dataset, memory_bytes);
         match received.as_input().unwrap() {
-            Input::Memory(bytes) => assert_eq!(bytes, dataset),
+            Input::Memory(parts) => assert_eq!(parts.concat(), dataset),
             Input::File(file, offset) => {
                 let mut read = vec![0; dataset.len()];
                 let file = File::from(file.try_clone_to_owned().unwrap());
@@ -130,6 +131,43 @@ fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
         );
         drop((received, result, copied));
         assert_eq!(incoming(root.path()), 0);
+    }
+}
+
+#[test]
+fn what_stays_where_it_was_received_is_as_what_was_copied() {
+    let blocks = std::sync::Arc::<Blocks>::default();
+    for (memory_bytes, durability) in ways() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), durability).unwrap();
+        let dataset: Vec<u8> = (0..900_000u32).map(|i| (i / 3).to_le_bytes()[0]).collect();
+        let copied = spool(&store, "a.part", &dataset, memory_bytes);
+        let mut taken = spool(&store, "b.part", &[], memory_bytes);
+        for (number, piece) in dataset.chunks(190_000).enumerate() {
+            if number == 3 {
+                // Copied bytes may come behind blocks.
+                taken.append(piece).unwrap();
+                continue;
+            }
+            let mut block = blocks.take();
+            block.fill_for_test(piece, 16_000);
+            taken.take_block(block).unwrap();
+        }
+        assert_eq!((taken.size(), taken.digest()), (copied.size(), copied.digest()));
+        let folder = store.folders().create(&path()).unwrap();
+        let mut first = copied;
+        first.write_out().unwrap();
+        first.publish(&folder, "3.dcm").unwrap();
+        assert!(matches!(
+            store.existing(Some(&folder), &path(), &mut taken).unwrap(),
+            Existing::Identical { .. }
+        ));
+        taken.write_out().unwrap();
+        taken.publish(&folder, "3.dcm").unwrap();
+        assert_eq!(
+            std::fs::read(root.path().join(path().relative())).unwrap(),
+            [header(), dataset].concat()
+        );
     }
 }
 
