@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Of one block: many PDUs are taken with one system call.
-pub const BLOCK_BYTES: usize = 256 * 1024;
+/// Of one block: many PDUs are taken with one system call, and a CT slice (512 x 512, 16 bits) with two.
+pub const BLOCK_BYTES: usize = 288 * 1024;
 /// Blocks that wait to be used again: pages that are touched for the first time are dear.
 const MOST_FREE: usize = 32;
 
