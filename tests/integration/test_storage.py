@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from support import scu
 from support.instances import CT, SR, Instance, ct_slice, dataset_of, explicit, text
 from support.scu import BIG, EXPLICIT, IMPLICIT, VERIFICATION, Aborted, RawAssociation
 from support.service import ServiceProcess
+from support.waiting import wait_until
 
 CONTEXTS = [(1, CT, [EXPLICIT]), (3, VERIFICATION, [IMPLICIT])]
 StartService = Callable[..., ServiceProcess]
@@ -86,6 +88,32 @@ def test_fragments_of_any_size_in_any_grouping(scp: ServiceProcess) -> None:
         assert (response.status, response.message_id) == (0, 10)
         association.release()
     assert sorted(dataset_of(file) for file in scp.files()) == sorted([instance.dataset, second.dataset])
+
+
+@pytest.mark.parametrize("spool_memory", [4096, 100_000, 1 << 20])
+@pytest.mark.parametrize("durability", ["full", "none"])
+def test_instances_that_do_not_wait_for_answers_are_whole(
+    start_service: StartService, durability: str, spool_memory: int
+) -> None:
+    env = {
+        "STORESCP_LOCAL_STORAGE__DURABILITY": durability,
+        "STORESCP_LOCAL_STORAGE__SPOOL_MEMORY_BYTES": str(spool_memory),
+    }
+    scp = start_service("-m", "131072", env=env)
+    instances = [ct_slice(number, rows=rows) for number, rows in enumerate((4, 512, 64, 1, 700, 4, 4, 300, 2), 1)]
+    for max_pdu in (150, 16384, 131072):
+        with RawAssociation(scp.port, CONTEXTS) as association:
+            association.max_pdu = max_pdu
+            pdus = [association.store_pdus(1, CT, one.sop_instance, one.dataset) for one in instances]
+            sender = threading.Thread(target=association.send, args=(b"".join(pdus),))
+            sender.start()
+            assert [association.read_response().status for _ in instances] == [0] * len(instances)
+            sender.join()
+            association.release()
+        assert sorted(dataset_of(file) for file in scp.files()) == sorted(one.dataset for one in instances)
+        for file in scp.files():
+            file.unlink()
+    assert scp.temporary_files() == []
 
 
 @pytest.mark.parametrize("max_pdu", [0, 128, 16384, None])
@@ -191,10 +219,11 @@ def _licence(folder: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("engine", ["rust", "python"])
+@pytest.mark.parametrize(("engine", "durability"), [("rust", "full"), ("rust", "none"), ("python", "full")])
 @pytest.mark.parametrize("policy", ["replace", "keep", "reject"])
-def test_duplicates(start_service: StartService, engine: str, policy: str) -> None:
-    scp = start_service(env={"STORESCP_LOCAL_STORAGE__DUPLICATES": policy}, engine=engine)
+def test_duplicates(start_service: StartService, engine: str, durability: str, policy: str) -> None:
+    env = {"STORESCP_LOCAL_STORAGE__DUPLICATES": policy, "STORESCP_LOCAL_STORAGE__DURABILITY": durability}
+    scp = start_service(env=env, engine=engine)
     first = ct_slice(1, rows=4)
     other = ct_slice(1, rows=4, changes={0x00080060: explicit(0x00080060, b"CS", b"MR")})
     assert send(scp, first).status == 0
@@ -414,8 +443,13 @@ def test_unknown_operations_are_answered(scp: ServiceProcess) -> None:
         association.release()
 
 
-def test_nothing_is_left_of_an_instance_that_was_cut_off(start_service: StartService) -> None:
-    scp = start_service(env={"STORESCP_LOCAL_STORAGE__SPOOL_MEMORY_BYTES": "4096"})
+@pytest.mark.parametrize("durability", ["full", "none"])
+def test_nothing_is_left_of_an_instance_that_was_cut_off(start_service: StartService, durability: str) -> None:
+    env = {
+        "STORESCP_LOCAL_STORAGE__SPOOL_MEMORY_BYTES": "4096",
+        "STORESCP_LOCAL_STORAGE__DURABILITY": durability,
+    }
+    scp = start_service(env=env)
     instance = ct_slice(1)
     for end in ("abort", "close"):
         association = RawAssociation(scp.port, CONTEXTS)
@@ -429,6 +463,27 @@ def test_nothing_is_left_of_an_instance_that_was_cut_off(start_service: StartSer
         scp.wait_for_event("association.aborted_by_peer" if end == "abort" else "association.connection_lost")
     assert scp.temporary_files() == []
     assert scp.files() == []
+
+
+def test_what_is_not_synced_has_no_name_until_it_is_complete(start_service: StartService) -> None:
+    env = {"STORESCP_LOCAL_STORAGE__SPOOL_MEMORY_BYTES": "4096", "STORESCP_LOCAL_STORAGE__DURABILITY": "none"}
+    scp = start_service(env=env)
+    instance = ct_slice(1)
+    associations = [RawAssociation(scp.port, CONTEXTS) for _ in range(8)]
+    for association in associations:
+        association.send(association.store_pdus(1, CT, instance.sop_instance, instance.dataset)[:-20_000])
+    wait_until(lambda: scp.nameless_files() == len(associations), 5)
+    assert scp.temporary_files() == scp.files() == []
+    for association in associations:
+        association.socket.close()
+    wait_until(lambda: scp.nameless_files() == 0, 5)
+    for number in range(20):
+        assert send(scp, ct_slice(number, rows=4)).status == 0
+    # The next instances find a few files ready.
+    assert 1 <= scp.nameless_files() <= 4
+    scp.kill()
+    assert scp.temporary_files() == []
+    assert len(scp.files()) == 20
 
 
 def test_size_limit(start_service: StartService) -> None:

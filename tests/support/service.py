@@ -17,6 +17,11 @@ from typing import Any
 LISTENING = re.compile(r"listening on (\S+):(\d+) as (\S+)( \(TLS\))?")
 
 
+def is_nameless(link: str) -> bool:
+    """Whether a descriptor is that of a file that never had a name (`O_TMPFILE`)."""
+    return re.search(r"/\.incoming/#\d+ \(deleted\)$", link) is not None
+
+
 class ServiceProcess:
     """Starts `python -m storescp`, waits for its line, and stops what it started.
 
@@ -136,4 +141,15 @@ class ServiceProcess:
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
     def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        """Open descriptors, but for files without a name: those of instances on their way, and a few that are ready."""
+        return len([link for link in self._open() if not is_nameless(link)])
+
+    def nameless_files(self) -> int:
+        return len([link for link in self._open() if is_nameless(link)])
+
+    def _open(self) -> list[str]:
+        links = []
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+                links.append(str(descriptor.readlink()))
+        return links

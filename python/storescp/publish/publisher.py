@@ -203,9 +203,12 @@ class _Lane:
             await self._wait()
             return
         self._after = rows[-1].ready
-        sendable = [row for row in rows if row.key not in self._waiting_keys]
+        sendable = [row for row in rows if row.key not in self._waiting_keys] if self._waiting_keys else rows
         if sendable:
             await self._record(sendable, await self._publish(sendable))
+        if len(rows) < BATCH and self._failed_at is None:
+            self._newest = max(self._newest, self._after)
+            await self._wait()
 
     async def _wait(self) -> None:
         if self._publisher.is_stopping():

@@ -237,19 +237,24 @@ impl Writer {
     fn done(&self, topic: Topic, ids: &[i64], delta: &mut Delta) -> Result<(), OutboxError> {
         let now = now_micros();
         for id in ids {
-            let left: Option<(i64, i64, i64)> = self
+            // Not with RETURNING, which makes a table for each answer.
+            let before: Option<(i64, i64, i64)> = self
                 .connection
                 .prepare_cached(
-                    "UPDATE instance SET pending = pending & ~?1,
-                         delivered = CASE WHEN pending & ~?1 = 0 AND dead = 0 THEN ?3 END
-                     WHERE id = ?2 AND pending & ?1
-                     RETURNING pending, dead, length(CAST(payload AS BLOB))",
+                    "SELECT pending, dead, octet_length(payload) FROM instance WHERE id = ?1 AND pending & ?2",
                 )?
-                .query_row(params![topic.bit(), id, now], |row| {
+                .query_row([*id, topic.bit()], |row| {
                     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
                 })
                 .optional()?;
-            if let Some((0, dead, bytes)) = left {
+            let Some((pending, dead, bytes)) = before else {
+                continue;
+            };
+            let left = pending & !topic.bit();
+            self.connection
+                .prepare_cached("UPDATE instance SET pending = ?1, delivered = ?2 WHERE id = ?3")?
+                .execute(params![left, (left == 0 && dead == 0).then_some(now), id])?;
+            if left == 0 {
                 delta.pending -= 1;
                 if dead == 0 {
                     delta.bytes -= bytes;

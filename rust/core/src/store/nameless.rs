@@ -12,8 +12,8 @@ use rustix::fs::AtFlags;
 
 use crate::os;
 
-/// Files that wait to be used. There are not more than instances that were received at one time.
-pub(super) const MOST_READY: usize = 16;
+/// Files that wait to be used. Few, because descriptors may be scarce; who finds none makes one.
+pub(super) const MOST_READY: usize = 4;
 /// Made and removed when a store is opened, to find out whether there are such files.
 const PROBE: &str = "probe.part";
 
