@@ -12,10 +12,12 @@ use crate::failpoint;
 use crate::store::path_hash;
 
 const BATCH: usize = 512;
-/// How long a row may wait for company: it is durable in the journal, and only the publisher waits.
+/// How long the first row after a pause may wait for company: it is durable in the journal, and only the publisher waits.
 const ROW_DELAY: Duration = Duration::from_millis(25);
 /// The same for an acknowledgement of a topic: losing it costs a second delivery and no more.
 const DONE_DELAY: Duration = Duration::from_millis(100);
+/// Between transactions while rows keep coming: each delays the instance that is received meanwhile, where cores are few.
+const BUSY_DELAY: Duration = Duration::from_millis(100);
 /// After a commit that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -194,7 +196,7 @@ impl Writer {
                 for (op, answer) in batch.into_iter().zip(answers) {
                     op.reply(Ok(answer));
                 }
-                Some(ROW_DELAY)
+                Some(BUSY_DELAY)
             }
             Err(error) => {
                 let _ = self.connection.execute_batch("ROLLBACK");
