@@ -83,8 +83,11 @@ class Receiver(ABC):
     def cpu_seconds(self) -> float:
         """User and system time, of processes that have ended too."""
         assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(int(field) for field in fields[11:15]) / _TICKS
+        pid = self._process.pid
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ended_children = sum(int(field) for field in fields[13:15]) / _TICKS
+        # Its own in nanoseconds: clock_getcpuclockid(3), which Python does not have. The fields are in hundredths of a second.
+        return time.clock_gettime((~pid << 3) | 2) + ended_children
 
     def rss_kib(self, kind: str) -> int:
         """Resident memory now (VmRSS) or at its peak (VmHWM) of the main process."""

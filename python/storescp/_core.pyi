@@ -204,7 +204,7 @@ class OutboxRow:
     ready: int
     trace_id: str
     key: str
-    payload: str
+    payload: bytes
 
 @final
 class Engine:

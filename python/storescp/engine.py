@@ -31,8 +31,8 @@ class QueuedRecord(Protocol):
         """`tenant_id/study_uid`."""
 
     @property
-    def payload(self) -> str:
-        """The record, JSON."""
+    def payload(self) -> bytes:
+        """The record, JSON (UTF-8)."""
 
 
 class RecordQueue(Protocol):

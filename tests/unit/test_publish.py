@@ -33,7 +33,7 @@ TOPICS = ("main", "log")
 @dataclass(frozen=True)
 class Row:
     id: int
-    payload: str
+    payload: bytes
     ready: int = 0
     trace_id: str = ""
     key: str = ""
@@ -41,7 +41,7 @@ class Row:
 
 def publish(sink: JsonLinesSink, topic: str, *payloads: str) -> None:
     async def run() -> None:
-        await sink.publish(topic, [Row(number, payload) for number, payload in enumerate(payloads)])
+        await sink.publish(topic, [Row(number, payload.encode()) for number, payload in enumerate(payloads)])
         await sink.stop()
 
     asyncio.run(run())

@@ -29,7 +29,7 @@ class JsonLinesSink:
         if not self._files:
             self._open_all()
         file = self._files[topic]
-        lines = "".join(f"{row.payload}\n" for row in rows).encode()
+        lines = b"\n".join([*(row.payload for row in rows), b""])
         size = os.fstat(file).st_size
         try:
             if os.write(file, lines) != len(lines):

@@ -258,7 +258,7 @@ class KafkaSink:
         size, rows = 0, part.rows
         for number in range(begin, min(len(rows), begin + self._kafka.batch_num_messages)):
             row = rows[number]
-            key, value = row.key.encode(), row.payload.encode()
+            key, value = row.key.encode(), row.payload
             size += len(key) + len(value) + _RECORD_OVERHEAD_BYTES
             if number > begin and size > part.limit:
                 break

@@ -43,7 +43,7 @@ class Row:
     ready: int
     trace_id: str
     key: str
-    payload: str
+    payload: bytes
 
 
 def path_hash(path: str) -> int:
@@ -143,7 +143,7 @@ class Outbox:
         """The first publishable rows later than `after`."""
         with self._lock:
             rows = self._connection.execute(
-                "SELECT id, ready, trace_id, key, payload FROM instance "
+                "SELECT id, ready, trace_id, key, CAST(payload AS BLOB) FROM instance "
                 f"WHERE {_WAITING[topic]} AND ready > ? ORDER BY ready LIMIT ?",
                 (after, most),
             ).fetchall()

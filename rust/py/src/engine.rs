@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use storescp_core::association::{receive, Agreement, Summary};
 use storescp_core::config::EngineConfig;
 use storescp_core::engine::{self, StartError, Transcoded};
@@ -102,7 +103,7 @@ pub struct OutboxRow {
     ready: i64,
     trace_id: String,
     key: String,
-    payload: String,
+    payload: Py<PyBytes>,
 }
 
 impl Engine {
@@ -496,7 +497,7 @@ impl Engine {
                 ready: row.ready,
                 trace_id: row.trace_id,
                 key: row.key,
-                payload: row.payload,
+                payload: PyBytes::new(py, row.payload.as_bytes()).unbind(),
             })
             .collect())
     }

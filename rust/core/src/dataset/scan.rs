@@ -177,6 +177,12 @@ impl Scanner {
         }
     }
 
+    /// Whether so many more bytes are all within a value that is skipped.
+    #[must_use]
+    pub fn skips(&self, count: usize) -> bool {
+        matches!(self.state, State::Skip { left } if left > count as u64)
+    }
+
     /// The captured values, in the order of `wanted`.
     #[must_use]
     pub fn captured(&self) -> &[Captured] {

@@ -67,6 +67,12 @@ impl DatasetScan {
         self.scanner.finish()
     }
 
+    /// Whether so many more bytes as received are all within a value that is skipped: feeding them costs nothing then.
+    #[must_use]
+    pub fn skips(&self, count: usize) -> bool {
+        self.inflater.is_none() && self.scanner.skips(count)
+    }
+
     /// The captured values, in the order of `wanted`.
     #[must_use]
     pub fn captured(&self) -> &[Captured] {
