@@ -86,7 +86,7 @@ class Receiver(ABC):
         pid = self._process.pid
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ended_children = sum(int(field) for field in fields[13:15]) / _TICKS
-        # Its own in nanoseconds: clock_getcpuclockid(3), which Python does not have. The fields are in hundredths of a second.
+        # Its own in nanoseconds: clock_getcpuclockid(3), which Python does not have.
         return time.clock_gettime((~pid << 3) | 2) + ended_children
 
     def rss_kib(self, kind: str) -> int:

@@ -127,13 +127,12 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says.
     pub fn write_out(&mut self) -> io::Result<()> {
-        let file = match self.file.take() {
-            Some(file) => file,
-            None => {
-                let (file, is_named) = create(self.store, &self.name)?;
-                self.is_named = is_named;
-                file
-            }
+        let file = if let Some(file) = self.file.take() {
+            file
+        } else {
+            let (file, is_named) = create(self.store, &self.name)?;
+            self.is_named = is_named;
+            file
         };
         let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
