@@ -22,7 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
-from quiet import quiet
+from quiet import empty_large_files, quiet
 from receivers import (
     Dcmtk,
     DcmtkAnySyntax,
@@ -205,6 +205,7 @@ def start_receivers(bench_folder: Path) -> Iterator[StartReceivers]:
     yield start
     for receiver in started:
         receiver.kill()
+    empty_large_files(bench_folder)
 
 
 @pytest.mark.parametrize("max_pdu", [16384, 131072], ids=["PDU 16 KB", "PDU 128 KB"])
