@@ -16,8 +16,9 @@ const BATCH: usize = 512;
 const ROW_DELAY: Duration = Duration::from_millis(25);
 /// The same for an acknowledgement of a topic: losing it costs a second delivery and no more.
 const DONE_DELAY: Duration = Duration::from_millis(100);
-/// Between transactions while rows keep coming: each delays the instance that is received meanwhile, where cores are few.
+/// After a transaction of more than a few: each delays the instance that is received meanwhile, where cores are few.
 const BUSY_DELAY: Duration = Duration::from_millis(100);
+const FEW: usize = 8;
 /// After a commit that failed.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -178,6 +179,7 @@ impl Writer {
         }
         match self.transact(&batch) {
             Ok((answers, delta)) => {
+                let is_busy = self.lazy.len() > FEW;
                 let shared = &self.shared;
                 shared
                     .journal
@@ -196,7 +198,7 @@ impl Writer {
                 for (op, answer) in batch.into_iter().zip(answers) {
                     op.reply(Ok(answer));
                 }
-                Some(BUSY_DELAY)
+                Some(if is_busy { BUSY_DELAY } else { ROW_DELAY })
             }
             Err(error) => {
                 let _ = self.connection.execute_batch("ROLLBACK");
