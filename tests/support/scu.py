@@ -144,15 +144,18 @@ class RawAssociation:
         **options: object,
     ) -> None:
         self.socket = socket.create_connection((host, port), timeout, (source, 0) if source else None)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket)
         self.message_ids = itertools.count(1)
         self.max_pdu = 16384
-        self.socket.sendall(request or associate_rq(contexts, **options))  # type: ignore[arg-type]
-        kind, body = self.read_pdu()
-        if kind != 2:
-            raise AssertionError(f"unexpected PDU {kind}")
+        try:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket)
+            self.socket.sendall(request or associate_rq(contexts, **options))  # type: ignore[arg-type]
+            kind, body = self.read_pdu()
+            assert kind == 2, f"unexpected PDU {kind}"
+        except BaseException:
+            self.socket.close()
+            raise
         self.accepted, self.user_information = parse_ac(body)
         self.max_pdu = struct.unpack(">L", self.user_information[0x51])[0]
 

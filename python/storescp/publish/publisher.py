@@ -207,6 +207,7 @@ class _Lane:
         if sendable:
             await self._record(sendable, await self._publish(sendable))
         if len(rows) < BATCH and self._failed_at is None:
+            # There were no more: what comes later is waited for, not looked for.
             self._newest = max(self._newest, self._after)
             await self._wait()
 

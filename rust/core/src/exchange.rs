@@ -1,22 +1,20 @@
 //! The DIMSE side of an association: command sets in, responses out (PS3.7 Section 9).
 
+mod notes;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use crate::activity::{LiveAssociation, RecentInstance, Shown};
-use crate::association::{Agreement, End, Outcome, Summary, Transfer};
-use crate::dataset::index::InstanceIndex;
+use crate::activity::{LiveAssociation, Shown};
+use crate::association::{Agreement, End, Outcome, Summary};
 use crate::engine::Engine;
-use crate::events::InstanceFact;
 use crate::failpoint;
-use crate::ingest::{Attempt, Reception, Scratch, Stored};
-use crate::layout::TenantId;
+use crate::ingest::{Reception, Scratch, Stored};
 use crate::net::admission::Place;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
-use crate::transcode::TranscodeError;
 use crate::uid::Uid;
 use crate::wire::block::{Block, Keeper};
 use crate::wire::command::{self, Command, Operation, Response};
@@ -25,10 +23,6 @@ use crate::wire::reader::ReadEnd;
 
 /// What is read of a refused instance beyond the size limit at the least, before the association is aborted.
 const DISCARDED_BYTES: u64 = 64 << 20;
-/// Studies kept for the summary.
-const MOST_STUDIES: usize = 10_000;
-/// Different failures kept for the summary.
-const FAILURE_KINDS: usize = 16;
 
 /// What the next fragment belongs to.
 enum Expect<'e> {
@@ -375,106 +369,6 @@ impl<'e> Exchange<'e> {
             self.note(request, Some(refusal), None, Instant::now(), Shown::default());
         }
         self.respond(request, refusal.status(), Some(&refusal.comment()))
-    }
-
-    fn note_transfer(&mut self, tenant: &TenantId, index: InstanceIndex) {
-        let key = (tenant.as_str().to_owned(), index.study_instance_uid.to_string());
-        let transfers = &mut self.summary.transfers;
-        if transfers.len() >= MOST_STUDIES && !transfers.contains_key(&key) {
-            return;
-        }
-        let transfer = transfers.entry(key).or_insert_with(|| Transfer {
-            patient_id: index.patient_id,
-            accession_number: index.accession_number,
-            ..Transfer::default()
-        });
-        *transfer
-            .classes
-            .entry(index.sop_class_uid.to_string())
-            .or_default() += 1;
-    }
-
-    fn note_transcoding(&mut self, attempt: Attempt) {
-        let outcome = attempt.error.as_ref().map_or("Success", TranscodeError::code);
-        let transcoded = (attempt.source, attempt.target, outcome.to_owned());
-        if let Some(error) = &attempt.error {
-            let reason = error.to_string();
-            let reasons = &mut self.summary.transcode_failures;
-            if reasons.len() < FAILURE_KINDS || reasons.contains_key(&reason) {
-                *reasons.entry(reason).or_default() += 1;
-            }
-        }
-        self.engine.count_transcode(transcoded.clone());
-        *self.summary.transcodes.entry(transcoded).or_default() += 1;
-    }
-
-    fn note(
-        &mut self,
-        request: &Request,
-        refusal: Option<&Refusal>,
-        tenant: Option<&TenantId>,
-        received: Instant,
-        shown: Shown,
-    ) {
-        let status = refusal.map_or(SUCCESS, Refusal::status);
-        let tenant = tenant.or(self.agreement.source.tenant.as_ref());
-        let tenant = tenant.map_or("", TenantId::as_str);
-        self.engine.count(status, tenant, request.bytes);
-        self.live.answered(refusal.is_none());
-        *self.summary.statuses.entry(status).or_default() += 1;
-        let comment = refusal.map(Refusal::comment).unwrap_or_default();
-        if refusal.is_some() {
-            let key = (status, comment.clone());
-            if self.summary.failures.len() < FAILURE_KINDS || self.summary.failures.contains_key(&key) {
-                *self.summary.failures.entry(key).or_default() += 1;
-            }
-        }
-        if self.engine.recent().is_watched() {
-            self.show(request, (status, comment.clone()), tenant, received, shown);
-        }
-        self.engine.events().push(|| InstanceFact {
-            association: self.summary.association,
-            message_id: request.message_id,
-            status,
-            comment,
-            sop_instance_uid: request
-                .sop_instance_uid
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            bytes: request.bytes,
-            commit_seconds: received.elapsed().as_secs_f64(),
-        });
-    }
-
-    fn show(
-        &self,
-        request: &Request,
-        (status, comment): (u16, String),
-        tenant: &str,
-        received: Instant,
-        shown: Shown,
-    ) {
-        let context = self.agreement.answer.contexts.get(&request.context_id);
-        self.engine.recent().push(RecentInstance {
-            number: 0,
-            at: SystemTime::now(),
-            association: self.live.id,
-            tenant: tenant.to_owned(),
-            status,
-            comment,
-            sop_class_uid: request
-                .sop_class_uid
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            bytes: request.bytes,
-            received_as: context
-                .map(|context| context.transfer_syntax.clone())
-                .unwrap_or_default(),
-            commit_seconds: received.elapsed().as_secs_f64(),
-            shown,
-        });
     }
 
     fn respond(&mut self, request: &Request, status: u16, error_comment: Option<&str>) -> Result<(), End> {

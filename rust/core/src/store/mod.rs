@@ -100,7 +100,7 @@ impl Store {
             bytes: AtomicU64::new(0),
         };
         let nameless = if durability.syncs_data() {
-            Nameless::unused()
+            Nameless::default()
         } else {
             Nameless::probe(&incoming)
         };

@@ -17,8 +17,8 @@ pub(super) const MOST_READY: usize = 4;
 /// Made and removed when a store is opened, to find out whether there are such files.
 const PROBE: &str = "probe.part";
 
-/// Makes such files, if this file system has them, and keeps some ready.
-#[derive(Debug)]
+/// Makes such files, if this file system has them, and keeps some ready. The default has none, ever.
+#[derive(Debug, Default)]
 pub(super) struct Nameless {
     is_supported: bool,
     ready: Mutex<Vec<File>>,
@@ -28,18 +28,9 @@ impl Nameless {
     /// Finds out whether such a file can be made in this folder, and be given a name.
     pub(super) fn probe(folder: impl AsFd) -> Self {
         let named = os::nameless_file(&folder).and_then(|file| os::give_name(&file, &folder, PROBE));
-        let is_supported = named.is_ok() && rustix::fs::unlinkat(&folder, PROBE, AtFlags::empty()).is_ok();
         Self {
-            is_supported,
-            ready: Mutex::default(),
-        }
-    }
-
-    /// None of them, ever.
-    pub(super) fn unused() -> Self {
-        Self {
-            is_supported: false,
-            ready: Mutex::default(),
+            is_supported: named.is_ok() && rustix::fs::unlinkat(&folder, PROBE, AtFlags::empty()).is_ok(),
+            ..Self::default()
         }
     }
 

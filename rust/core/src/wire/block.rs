@@ -10,16 +10,20 @@ const MOST_FREE: usize = 32;
 
 /// Where blocks come from, and where they go when they are dropped.
 #[derive(Debug, Default)]
-pub struct Blocks(Mutex<Vec<Vec<u8>>>);
+pub struct Blocks(Mutex<Vec<Free>>);
+
+/// The memory of a block, and that of its list of parts.
+type Free = (Vec<u8>, Vec<Range<usize>>);
 
 impl Blocks {
     /// A block of which nothing counts yet. Its bytes are whatever was in it before.
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Block {
         let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (memory, parts) = free.unwrap_or_else(|| (vec![0; BLOCK_BYTES], Vec::new()));
         Block {
-            memory: free.unwrap_or_else(|| vec![0; BLOCK_BYTES]),
-            parts: Vec::new(),
+            memory,
+            parts,
             kept_bytes: 0,
             home: Arc::clone(self),
         }
@@ -93,9 +97,10 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        self.forget();
         let mut free = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < MOST_FREE {
-            free.push(std::mem::take(&mut self.memory));
+            free.push((std::mem::take(&mut self.memory), std::mem::take(&mut self.parts)));
         }
     }
 }

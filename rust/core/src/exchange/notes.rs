@@ -1,0 +1,120 @@
+//! What an association tells of its instances: counters, summary, the page, the log.
+
+use std::time::{Instant, SystemTime};
+
+use super::{Exchange, Request};
+use crate::activity::{RecentInstance, Shown};
+use crate::association::Transfer;
+use crate::dataset::index::InstanceIndex;
+use crate::events::InstanceFact;
+use crate::ingest::Attempt;
+use crate::layout::TenantId;
+use crate::status::{Refusal, SUCCESS};
+use crate::transcode::TranscodeError;
+
+/// Studies kept for the summary.
+const MOST_STUDIES: usize = 10_000;
+/// Different failures kept for the summary.
+const FAILURE_KINDS: usize = 16;
+
+impl Exchange<'_> {
+    pub(super) fn note_transfer(&mut self, tenant: &TenantId, index: InstanceIndex) {
+        let key = (tenant.as_str().to_owned(), index.study_instance_uid.to_string());
+        let transfers = &mut self.summary.transfers;
+        if transfers.len() >= MOST_STUDIES && !transfers.contains_key(&key) {
+            return;
+        }
+        let transfer = transfers.entry(key).or_insert_with(|| Transfer {
+            patient_id: index.patient_id,
+            accession_number: index.accession_number,
+            ..Transfer::default()
+        });
+        *transfer
+            .classes
+            .entry(index.sop_class_uid.to_string())
+            .or_default() += 1;
+    }
+
+    pub(super) fn note_transcoding(&mut self, attempt: Attempt) {
+        let outcome = attempt.error.as_ref().map_or("Success", TranscodeError::code);
+        let transcoded = (attempt.source, attempt.target, outcome.to_owned());
+        if let Some(error) = &attempt.error {
+            let reason = error.to_string();
+            let reasons = &mut self.summary.transcode_failures;
+            if reasons.len() < FAILURE_KINDS || reasons.contains_key(&reason) {
+                *reasons.entry(reason).or_default() += 1;
+            }
+        }
+        self.engine.count_transcode(transcoded.clone());
+        *self.summary.transcodes.entry(transcoded).or_default() += 1;
+    }
+
+    pub(super) fn note(
+        &mut self,
+        request: &Request,
+        refusal: Option<&Refusal>,
+        tenant: Option<&TenantId>,
+        received: Instant,
+        shown: Shown,
+    ) {
+        let status = refusal.map_or(SUCCESS, Refusal::status);
+        let tenant = tenant.or(self.agreement.source.tenant.as_ref());
+        let tenant = tenant.map_or("", TenantId::as_str);
+        self.engine.count(status, tenant, request.bytes);
+        self.live.answered(refusal.is_none());
+        *self.summary.statuses.entry(status).or_default() += 1;
+        let comment = refusal.map(Refusal::comment).unwrap_or_default();
+        if refusal.is_some() {
+            let key = (status, comment.clone());
+            if self.summary.failures.len() < FAILURE_KINDS || self.summary.failures.contains_key(&key) {
+                *self.summary.failures.entry(key).or_default() += 1;
+            }
+        }
+        if self.engine.recent().is_watched() {
+            self.show(request, (status, comment.clone()), tenant, received, shown);
+        }
+        self.engine.events().push(|| InstanceFact {
+            association: self.summary.association,
+            message_id: request.message_id,
+            status,
+            comment,
+            sop_instance_uid: request
+                .sop_instance_uid
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            bytes: request.bytes,
+            commit_seconds: received.elapsed().as_secs_f64(),
+        });
+    }
+
+    fn show(
+        &self,
+        request: &Request,
+        (status, comment): (u16, String),
+        tenant: &str,
+        received: Instant,
+        shown: Shown,
+    ) {
+        let context = self.agreement.answer.contexts.get(&request.context_id);
+        self.engine.recent().push(RecentInstance {
+            number: 0,
+            at: SystemTime::now(),
+            association: self.live.id,
+            tenant: tenant.to_owned(),
+            status,
+            comment,
+            sop_class_uid: request
+                .sop_class_uid
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            bytes: request.bytes,
+            received_as: context
+                .map(|context| context.transfer_syntax.clone())
+                .unwrap_or_default(),
+            commit_seconds: received.elapsed().as_secs_f64(),
+            shown,
+        });
+    }
+}
