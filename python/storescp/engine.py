@@ -98,7 +98,7 @@ class Engine(RecordQueue, Protocol):
         """Nothing when an instance can be taken now, else why not."""
 
     def start_up(self) -> tuple[int, int, int]:
-        """What an interrupted predecessor left: rows kept, rows dropped, temporary files removed."""
+        """What an interrupted predecessor left: rows kept, rows dropped, temporary files and parts of files removed."""
 
     def close(self) -> None:
         """Gives storage root and outbox back."""

@@ -85,9 +85,10 @@ class PureEngine:
             self._storage.dicm_store_path / OUTBOX / "outbox.sqlite",
             synchronous=self._storage.durability != "none",
             on_disk=self._is_on_disk,
+            discard=self._store.discard,
         )
         self._store.sync_outbox_folder()
-        self._temporary_files = self._store.clear_incoming()
+        self._temporary_files = self._outbox.parts + self._store.clear_incoming()
 
     def ingest(
         self,

@@ -59,9 +59,18 @@ def _now() -> int:
 class Outbox:
     """One connection behind one lock; every change is its own transaction."""
 
-    def __init__(self, path: Path, *, synchronous: bool, on_disk: Callable[[str, int, bytes], bool]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: bool,
+        on_disk: Callable[[str, int, bytes], bool],
+        discard: Callable[[str, int], bool],
+    ) -> None:
         self._lock = threading.Condition()
         self._is_over = False
+        # Where rows were lost, no file can be told to be without one.
+        is_whole = path.exists()
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
         self._connection.execute("PRAGMA journal_mode = WAL")
         # What a journal holds may have been promised at a higher durability than is configured now.
@@ -73,7 +82,8 @@ class Outbox:
             f"coalesce(sum({_PAYLOAD_BYTES}), 0) FROM instance WHERE pending <> 0 OR dead <> 0"
         ).fetchone()
         self._last_ready = self._next_ready() - 1
-        self._adopt_journal(path.parent, on_disk)
+        self.parts = 0
+        self._adopt_journal(path.parent, on_disk, discard if is_whole else None)
         if not synchronous:
             self._connection.execute("PRAGMA synchronous = OFF")
 
@@ -277,9 +287,12 @@ class Outbox:
                 dropped += 1
         return kept, dropped
 
-    def _adopt_journal(self, folder: Path, on_disk: Callable[[str, int, bytes], bool]) -> None:
+    def _adopt_journal(
+        self, folder: Path, on_disk: Callable[[str, int, bytes], bool], discard: Callable[[str, int], bool] | None
+    ) -> None:
         """Takes up what an interrupted Rust engine left in its journal: the files decide."""
-        for trace_id, key, payload, path, size, digest, created in _core.read_journal(folder):
+        dropped = []
+        for trace_id, key, payload, path, size, digest, created, place_was_empty in _core.read_journal(folder):
             row = NewRow(trace_id, key, payload, path, "", size, digest, created)
             if self._has(row):
                 continue
@@ -288,14 +301,24 @@ class Outbox:
                 self.kept += 1
             else:
                 self.dropped += 1
+                if place_was_empty:
+                    dropped.append(row)
+        for row in dropped:
+            # Another row of the path may have been acknowledged, and then the file is that row's.
+            if discard and not self._rows_of(row.path):
+                self.parts += discard(row.path, row.size)
         _core.remove_journal(folder)
+
+    def _rows_of(self, path: str) -> list[tuple[str, int, bytes]]:
+        """Trace id, size and digest of the rows of a path, the newest first."""
+        return self._connection.execute(
+            "SELECT trace_id, size, digest FROM instance WHERE path_hash = ? AND path = ? ORDER BY id DESC",
+            (path_hash(path), path),
+        ).fetchall()
 
     def _has(self, row: NewRow) -> bool:
         """Whether the row is there, or the newest one of its path describes the same file."""
-        rows = self._connection.execute(
-            "SELECT trace_id, size, digest FROM instance WHERE path_hash = ? AND path = ? ORDER BY id DESC",
-            (path_hash(row.path), row.path),
-        ).fetchall()
+        rows = self._rows_of(row.path)
         if any(trace_id == row.trace_id for trace_id, _, _ in rows):
             return True
         return bool(rows) and rows[0][1:] == (row.size, row.digest)

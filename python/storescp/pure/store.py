@@ -178,6 +178,25 @@ class Store:
         finally:
             _close(levels)
 
+    def discard(self, relative: str, size: int) -> bool:
+        """Removes what was never acknowledged: at a path, a part of a file of `size` bytes. Returns whether there was one."""
+        *folders, name = relative.split("/")
+        try:
+            levels = self._open_levels(folders, create=False)
+        except FileNotFoundError:
+            return False
+        try:
+            # Of more bytes, it is not ours.
+            if os.stat(name, dir_fd=levels[-1], follow_symlinks=False).st_size > size:
+                return False
+            os.unlink(name, dir_fd=levels[-1])
+            os.fsync(levels[-1])
+        except FileNotFoundError:
+            return False
+        finally:
+            _close(levels)
+        return True
+
     def make_durable(self, relative: str, *, data: bool, directories: bool) -> None:
         """Syncs a stored file and its name."""
         *folders, name = relative.split("/")

@@ -1,6 +1,7 @@
 //! The engine: one object made once from the configuration and called by every association.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use crate::events::EventRing;
 use crate::ingest::{Scratch, Source};
 use crate::layout::OUTBOX;
 use crate::outbox::health::{self, Condition, Damage};
-use crate::outbox::{Outbox, OutboxError, Settled};
+use crate::outbox::{Disk, Outbox, OutboxError, Settled};
 use crate::recovery::{self, Concerned};
 use crate::stages::Stages;
 use crate::status::Refusal;
@@ -52,7 +53,7 @@ pub enum StartError {
 pub struct StartUp {
     /// Rows kept and dropped.
     pub settled: Settled,
-    /// Temporary files removed.
+    /// Temporary files removed, and parts of files.
     pub temporary_files: usize,
     /// An outbox that was damaged and put aside.
     pub damage: Option<Damage>,
@@ -113,17 +114,19 @@ impl Engine {
                 .map(crate::config::PrivateTenant::tag),
         );
         let database = config.root.join(OUTBOX).join("outbox.sqlite");
+        let is_new = !database.try_exists().map_err(StartError::Storage)?;
         let damage = make_sound(&config.root, &database, &tenants)?;
-        let (outbox, settled) =
-            Outbox::open(&database, config.durability.syncs_data(), |path, size, digest| {
-                tenants.store_of_path(path).settle(path, size, digest)
-            })?;
+        let disk = Interrupted {
+            tenants: &tenants,
+            is_outbox_whole: damage.is_none() && !is_new,
+        };
+        let (outbox, settled) = Outbox::open(&database, config.durability.syncs_data(), &disk)?;
         tenants
             .store(None)
             .sync_outbox_folder()
             .map_err(StartError::Storage)?;
         // After the rows are settled: until then a temporary file may belong to one.
-        let mut temporary_files = 0;
+        let mut temporary_files = settled.parts;
         for store in tenants.stores() {
             temporary_files += store.clear_incoming().map_err(StartError::Storage)?;
         }
@@ -344,6 +347,23 @@ impl Engine {
 }
 
 /// Sees to it that there is a database that can be opened, and notes which files may have lost their rows.
+/// The storage as an interrupted predecessor left it.
+struct Interrupted<'t> {
+    tenants: &'t Tenants,
+    /// Where rows were lost, no file can be told to be without one.
+    is_outbox_whole: bool,
+}
+
+impl Disk for Interrupted<'_> {
+    fn holds(&self, path: &str, size: u64, digest: &[u8]) -> io::Result<bool> {
+        self.tenants.store_of_path(path).settle(path, size, digest)
+    }
+
+    fn discard(&self, path: &str, size: u64) -> io::Result<bool> {
+        Ok(self.is_outbox_whole && self.tenants.store_of_path(path).discard(path, size)?)
+    }
+}
+
 fn make_sound(root: &Path, database: &Path, tenants: &Tenants) -> Result<Option<Damage>, StartError> {
     let concerned = match health::examine(database)? {
         Condition::Clean => return Ok(None),

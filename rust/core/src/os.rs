@@ -31,6 +31,8 @@ mod imp {
     pub(crate) const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
     /// What `O_NOFOLLOW` does for the last name of a path, for all of them.
     const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+    /// Of ext2, ext3 and ext4, and of XFS (statfs(2)).
+    const ORDERED: [u64; 2] = [0xEF53, 0x5846_5342];
 
     pub(crate) fn open_beneath(
         root: impl AsFd,
@@ -53,6 +55,17 @@ mod imp {
         // By its descriptor alone (AT_EMPTY_PATH) it takes a privilege before Linux 6.10.
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         rustix::fs::linkat(CWD, path, folder, name, AtFlags::SYMLINK_FOLLOW)
+    }
+
+    pub(crate) fn pass_cache(file: impl AsFd, wanted: bool) -> rustix::io::Result<()> {
+        let mut flags = rustix::fs::fcntl_getfl(&file)?;
+        flags.set(OFlags::DIRECT, wanted);
+        rustix::fs::fcntl_setfl(file, flags)
+    }
+
+    pub(crate) fn keeps_order(folder: impl AsFd) -> bool {
+        let kind = rustix::fs::fstatfs(folder).map(|facts| u64::try_from(facts.f_type));
+        matches!(kind, Ok(Ok(kind)) if ORDERED.contains(&kind))
     }
 
     pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
@@ -99,6 +112,14 @@ mod imp {
         Err(Errno::NOSYS)
     }
 
+    pub(crate) fn pass_cache(_file: impl AsFd, _wanted: bool) -> rustix::io::Result<()> {
+        Err(Errno::NOSYS)
+    }
+
+    pub(crate) fn keeps_order(_folder: impl AsFd) -> bool {
+        false
+    }
+
     pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
         let (socket, peer) = rustix::net::acceptfrom(listener)?;
         fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
@@ -123,7 +144,9 @@ mod imp {
 /// `open_beneath` opens a folder without following any link; `NOSYS` or `PERM` where that cannot be asked for at once.
 /// `sync_folder` makes the names in a folder durable. `accept` takes a connection that waits; it does not block.
 /// `nameless_file` makes a file in a folder that has no name there until `give_name` gives it one, which replaces nothing.
+/// `pass_cache` sets whether what is written goes past the page cache. `keeps_order` tells whether a file system makes a name
+/// durable only with or behind what was written to the file before it was named.
 /// `memory_file` is one that another process can map, and on Linux not cut.
 pub(crate) use imp::{
-    accept, give_name, memory_file, nameless_file, open_beneath, sync_folder, MESSAGES, RECEIVE, SEND, SOCKET,
+    accept, give_name, keeps_order, memory_file, nameless_file, open_beneath, pass_cache, sync_folder, MESSAGES, RECEIVE, SEND, SOCKET,
 };

@@ -396,6 +396,7 @@ impl Engine {
             size: found.size,
             digest: found.digest,
             created: created.timestamp_micros(),
+            place_was_empty: false,
         };
         Ok((row, path))
     }

@@ -63,8 +63,10 @@ impl Reception<'_> {
             // Until it is in the database, the record of the file that goes depends on it.
             outbox.flush_rows()?;
         }
-        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
-        // The row is synced while the data is written and synced: neither needs the other.
+        let names_first = !in_its_place && self.store.names_first();
+        let mut row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
+        row.place_was_empty = !in_its_place;
+        // The row is synced while the data is written: neither needs the other.
         let stages = self.engine.stages();
         let mut began = Instant::now();
         let mut note = |stage| {
@@ -77,14 +79,22 @@ impl Reception<'_> {
         note(Stage::Write);
         if sync_data {
             failpoint::hit("data_written");
-            written = written.and_then(|()| self.spool.sync());
+            written = written.and_then(|()| {
+                if names_first {
+                    self.spool.begin_write_back()
+                } else {
+                    self.spool.sync()
+                }
+            });
             note(Stage::Sync);
         }
-        failpoint::hit("data_synced");
+        if !names_first {
+            failpoint::hit("data_synced");
+        }
         entry.wait()?;
         note(Stage::Outbox);
         failpoint::hit("row_durable");
-        let named = written.and_then(|()| self.name(path, folder, in_its_place));
+        let named = written.and_then(|()| self.name(path, folder, in_its_place, names_first));
         let stays = named.is_ok() || (self.spool.is_published() && in_its_place);
         if let Some(room) = room.filter(|_| stays) {
             room.keep(before.saturating_sub(size));
@@ -98,12 +108,14 @@ impl Reception<'_> {
         Ok(Stored::New)
     }
 
-    /// The name, and its durability. Data was synced before: a name may reach the disk before the data otherwise.
+    /// The name, and its durability. The data is durable before it, or, where the file system keeps the order, on its disk:
+    /// then one sync makes all of it durable.
     fn name(
         &mut self,
         path: &InstancePath,
         folder: Option<SeriesFolder>,
         replaces: bool,
+        names_first: bool,
     ) -> std::io::Result<()> {
         let folders = self.store.folders();
         let folder = match folder {
@@ -111,18 +123,30 @@ impl Reception<'_> {
             None => folders.create(path)?,
         };
         failpoint::hit("folder_made");
+        if names_first {
+            self.spool.finish_write_back()?;
+        }
         self.spool.publish(&folder, path.file_name())?;
-        failpoint::hit("renamed");
-        if self.engine.config().durability.syncs_directories() {
-            if let Err(error) = folders.sync(&folder, path) {
-                if !replaces {
-                    folder.remove_file(path.file_name())?;
-                }
-                return Err(error);
+        failpoint::hit("named");
+        if let Err(error) = self.sync_named(path, &folder, names_first) {
+            if !replaces {
+                folder.remove_file(path.file_name())?;
             }
+            return Err(error);
         }
         failpoint::hit("folder_synced");
         self.folder = Some(folder);
+        Ok(())
+    }
+
+    fn sync_named(&self, path: &InstancePath, folder: &SeriesFolder, names_first: bool) -> std::io::Result<()> {
+        if names_first {
+            self.spool.sync_named()?;
+            failpoint::hit("data_synced");
+        }
+        if self.engine.config().durability.syncs_directories() {
+            self.store.folders().sync(folder, path)?;
+        }
         Ok(())
     }
 
@@ -196,6 +220,7 @@ impl Reception<'_> {
             size,
             digest,
             created: created.timestamp_micros(),
+            place_was_empty: false,
         })
     }
 }

@@ -11,7 +11,6 @@ mod schema;
 mod settle;
 mod writer;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{sync_channel, SyncSender};
@@ -24,7 +23,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use crate::failpoint;
 use crate::store::path_hash;
 use journal::{Journal, Place, Syncing};
-pub use rows::{Backlog, ClaimedRow, Lag, NewRow, Newest, Settled};
+pub use rows::{Backlog, ClaimedRow, Disk, Lag, NewRow, Newest, Settled};
 pub use schema::MIGRATIONS;
 use writer::{Lazy, LazyQueue, Op, Reply, Writer};
 
@@ -151,15 +150,14 @@ fn stopped() -> OutboxError {
 }
 
 impl Outbox {
-    /// Opens the queue and settles what an interrupted predecessor left in the journal: `on_disk(path, size, digest)` tells
-    /// whether the file is there. Whoever calls makes the names in the folder durable.
+    /// Opens the queue and settles what an interrupted predecessor left in the journal. Whoever calls makes the names in the folder durable.
     ///
     /// # Errors
     /// [`OutboxError`] when the database or the journal cannot be opened, or a file cannot be examined.
     pub fn open(
         path: &Path,
         synchronous: bool,
-        on_disk: impl Fn(&str, u64, &[u8]) -> io::Result<bool>,
+        disk: &impl Disk,
     ) -> Result<(Self, Settled), OutboxError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(5))?;
@@ -168,7 +166,7 @@ impl Outbox {
         connection.pragma_update(None, "synchronous", "FULL")?;
         schema::migrate(&mut connection)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let settled = settle::settle(&mut connection, folder, on_disk)?;
+        let settled = settle::settle(&mut connection, folder, disk)?;
         if !synchronous {
             connection.pragma_update(None, "synchronous", "OFF")?;
         }

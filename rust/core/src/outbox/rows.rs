@@ -1,5 +1,7 @@
 //! What goes into the queue, and what it tells.
 
+use std::io;
+
 /// A record on its way into the queue.
 #[derive(Clone, Debug)]
 pub struct NewRow {
@@ -19,6 +21,8 @@ pub struct NewRow {
     pub digest: [u8; 16],
     /// When it was received, microseconds since 1970: what the record says.
     pub created: i64,
+    /// Nothing was at the path before: what is there after an interruption, and is not this file, is a part of it.
+    pub place_was_empty: bool,
 }
 
 /// A record to be published.
@@ -69,6 +73,23 @@ pub struct Settled {
     pub kept: u64,
     /// Rows whose file is not: never acknowledged, dropped.
     pub dropped: u64,
+    /// Parts of files that were found in their place: removed.
+    pub parts: usize,
+}
+
+/// What start-up asks of the storage.
+pub trait Disk {
+    /// Whether the file at a path has this size and digest; it is durable then.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn holds(&self, path: &str, size: u64, digest: &[u8]) -> io::Result<bool>;
+
+    /// Removes a part of a file of `size` bytes, which was never acknowledged. Returns whether there was one.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn discard(&self, path: &str, size: u64) -> io::Result<bool>;
 }
 
 /// How far a topic is behind.

@@ -1,22 +1,21 @@
 //! What an interrupted predecessor left between insertion and publication: the files decide.
 
-use std::io;
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
-use super::{journal, next_ready, writer, NewRow, OutboxError, Settled};
+use super::{journal, next_ready, writer, Disk, NewRow, OutboxError, Settled};
 use crate::store::path_hash;
 
 /// Settles rows of the pure engine that were never marked publishable, and those that are only in the journal.
 pub(super) fn settle(
     connection: &mut Connection,
     folder: &Path,
-    on_disk: impl Fn(&str, u64, &[u8]) -> io::Result<bool>,
+    disk: &impl Disk,
 ) -> Result<Settled, OutboxError> {
     let rows = journal::read(folder).map_err(|error| OutboxError(format!("the journal: {error}")))?;
     let on_disk = |path: &str, size, digest: &[u8]| {
-        on_disk(path, size, digest).map_err(|error| OutboxError(format!("{path}: {error}")))
+        disk.holds(path, size, digest).map_err(|error| OutboxError(format!("{path}: {error}")))
     };
     let transaction = connection.transaction()?;
     let mut settled = Settled::default();
@@ -35,6 +34,7 @@ pub(super) fn settle(
             settled.dropped += 1;
         }
     }
+    let mut dropped = Vec::new();
     for row in rows {
         if is_recorded(&transaction, &row)? {
             continue;
@@ -45,10 +45,25 @@ pub(super) fn settle(
             settled.kept += 1;
         } else {
             settled.dropped += 1;
+            dropped.push(row);
+        }
+    }
+    for row in dropped {
+        // Another row of the path may have been acknowledged, and then the file is that row's.
+        if row.place_was_empty && !has_row(&transaction, &row.path)? {
+            let discarded = disk.discard(&row.path, row.size);
+            let discarded = discarded.map_err(|error| OutboxError(format!("{}: {error}", row.path)))?;
+            settled.parts += usize::from(discarded);
         }
     }
     transaction.commit()?;
     Ok(settled)
+}
+
+fn has_row(transaction: &Transaction<'_>, path: &str) -> Result<bool, OutboxError> {
+    Ok(transaction
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ?1 AND path = ?2)")?
+        .query_row((path_hash(path), path), |found| found.get(0))?)
 }
 
 /// Whether the database has the row, or another one that describes the same file: a row that was taken back, and whose

@@ -3,6 +3,7 @@
 //! [`spool`] takes the bytes as they arrive, [`folders`] finds or makes the place without following a link,
 //! and [`Store`] owns what both share. The order of the commit is in [`crate::ingest`].
 
+mod direct;
 pub mod folders;
 mod nameless;
 pub mod spool;
@@ -22,6 +23,7 @@ use crate::config::Durability;
 use crate::digest::{self, Digest, Digester};
 use crate::file_meta;
 use crate::layout::{InstancePath, INCOMING, OUTBOX};
+use direct::Direct;
 use folders::{Folders, SeriesFolder};
 use nameless::Nameless;
 use spool::Spool;
@@ -37,7 +39,9 @@ pub struct Store {
     root_path: PathBuf,
     incoming: OwnedFd,
     durability: Durability,
+    keeps_order: bool,
     nameless: Nameless,
+    direct: Direct,
     folders: Folders,
     locks: Box<[Mutex<()>; LOCKS]>,
     lock_seed: RandomState,
@@ -99,16 +103,24 @@ impl Store {
             checked_ms: AtomicU64::new(u64::MAX),
             bytes: AtomicU64::new(0),
         };
-        let nameless = if durability.syncs_data() {
-            Nameless::default()
-        } else {
+        let keeps_order = crate::os::keeps_order(&incoming);
+        let nameless = if keeps_order || !durability.syncs_data() {
             Nameless::probe(&incoming)
+        } else {
+            Nameless::default()
+        };
+        let direct = if durability.syncs_data() {
+            Direct::probe(&incoming)
+        } else {
+            Direct::default()
         };
         Ok(Self {
             root_path: root.to_owned(),
             incoming,
             durability,
+            keeps_order,
             nameless,
+            direct,
             folders: Folders::new(root_fd),
             locks: Box::new([const { Mutex::new(()) }; LOCKS]),
             lock_seed: RandomState::new(),
@@ -231,10 +243,35 @@ impl Store {
         if file.metadata()?.len() != size || digest_of(&file)?.1 != digest {
             return Ok(false);
         }
-        file.sync_data()?;
+        file.sync_all()?;
         let folders = relative.rsplit_once('/').map_or("", |(folders, _)| folders);
         self.folders.sync_all(&folder, folders)?;
         Ok(true)
+    }
+
+    /// Removes what was never acknowledged: at a path, a part of a file of `size` bytes. Returns whether there was one.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn discard(&self, relative: &str, size: u64) -> io::Result<bool> {
+        let Some((folder, file)) = self.folders.open_relative(relative)? else {
+            return Ok(false);
+        };
+        // Of more bytes, it is not ours.
+        if file.metadata()?.len() > size {
+            return Ok(false);
+        }
+        let (_, name) = relative.rsplit_once('/').unwrap_or_default();
+        folder.remove_file(name)?;
+        crate::os::sync_folder(folder.series())?;
+        Ok(true)
+    }
+
+    /// Whether an instance that is synced may have its name before: this file system keeps the order, so that the name is
+    /// never durable without the bytes.
+    #[must_use]
+    pub fn names_first(&self) -> bool {
+        self.keeps_order && self.durability.syncs_data()
     }
 
     /// What can be done for the next instance before it is there.

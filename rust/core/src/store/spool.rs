@@ -136,27 +136,59 @@ impl<'s> Spool<'s> {
         };
         let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
-        let written = write_all(&file, &mut parts);
-        let file = self.file.insert(file);
-        written?;
+        let written = if self.written == 0 && self.store.direct.is_for(count) {
+            self.store.direct.write(&file, &parts)
+        } else {
+            write_all(&file, &mut parts).map(|()| 0)
+        };
+        self.file = Some(file);
+        self.written_back += written?;
         self.written += count as u64;
         self.buffer.clear();
         self.blocks.clear();
-        let ahead = self.written - self.written_back;
         // It will be synced in the end, so it may as well go to the disk while the rest comes.
-        if self.store.durability.syncs_data() && ahead >= WRITE_BACK_BYTES {
-            write_back::begin(file, self.written_back, ahead)?;
+        if self.store.durability.syncs_data() && self.written - self.written_back >= WRITE_BACK_BYTES {
+            self.begin_write_back()?;
+        }
+        Ok(())
+    }
+
+    /// Has the disk take what is written; nobody waits for it.
+    ///
+    /// # Errors
+    /// What `sync_file_range` says; the instance is lost then.
+    pub fn begin_write_back(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.as_ref().filter(|_| self.written > self.written_back) {
+            write_back::begin(file, self.written_back, self.written - self.written_back)?;
             self.written_back = self.written;
         }
         Ok(())
     }
 
-    /// Syncs what is written.
+    /// Waits until the disk has what is written. It is durable with the next sync.
+    ///
+    /// # Errors
+    /// What `sync_file_range` says; the instance is lost then.
+    pub fn finish_write_back(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), write_back::finish)
+    }
+
+    /// Syncs what is written, before it gets its name: it has one in `.incoming` then, because not each file system keeps the
+    /// sync of a file that has none.
     ///
     /// # Errors
     /// What `fdatasync` says; the instance is lost then, because the kernel may have thrown away its pages.
-    pub fn sync(&self) -> io::Result<()> {
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.name_temporarily()?;
         self.file.as_ref().map_or(Ok(()), File::sync_data)
+    }
+
+    /// Syncs all of a file that has its name.
+    ///
+    /// # Errors
+    /// What `fsync` says; the instance is lost then.
+    pub fn sync_named(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_all)
     }
 
     /// Gives the complete file its name, replacing what is there atomically.
@@ -166,10 +198,7 @@ impl<'s> Spool<'s> {
     pub fn publish(&mut self, folder: &SeriesFolder, file_name: &str) -> io::Result<()> {
         if let Some(file) = self.file.as_ref().filter(|_| !self.is_named) {
             match os::give_name(file, folder.series(), file_name) {
-                Err(Errno::EXIST) => {
-                    os::give_name(file, self.store.incoming(), &self.name)?;
-                    self.is_named = true;
-                }
+                Err(Errno::EXIST) => self.name_temporarily()?,
                 named => {
                     named?;
                     self.published = true;
@@ -184,6 +213,14 @@ impl<'s> Spool<'s> {
             file_name,
         )?;
         self.published = true;
+        Ok(())
+    }
+
+    fn name_temporarily(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.as_ref().filter(|_| !self.is_named) {
+            os::give_name(file, self.store.incoming(), &self.name)?;
+            self.is_named = true;
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::outbox::NewRow;
 /// Length of the fields, number of the entry, checksum.
 const HEADER_BYTES: usize = 4 + 8 + 8;
 
-const FIXED_BYTES: usize = 8 + 16 + 8;
+const FIXED_BYTES: usize = 8 + 16 + 8 + 1;
 
 fn texts(row: &NewRow) -> [&String; 5] {
     [&row.trace_id, &row.key, &row.payload, &row.path, &row.temporary]
@@ -29,6 +29,7 @@ pub(super) fn encode(number: u64, row: &NewRow) -> Vec<u8> {
     entry.extend_from_slice(&row.size.to_le_bytes());
     entry.extend_from_slice(&row.digest);
     entry.extend_from_slice(&row.created.to_le_bytes());
+    entry.push(u8::from(row.place_was_empty));
     let (header, fields) = entry.split_at_mut(HEADER_BYTES);
     let length = u32::try_from(fields.len()).unwrap_or(u32::MAX);
     let (length_at, rest) = header.split_at_mut(4);
@@ -73,6 +74,8 @@ fn decode(bytes: &mut &[u8]) -> Option<(u64, NewRow)> {
         size: u64::from_le_bytes(array(&mut fields)?),
         digest: array(&mut fields)?,
         created: i64::from_le_bytes(array(&mut fields)?),
+        // Earlier versions did not write it.
+        place_was_empty: fields.first() == Some(&1),
     };
     Some((number, row))
 }

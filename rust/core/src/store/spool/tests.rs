@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 use super::*;
 use crate::config::Durability;
 use crate::layout::{InstancePath, TenantId};
-use crate::store::{nameless, Existing};
+use crate::store::direct;
+use crate::store::nameless::{self, Nameless};
+use crate::store::Existing;
 use crate::uid::Uid;
 use crate::wire::block::Blocks;
 
@@ -41,11 +43,36 @@ fn spool<'s>(store: &'s Store, name: &str, dataset: &[u8], memory_bytes: usize) 
     spool
 }
 
-/// In memory and spilled; as a file without a name, where nothing is synced, and with one.
-fn ways() -> impl Iterator<Item = (usize, Durability)> {
+/// What decides how a file is made: nothing is synced; all is, in a file system that keeps the order; all is, in another one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Unsynced,
+    Ordered,
+    Named,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Unsynced, Self::Ordered, Self::Named];
+
+    fn open(self, root: &std::path::Path) -> Store {
+        let durability = match self {
+            Self::Unsynced => Durability::None,
+            Self::Ordered | Self::Named => Durability::Full,
+        };
+        let mut store = Store::open(root, durability).unwrap();
+        store.keeps_order = self == Self::Ordered;
+        if self == Self::Named {
+            store.nameless = Nameless::default();
+        }
+        store
+    }
+}
+
+/// Spilled, and in memory.
+fn ways() -> impl Iterator<Item = (usize, Way)> {
     [1, 1 << 20]
         .into_iter()
-        .flat_map(|bytes| [(bytes, Durability::None), (bytes, Durability::Full)])
+        .flat_map(|bytes| Way::ALL.map(|way| (bytes, way)))
 }
 
 fn incoming(root: &std::path::Path) -> usize {
@@ -54,14 +81,23 @@ fn incoming(root: &std::path::Path) -> usize {
 
 #[test]
 fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
-    for (memory_bytes, durability) in ways() {
+    for (memory_bytes, way) in ways() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path(), durability).unwrap();
+        let store = way.open(root.path());
         let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
         spool.write_out().unwrap();
         let folder = store.folders().create(&path()).unwrap();
-        spool.publish(&folder, "3.dcm").unwrap();
+        if way == Way::Ordered {
+            spool.begin_write_back().unwrap();
+            spool.finish_write_back().unwrap();
+            spool.publish(&folder, "3.dcm").unwrap();
+            spool.sync_named().unwrap();
+        } else {
+            spool.sync().unwrap();
+            assert_eq!(incoming(root.path()), 1);
+            spool.publish(&folder, "3.dcm").unwrap();
+        }
         store.folders().sync(&folder, &path()).unwrap();
         let (size, digest) = (spool.size(), spool.digest());
         drop(spool);
@@ -91,9 +127,9 @@ fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
 
 #[test]
 fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
-    for (memory_bytes, durability) in ways() {
+    for (memory_bytes, way) in ways() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path(), durability).unwrap();
+        let store = way.open(root.path());
         let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut received = spool(&store, "a.part", &dataset, memory_bytes);
         match received.as_input().unwrap() {
@@ -137,9 +173,9 @@ fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
 #[test]
 fn what_stays_where_it_was_received_is_as_what_was_copied() {
     let blocks = std::sync::Arc::<Blocks>::default();
-    for (memory_bytes, durability) in ways() {
+    for (memory_bytes, way) in ways() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path(), durability).unwrap();
+        let store = way.open(root.path());
         let dataset: Vec<u8> = (0..900_000u32).map(|i| (i / 3).to_le_bytes()[0]).collect();
         let copied = spool(&store, "a.part", &dataset, memory_bytes);
         let mut taken = spool(&store, "b.part", &[], memory_bytes);
@@ -173,19 +209,17 @@ fn what_stays_where_it_was_received_is_as_what_was_copied() {
 
 #[test]
 fn a_spool_that_moves_leaves_nothing_where_it_was() {
-    let all = [Durability::None, Durability::Full];
     for (memory_bytes, from) in ways() {
-        for to in all {
+        for to in Way::ALL {
             let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-            let [old, new] = [(&roots[0], from), (&roots[1], to)]
-                .map(|(root, durability)| Store::open(root.path(), durability).unwrap());
+            let [old, new] = [(&roots[0], from), (&roots[1], to)].map(|(root, way)| way.open(root.path()));
             let dataset: Vec<u8> = (0..300_000u32).map(|i| i.to_le_bytes()[0]).collect();
             let mut moved = spool(&old, "a.part", &dataset, memory_bytes);
             moved.move_to(&new).unwrap();
             moved.append(b"more").unwrap();
             moved.write_out().unwrap();
             assert_eq!(incoming(roots[0].path()), 0);
-            assert_eq!(incoming(roots[1].path()), usize::from(to == Durability::Full));
+            assert_eq!(incoming(roots[1].path()), usize::from(to == Way::Named));
             let folder = new.folders().create(&path()).unwrap();
             moved.publish(&folder, "3.dcm").unwrap();
             let there = std::fs::read(roots[1].path().join(path().relative())).unwrap();
@@ -199,7 +233,7 @@ fn a_spool_that_moves_leaves_nothing_where_it_was() {
 #[test]
 fn a_spool_that_cannot_move_leaves_nothing() {
     let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let [old, new] = [0, 1].map(|at: usize| Store::open(roots[at].path(), Durability::Full).unwrap());
+    let [old, new] = [0, 1].map(|at: usize| Way::Named.open(roots[at].path()));
     std::fs::write(roots[1].path().join(".incoming/b.part"), b"another's").unwrap();
     let mut stuck = spool(&old, "b.part", &[0; 5000], 1);
     assert!(stuck.move_to(&new).is_err());
@@ -210,10 +244,10 @@ fn a_spool_that_cannot_move_leaves_nothing() {
 
 #[test]
 fn a_dropped_spool_leaves_nothing() {
-    for durability in [Durability::None, Durability::Full] {
+    for way in Way::ALL {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path(), durability).unwrap();
-        let named = usize::from(durability == Durability::Full);
+        let store = way.open(root.path());
+        let named = usize::from(way == Way::Named);
         let spool = spool(&store, "a.part", &[0; 5000], 1);
         assert_eq!(incoming(root.path()), named);
         drop(spool);
@@ -227,9 +261,9 @@ fn a_dropped_spool_leaves_nothing() {
 
 #[test]
 fn a_name_that_is_taken_is_replaced() {
-    for (memory_bytes, durability) in ways() {
+    for (memory_bytes, way) in ways() {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path(), durability).unwrap();
+        let store = way.open(root.path());
         let folder = store.folders().create(&path()).unwrap();
         for dataset in [[1; 5000], [2; 5000], [3; 5000]] {
             let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
@@ -267,9 +301,48 @@ fn what_is_prepared_is_used_once_and_bounded() {
     }
     assert_eq!(incoming(root.path()), 0);
     assert_eq!(store.nameless.ready().len(), nameless::MOST_READY);
-    let synced = Store::open(tempfile::tempdir().unwrap().path(), Durability::Data).unwrap();
+    let synced = Way::Named.open(tempfile::tempdir().unwrap().path());
     synced.prepare();
     assert!(synced.nameless.ready().is_empty());
+}
+
+#[test]
+fn what_goes_past_the_page_cache_is_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Way::Ordered.open(root.path());
+    let folder = store.folders().create(&path()).unwrap();
+    let least = direct::LEAST_BYTES - header().len();
+    let sizes = [0, 1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 5000, 3 << 20].map(|more| least + more);
+    for (size, memory_bytes) in sizes.into_iter().flat_map(|size| [(size, 8 << 20), (size, 70_000)]) {
+        let dataset: Vec<u8> = (0..u32::try_from(size).unwrap()).map(|i| (i / 7).to_le_bytes()[0]).collect();
+        let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
+        spool.write_out().unwrap();
+        let rest = spool.written - spool.written_back;
+        assert!(rest < 4096 || memory_bytes < size, "{rest} of {size}");
+        spool.sync().unwrap();
+        spool.publish(&folder, "3.dcm").unwrap();
+        assert_eq!(
+            std::fs::read(root.path().join(path().relative())).unwrap(),
+            [header(), dataset].concat(),
+            "{size}"
+        );
+    }
+    assert!(!store.direct.is_for(direct::LEAST_BYTES - 1));
+}
+
+#[test]
+fn only_a_part_of_a_file_is_discarded() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Way::Ordered.open(root.path());
+    let relative = path().relative();
+    assert!(!store.discard(&relative, 5000).unwrap());
+    let folder = store.folders().create(&path()).unwrap();
+    assert!(!store.discard(&relative, 5000).unwrap());
+    std::fs::write(root.path().join(&relative), [1; 5001]).unwrap();
+    assert!(!store.discard(&relative, 5000).unwrap());
+    assert!(folder.open_file(path().file_name()).unwrap().is_some());
+    assert!(store.discard(&relative, 5001).unwrap());
+    assert!(folder.open_file(path().file_name()).unwrap().is_none());
 }
 
 #[test]
