@@ -144,8 +144,8 @@ def test_a_folder_without_permission_is_transient(start_service: StartService) -
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
-def test_a_sync_that_fails_is_final_for_that_file(start_service: StartService, call: str) -> None:
+@pytest.mark.parametrize("call", ["fdatasync", "fsync", "sync_file_range", "linkat"])
+def test_a_call_that_fails_is_final_for_that_file(start_service: StartService, call: str) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     service = start_service()

@@ -38,7 +38,7 @@ def kill_under_load(
         thread.join(30)
 
 
-def _is_whole(file: Path, digests: Collection[bytes]) -> bool:
+def is_whole(file: Path, digests: Collection[bytes]) -> bool:
     try:
         return digest(dataset_of(file)) in digests
     except (AssertionError, struct.error):  # not even a header
@@ -83,7 +83,7 @@ class Row:
         self.acknowledged = len(ledger.uids)
         stored = {file.stem: file for file in service.files()}
         self.lost = len(ledger.uids - set(stored))
-        self.partial = sum(not _is_whole(file, ledger.digests[uid]) for uid, file in stored.items())
+        self.partial = sum(not is_whole(file, ledger.digests[uid]) for uid, file in stored.items())
         self.missing = self.duplicated = 0
         for topic in TOPICS:
             recorded = [record["sop_uid"] for record in service.records(topic)]

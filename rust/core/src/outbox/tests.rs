@@ -300,6 +300,29 @@ fn start_up_takes_no_row_twice_and_none_whose_successor_is_there() {
 }
 
 #[test]
+fn start_up_takes_no_file_for_a_part_that_another_row_may_describe() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let failed = durable(&outbox, row(5));
+    assert!(failed.row.as_ref().unwrap().place_was_empty);
+    drop(failed);
+    let again = NewRow {
+        trace_id: "again".to_owned(),
+        size: 6,
+        ..row(5)
+    };
+    outbox.publishable(durable(&outbox, again)).unwrap();
+    for is_in_database in [false, true] {
+        if is_in_database {
+            outbox.flush().unwrap();
+        }
+        let copy = left_by_an_interruption(folder.path());
+        let (_, settled) = open(&copy.path().join("outbox.sqlite"));
+        assert_eq!((settled.dropped, settled.parts), (1, 0));
+    }
+}
+
+#[test]
 fn a_file_that_changes_and_changes_back_has_its_last_record_after_an_interruption() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
