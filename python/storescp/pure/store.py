@@ -179,7 +179,7 @@ class Store:
             _close(levels)
 
     def discard(self, relative: str, size: int) -> bool:
-        """Removes what was never acknowledged: at a path, a part of a file of `size` bytes. Returns whether there was one."""
+        """Removes what was never acknowledged: a part of a file of `size` bytes. Returns whether there was one."""
         *folders, name = relative.split("/")
         try:
             levels = self._open_levels(folders, create=False)

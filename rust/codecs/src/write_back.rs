@@ -20,7 +20,8 @@ pub fn begin(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
 /// What `sync_file_range` says.
 #[cfg(target_os = "linux")]
 pub fn finish(file: &File) -> io::Result<()> {
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // No bytes: to its end.
     if sync_file_range(file, 0, 0, flags)? {
         return Ok(());

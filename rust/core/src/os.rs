@@ -148,5 +148,6 @@ mod imp {
 /// durable only with or behind what was written to the file before it was named.
 /// `memory_file` is one that another process can map, and on Linux not cut.
 pub(crate) use imp::{
-    accept, give_name, keeps_order, memory_file, nameless_file, open_beneath, pass_cache, sync_folder, MESSAGES, RECEIVE, SEND, SOCKET,
+    accept, give_name, keeps_order, memory_file, nameless_file, open_beneath, pass_cache, sync_folder,
+    MESSAGES, RECEIVE, SEND, SOCKET,
 };

@@ -66,17 +66,17 @@ impl Reception<'_> {
         let names_first = !in_its_place && self.store.names_first();
         let mut row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
         row.place_was_empty = !in_its_place;
-        // The row is synced while the data is written: neither needs the other.
         let stages = self.engine.stages();
         let mut began = Instant::now();
-        let mut note = |stage| {
+        let mut lap = || {
             let now = Instant::now();
-            stages.note(stage, now - std::mem::replace(&mut began, now));
+            now - std::mem::replace(&mut began, now)
         };
+        // The row is synced while the data is written: neither needs the other.
         let mut entry = outbox.insert(row)?;
         failpoint::hit("row_asked_for");
         let mut written = self.spool.write_out();
-        note(Stage::Write);
+        stages.note(Stage::Write, lap());
         if sync_data {
             failpoint::hit("data_written");
             written = written.and_then(|()| {
@@ -86,15 +86,19 @@ impl Reception<'_> {
                     self.spool.sync()
                 }
             });
-            note(Stage::Sync);
         }
         if !names_first {
             failpoint::hit("data_synced");
         }
+        let mut syncing = lap();
         entry.wait()?;
-        note(Stage::Outbox);
+        stages.note(Stage::Outbox, lap());
         failpoint::hit("row_durable");
         let named = written.and_then(|()| self.name(path, folder, in_its_place, names_first));
+        syncing += lap();
+        if sync_data {
+            stages.note(Stage::Sync, syncing);
+        }
         let stays = named.is_ok() || (self.spool.is_published() && in_its_place);
         if let Some(room) = room.filter(|_| stays) {
             room.keep(before.saturating_sub(size));
@@ -139,7 +143,12 @@ impl Reception<'_> {
         Ok(())
     }
 
-    fn sync_named(&self, path: &InstancePath, folder: &SeriesFolder, names_first: bool) -> std::io::Result<()> {
+    fn sync_named(
+        &self,
+        path: &InstancePath,
+        folder: &SeriesFolder,
+        names_first: bool,
+    ) -> std::io::Result<()> {
         if names_first {
             self.spool.sync_named()?;
             failpoint::hit("data_synced");

@@ -15,7 +15,8 @@ pub(super) fn settle(
 ) -> Result<Settled, OutboxError> {
     let rows = journal::read(folder).map_err(|error| OutboxError(format!("the journal: {error}")))?;
     let on_disk = |path: &str, size, digest: &[u8]| {
-        disk.holds(path, size, digest).map_err(|error| OutboxError(format!("{path}: {error}")))
+        disk.holds(path, size, digest)
+            .map_err(|error| OutboxError(format!("{path}: {error}")))
     };
     let transaction = connection.transaction()?;
     let mut settled = Settled::default();

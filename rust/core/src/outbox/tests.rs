@@ -407,8 +407,7 @@ fn the_journal_goes_round_and_round() {
     }
     let copy = left_by_an_interruption(folder.path());
     drop((kept, outbox));
-    let (outbox, settled) =
-        Outbox::open(&copy.path().join("outbox.sqlite"), false, &ALL).unwrap();
+    let (outbox, settled) = Outbox::open(&copy.path().join("outbox.sqlite"), false, &ALL).unwrap();
     assert!((1..420).contains(&settled.kept), "{settled:?}");
     assert_eq!(claimed(&outbox, Topic::Main).len(), 1000);
     assert_eq!(outbox.lag(Topic::Main).unwrap().pending, 2000);

@@ -1,7 +1,7 @@
 //! Files that have no name until they are complete (`O_TMPFILE`): whatever happens before, nothing is left of them.
 //!
-//! They are for what is not synced. What is synced has a name in `.incoming` from the start: that a synced file keeps its
-//! bytes when it is renamed is what file systems promise, and not each of them keeps a sync of a file without a name.
+//! They are for what is not synced, or is synced after it has its name: not each file system keeps the sync of a file
+//! without a name.
 
 use std::fs::File;
 use std::io;

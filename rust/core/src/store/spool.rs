@@ -127,6 +127,11 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says.
     pub fn write_out(&mut self) -> io::Result<()> {
+        self.write_out_with(&[])
+    }
+
+    /// Writes all bytes, and `more` behind them, which counts in size and digest already.
+    fn write_out_with(&mut self, more: &[u8]) -> io::Result<()> {
         let file = if let Some(file) = self.file.take() {
             file
         } else {
@@ -134,7 +139,7 @@ impl<'s> Spool<'s> {
             self.is_named = is_named;
             file
         };
-        let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
+        let mut parts: Vec<_> = self.waiting().chain([more]).map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
         let written = if self.written == 0 && self.store.direct.is_for(count) {
             self.store.direct.write(&file, &parts)
@@ -384,7 +389,13 @@ fn create(store: &Store, name: &str) -> io::Result<(File, bool)> {
 /// What another process made of a data set comes behind the header.
 impl Sink for Spool<'_> {
     fn take(&mut self, result: &[u8]) -> io::Result<()> {
-        self.append(result)
+        if self.store.durability.syncs_data() {
+            // It is written while the row is synced.
+            return self.append(result);
+        }
+        self.digest.update(result);
+        self.size += result.len() as u64;
+        self.write_out_with(result)
     }
 
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {

@@ -313,8 +313,13 @@ fn what_goes_past_the_page_cache_is_whole() {
     let folder = store.folders().create(&path()).unwrap();
     let least = direct::LEAST_BYTES - header().len();
     let sizes = [0, 1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 5000, 3 << 20].map(|more| least + more);
-    for (size, memory_bytes) in sizes.into_iter().flat_map(|size| [(size, 8 << 20), (size, 70_000)]) {
-        let dataset: Vec<u8> = (0..u32::try_from(size).unwrap()).map(|i| (i / 7).to_le_bytes()[0]).collect();
+    for (size, memory_bytes) in sizes
+        .into_iter()
+        .flat_map(|size| [(size, 8 << 20), (size, 70_000)])
+    {
+        let dataset: Vec<u8> = (0..u32::try_from(size).unwrap())
+            .map(|i| (i / 7).to_le_bytes()[0])
+            .collect();
         let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
         spool.write_out().unwrap();
         let rest = spool.written - spool.written_back;

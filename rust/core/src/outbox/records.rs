@@ -1,0 +1,97 @@
+//! The records of stored files: for duplicates, for start-up, for operators.
+
+use rusqlite::OptionalExtension as _;
+
+use super::writer::Op;
+use super::{lock, Newest, Outbox, OutboxError};
+use crate::store::path_hash;
+
+impl Outbox {
+    /// Whether a row describes the file with this path, size and digest.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn describes(&self, path: &str, size: u64, digest: [u8; 16]) -> Result<bool, OutboxError> {
+        self.ask(|reply| Op::Exists {
+            path: path.to_owned(),
+            size,
+            digest,
+            reply,
+        })
+    }
+
+    /// The newest row of a path, if there is any.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn newest(&self, path: &str) -> Result<Option<Newest>, OutboxError> {
+        self.flush_rows()?;
+        let reader = lock(&self.reader);
+        let found = reader
+            .prepare_cached(
+                "SELECT id, trace_id, created, pending <> 0 OR dead <> 0, payload <> '' FROM instance
+                 WHERE path_hash = ?1 AND path = ?2 ORDER BY id DESC LIMIT 1",
+            )?
+            .query_row((path_hash(path), path), |row| {
+                Ok(Newest {
+                    id: row.get(0)?,
+                    trace_id: row.get(1)?,
+                    created: row.get(2)?,
+                    waits: row.get(3)?,
+                    has_payload: row.get(4)?,
+                })
+            })
+            .optional()?;
+        Ok(found)
+    }
+
+    /// Paths of the rows that were received since a time (microseconds since 1970), and whose files have their names.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn paths_since(&self, since: i64) -> Result<Vec<String>, OutboxError> {
+        self.flush_rows()?;
+        let reader = lock(&self.reader);
+        let mut statement = reader
+            .prepare_cached("SELECT created, path, ready IS NOT NULL FROM instance ORDER BY id DESC")?;
+        let mut rows = statement.query([])?;
+        let mut paths = Vec::new();
+        // Ids grow with time, so the first one that is too old is the end.
+        while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(0)? < since {
+                break;
+            }
+            if row.get(2)? {
+                paths.push(row.get(1)?);
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Makes a delivered row pending again, behind all others; `record` is its key and payload where they are no longer there.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn republish(&self, id: i64, record: Option<(String, String)>) -> Result<(), OutboxError> {
+        self.ask(|reply| Op::Republish { id, record, reply })
+    }
+
+    /// Files whose records operators want to be published: id of the wish, path.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn republish_wishes(&self, most: u32) -> Result<Vec<(i64, String)>, OutboxError> {
+        let reader = lock(&self.reader);
+        let mut statement = reader.prepare_cached("SELECT id, path FROM republish ORDER BY id LIMIT ?1")?;
+        let wishes = statement.query_map([most], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(wishes.collect::<Result<_, _>>()?)
+    }
+
+    /// Removes wishes that were taken up.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn forget_wishes(&self, ids: Vec<i64>) -> Result<(), OutboxError> {
+        self.ask(|reply| Op::ForgetWishes { ids, reply })
+    }
+}
