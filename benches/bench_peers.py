@@ -78,8 +78,10 @@ class Load:
 
     @property
     def before(self) -> int:
-        """Instances that come before a round and do not count: a receiver that was not called for ten seconds, because nine
-        others were, is slower at first than one that works."""
+        """Instances that come before a round and do not count.
+
+        A receiver that was not called for ten seconds, because nine others were, is slower at first than one that works.
+        """
         return WARM_UP if self.count > WARM_UP else 0
 
     def make(self, number: int) -> list[tuple[str, bytes]]:
