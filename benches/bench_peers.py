@@ -80,7 +80,8 @@ class Load:
     def before(self) -> int:
         """Instances that come before a round and do not count.
 
-        A receiver that was not called for ten seconds, because nine others were, is slower at first than one that works.
+        A receiver that was not called for ten seconds, because nine others were, is slower at first than one that
+        works.
         """
         return WARM_UP if self.count > WARM_UP else 0
 
