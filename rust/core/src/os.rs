@@ -31,7 +31,7 @@ mod imp {
     pub(crate) const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
     /// What `O_NOFOLLOW` does for the last name of a path, for all of them.
     const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
-    /// Of ext2, ext3 and ext4, and of XFS (statfs(2)).
+    /// Of ext2, ext3 and ext4, and of XFS (statfs(2)). Without a journal they do not: start-up removes what is left then.
     const ORDERED: [u64; 2] = [0xEF53, 0x5846_5342];
 
     pub(crate) fn open_beneath(

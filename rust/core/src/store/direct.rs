@@ -18,7 +18,8 @@ const ALIGNMENT: usize = 4096;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Less is left to the page cache: its copy costs less than the way round it.
 pub(super) const LEAST_BYTES: usize = 64 * 1024;
-/// Buffers that wait to be used again: pages that are touched for the first time are dear.
+/// Buffers that wait to be used again, by whatever store: pages that are touched for the first time are dear.
+static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 const MOST_FREE: usize = 8;
 /// Made and removed when a store is opened, to find out whether its file system can do it.
 const PROBE: &str = "direct.part";
@@ -27,22 +28,19 @@ const PROBE: &str = "direct.part";
 #[derive(Debug, Default)]
 pub(super) struct Direct {
     is_supported: bool,
-    free: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Direct {
     /// Finds out whether files in this folder can be written so.
     pub(super) fn probe(folder: impl AsFd) -> Self {
-        let direct = Self::default();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(file) = rustix::fs::openat(&folder, PROBE, flags, Mode::from_raw_mode(0o600)) else {
-            return direct;
+            return Self::default();
         };
-        let written = direct.write(&file.into(), &[IoSlice::new(&[0; ALIGNMENT])]);
+        let written = Self::write(&file.into(), &[IoSlice::new(&[0; ALIGNMENT])]);
         let removed = rustix::fs::unlinkat(&folder, PROBE, AtFlags::empty());
         Self {
             is_supported: written.is_ok() && removed.is_ok(),
-            ..direct
         }
     }
 
@@ -52,8 +50,8 @@ impl Direct {
     }
 
     /// Writes an empty file. Returns how many bytes are on the disk: the others, less than a block, are in the page cache.
-    pub(super) fn write(&self, mut file: &File, parts: &[IoSlice<'_>]) -> io::Result<u64> {
-        let free = self.free().pop();
+    pub(super) fn write(mut file: &File, parts: &[IoSlice<'_>]) -> io::Result<u64> {
+        let free = free_buffers().pop();
         let mut memory = free.unwrap_or_else(|| vec![0; CHUNK_BYTES + ALIGNMENT]);
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         let chunk = memory
@@ -80,14 +78,14 @@ impl Direct {
         on_disk += blocks.len();
         os::pass_cache(file, false)?;
         file.write_all(rest.get(..filled % ALIGNMENT).unwrap_or_default())?;
-        let mut free = self.free();
+        let mut free = free_buffers();
         if free.len() < MOST_FREE {
             free.push(memory);
         }
         Ok(on_disk as u64)
     }
+}
 
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn free_buffers() -> MutexGuard<'static, Vec<Vec<u8>>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use storescp_codecs::write_back;
 
+use super::direct::Direct;
 use super::folders::SeriesFolder;
 use super::Store;
 use crate::digest::{Digest, Digester};
@@ -142,7 +143,7 @@ impl<'s> Spool<'s> {
         let mut parts: Vec<_> = self.waiting().chain([more]).map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
         let written = if self.written == 0 && self.store.direct.is_for(count) {
-            self.store.direct.write(&file, &parts)
+            Direct::write(&file, &parts)
         } else {
             write_all(&file, &mut parts).map(|()| 0)
         };

@@ -16,8 +16,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::{lock, NewRow, OutboxError};
-use crate::failpoint;
+use crate::{failpoint, os};
 
 const NAMES: [&str; 2] = ["journal-0", "journal-1"];
 /// Of one file; an entry has about a kibibyte.
@@ -128,7 +130,7 @@ impl Journal {
         remove(folder)?;
         let [first, second] = paths(folder);
         let inner = Arc::new(Inner {
-            files: [create(&first)?, create(&second)?],
+            files: [create(&first, synchronous)?, create(&second, synchronous)?],
             state: Mutex::new(State {
                 current: 0,
                 end: 0,
@@ -267,18 +269,30 @@ impl Inner {
     }
 }
 
-fn create(path: &Path) -> io::Result<File> {
+fn create(path: &Path, synchronous: bool) -> io::Result<File> {
     let file = File::options()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    // Written, not only reserved: a sync of bytes that take the place of others is one write. Where reserved room is written for
-    // the first time, the file system must bring its own records up to date, and syncs them too.
+    if synchronous {
+        fill(&file)?;
+    } else {
+        os::preallocate(&file, 0, FILE_BYTES)?;
+    }
+    Ok(file)
+}
+
+/// Writes all of it, and does not only reserve it: a sync of bytes that take the place of others is one write. Where reserved
+/// room is written for the first time, the file system must bring its own records up to date, and syncs them too.
+fn fill(file: &File) -> io::Result<()> {
     let blank = vec![0; BLANK_BYTES];
     for at in (0..FILE_BYTES).step_by(BLANK_BYTES) {
-        file.write_all_at(&blank, at)?;
+        match file.write_all_at(&blank, at) {
+            // Whoever needs the room finds out.
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSPC | Errno::DQUOT)) => break,
+            written => written?,
+        }
     }
-    file.sync_all()?;
-    Ok(file)
+    file.sync_all()
 }
