@@ -158,6 +158,8 @@ impl Outbox {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         reader.busy_timeout(Duration::from_secs(5))?;
+        // It opens the log with its first look: now, and not when descriptors may have become scarce.
+        reader.query_row("SELECT count(*) FROM topic", [], |_| Ok(()))?;
         let (ops, inbox) = sync_channel(QUEUE);
         let mut writer = Writer {
             connection,
