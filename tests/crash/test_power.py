@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.faults import Row, is_whole, rounds, slice_of_any_size
-from support.instances import CT, ct_slice
+from support.instances import CT, Instance, ct_slice
 from support.load import Ledger, start_senders
 from support.mounts import Disk, disk
 from support.scu import EXPLICIT, Closed, RawAssociation
@@ -83,7 +83,36 @@ def test_a_part_of_a_file_that_was_left_in_its_place_goes(
     start_service: StartService, fail_points: dict[str, str], engine: str
 ) -> None:
     """What a file system that does not keep the order may leave."""
-    service = start_service(env=fail_points | {"STORESCP_FAIL_POINT": "named:1"})
+    service, (first, second) = left_with_a_part(start_service, fail_points, "full")
+    service = start_service(root=service.root, engine=engine)
+    assert [file.stem for file in service.files()] == [first.sop_instance]
+    assert service.wait_for_event("start_up.recovered")["temporary_files"] == 1
+    with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as again:
+        assert again.store(1, CT, second.sop_instance, second.dataset).status == 0
+        again.release()
+    assert service.stop() == 0
+    assert len(service.files()) == 2
+    assert sorted(record["sop_uid"] for record in service.records()) == [first.sop_instance, second.sop_instance]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("engine", ["rust", "python"])
+def test_a_part_stays_where_nothing_was_synced(
+    start_service: StartService, fail_points: dict[str, str], engine: str
+) -> None:
+    """There it may be what is left of an instance that was acknowledged."""
+    service, both = left_with_a_part(start_service, fail_points, "none")
+    service = start_service(root=service.root, engine=engine)
+    assert service.stop() == 0
+    assert {file.stem for file in service.files()} == {one.sop_instance for one in both}
+
+
+def left_with_a_part(
+    start_service: StartService, fail_points: dict[str, str], durability: str
+) -> tuple[ServiceProcess, tuple[Instance, Instance]]:
+    """One instance is acknowledged; the process ends when the next one has its name, and half of it is lost then."""
+    level = {"STORESCP_LOCAL_STORAGE__DURABILITY": durability}
+    service = start_service(env=fail_points | level | {"STORESCP_FAIL_POINT": "named:1"})
     first, second = (ct_slice(number, rows=256) for number in (1, 2))
     with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
         assert association.store(1, CT, first.sop_instance, first.dataset).status == 0
@@ -94,12 +123,4 @@ def test_a_part_of_a_file_that_was_left_in_its_place_goes(
     assert set(files) == {first.sop_instance, second.sop_instance}
     with files[second.sop_instance].open("r+b") as part:
         part.truncate(70_000)
-    service = start_service(root=service.root, engine=engine)
-    assert [file.stem for file in service.files()] == [first.sop_instance]
-    assert service.wait_for_event("start_up.recovered")["temporary_files"] == 1
-    with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as again:
-        assert again.store(1, CT, second.sop_instance, second.dataset).status == 0
-        again.release()
-    assert service.stop() == 0
-    assert len(service.files()) == 2
-    assert sorted(record["sop_uid"] for record in service.records()) == [first.sop_instance, second.sop_instance]
+    return service, (first, second)

@@ -65,7 +65,8 @@ impl Reception<'_> {
         }
         let names_first = !in_its_place && self.store.names_first();
         let mut row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
-        row.place_was_empty = !in_its_place;
+        // Where nothing is synced, a part after a power cut may be what is left of an instance that was acknowledged: it stays.
+        row.place_was_empty = sync_data && !in_its_place;
         let stages = self.engine.stages();
         let mut began = Instant::now();
         let mut lap = || {

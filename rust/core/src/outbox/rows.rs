@@ -21,7 +21,8 @@ pub struct NewRow {
     pub digest: [u8; 16],
     /// When it was received, microseconds since 1970: what the record says.
     pub created: i64,
-    /// Nothing was at the path before: what is there after an interruption, and is not this file, is a part of it.
+    /// Nothing was at the path before, and the file is synced before it is acknowledged: what is there after an interruption,
+    /// and is not this file, is a part of it that nobody was promised.
     pub place_was_empty: bool,
 }
 
