@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from storescp.errors import CoreError
 _THREADS = min(4, os.cpu_count() or 1)
 _AT_A_TIME = 256
 _SIGN_BIT = 1 << 63
+# A service that runs puts a record into the database within a second of its file.
+_YOUNG_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,32 @@ def _look_at(roots: Roots, recorded: Recorded) -> Looked:
 
 def _foreign_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
     """Every file without a record, or beneath another root than its tenant's."""
+    young: list[tuple[str, float]] = []
     for path, file, belongs in roots.stored():
         if not belongs:
             yield Looked("foreign", str(file), reason="the tenant has another storage root")
         elif not _is_recorded(database, path):
-            yield Looked("foreign", path, reason="it has no record", is_unrecorded=True)
+            settles = _changed(file) + _YOUNG_SECONDS
+            if settles > time.time():
+                young.append((path, settles))
+            else:
+                yield _unrecorded(path)
+    for path, settles in young:
+        time.sleep(max(0.0, min(settles - time.time(), _YOUNG_SECONDS)))
+        if not _is_recorded(database, path):
+            yield _unrecorded(path)
+
+
+def _changed(file: Path) -> float:
+    """When a file got its name, or was changed in another way; seconds since 1970."""
+    try:
+        return file.lstat().st_ctime
+    except OSError:
+        return 0.0
+
+
+def _unrecorded(path: str) -> Looked:
+    return Looked("foreign", path, reason="it has no record", is_unrecorded=True)
 
 
 def _is_recorded(database: sqlite3.Connection, path: str) -> bool:

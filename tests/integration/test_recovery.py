@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
@@ -197,3 +201,22 @@ def clone_files() -> Callable[[ServiceProcess, int], None]:
             template.with_stem(other.decode()).write_bytes(content.replace(uid, other))
 
     return clone
+
+
+def test_verify_waits_for_the_record_of_a_young_file(stopped: ServiceProcess) -> None:
+    """A service that runs has its newest records in the journal for a moment."""
+    file = file_of(stopped, 3)
+    database_file = stopped.root / ".outbox" / "outbox.sqlite"
+    with contextlib.closing(sqlite3.connect(database_file, isolation_level=None)) as database:
+        place = (str(file.relative_to(stopped.root)),)
+        row = database.execute("SELECT * FROM instance WHERE path = ?", place).fetchone()
+        database.execute("DELETE FROM instance WHERE path = ?", place)
+        file.touch()
+        with ThreadPoolExecutor(1) as pool:
+            verified = pool.submit(verify, stopped.root)
+            time.sleep(1.2)
+            database.execute(f"INSERT INTO instance VALUES ({', '.join('?' * len(row))})", row)
+            assert verified.result().returncode == 0, verified.result().stdout
+        database.execute("DELETE FROM instance WHERE path = ?", place)
+    file.touch()
+    assert "it has no record" in verify(stopped.root).stdout

@@ -1,9 +1,11 @@
 //! The durable queue of records (`SQLite`).
 //!
-//! A row is in the [`journal`] before its file gets its name, and goes into the database after; [`Outbox::open`] settles
-//! those in between from what lies on disk. One thread owns the only writing connection and puts what many associations
-//! bring into one transaction. Each topic goes through the rows by itself, in their order.
+//! A row is in the [`journal`] before its file gets its name. Then the publisher may have it ([`fresh`]), and it goes into the
+//! database, at the latest when it was not published within a moment; [`Outbox::open`] settles those in between from what lies
+//! on disk. One thread owns the only writing connection and puts what many associations bring into one transaction. Each topic
+//! goes through the rows by itself, in their order.
 
+mod fresh;
 pub mod health;
 pub mod journal;
 mod publication;
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
+use fresh::Fresh;
 use journal::{Journal, Place, Syncing};
 pub use rows::{Backlog, ClaimedRow, Disk, Lag, NewRow, Newest, Settled};
 pub use schema::MIGRATIONS;
@@ -51,6 +54,8 @@ struct Shared {
     dead: AtomicI64,
     bytes: AtomicI64,
     lazy: Mutex<LazyQueue>,
+    /// Changed by the writer alone.
+    fresh: Mutex<Fresh>,
     /// `ready` of the last row that became publishable.
     last_ready: Mutex<i64>,
     is_over: AtomicBool,
@@ -70,7 +75,7 @@ pub struct Outbox {
 /// A row in the journal whose file has no name yet. Dropped before [`Outbox::publishable`], it is taken back.
 #[derive(Debug)]
 pub struct Entry {
-    row: Option<Box<NewRow>>,
+    row: Option<Arc<NewRow>>,
     place: Place,
     syncing: Syncing,
     shared: Arc<Shared>,
@@ -142,13 +147,14 @@ impl Outbox {
             [],
             |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )?;
-        let next_ready = next_ready(&connection)?;
+        let (next_ready, next_id) = (next_ready(&connection)?, next_id(&connection)?);
         let shared = Arc::new(Shared {
             journal,
             pending: AtomicI64::new(pending),
             dead: AtomicI64::new(dead),
             bytes: AtomicI64::new(bytes),
             lazy: Mutex::default(),
+            fresh: Mutex::default(),
             last_ready: Mutex::new(next_ready - 1),
             is_over: AtomicBool::new(false),
             changed: Condvar::new(),
@@ -164,8 +170,9 @@ impl Outbox {
         let mut writer = Writer {
             connection,
             shared: Arc::clone(&shared),
-            lazy: Vec::new(),
+            acknowledged: Vec::new(),
             next_ready,
+            next_id,
         };
         let writer = std::thread::Builder::new()
             .name("storescp-outbox".to_owned())
@@ -191,14 +198,14 @@ impl Outbox {
         let (place, syncing) = self.shared.journal.append(&row)?;
         self.shared.count(1, row.payload_bytes());
         Ok(Entry {
-            row: Some(Box::new(row)),
+            row: Some(Arc::new(row)),
             place,
             syncing,
             shared: Arc::clone(&self.shared),
         })
     }
 
-    /// Lets the publisher see a row: its file has its name, durably. It is in the database within a moment.
+    /// Lets the publisher see a row: its file has its name, durably. It is in the database within a second.
     ///
     /// # Errors
     /// [`OutboxError`] when the queue is closed; start-up settles the row then.
@@ -296,6 +303,17 @@ fn next_ready(connection: &Connection) -> Result<i64, OutboxError> {
         |row| row.get(0),
     )?;
     Ok(now_micros().max(last + 1))
+}
+
+/// No row ever had it.
+fn next_id(connection: &Connection) -> Result<i64, OutboxError> {
+    let last: i64 = connection.query_row(
+        "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'instance'), 0),
+             coalesce((SELECT max(id) FROM instance), 0))",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok(last + 1)
 }
 
 #[cfg(test)]

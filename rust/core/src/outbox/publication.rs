@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use rusqlite::OptionalExtension as _;
+use rusqlite::{params, OptionalExtension as _};
 
+use super::fresh::{FreshRow, Look};
 use super::writer::{Lazy, Op};
 use super::{lock, Backlog, ClaimedRow, Lag, Outbox, OutboxError, Topic};
 use crate::failpoint;
@@ -39,9 +40,39 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`].
     pub fn claim(&self, topic: Topic, after: i64, most: u32) -> Result<Vec<ClaimedRow>, OutboxError> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        // Memory first: what leaves it meanwhile is found in the database, and what comes is later.
+        let fresh = lock(&self.shared.fresh).look(topic, after, most);
+        self.claim_beside(&fresh, topic, after, most)
+    }
+
+    /// Rows of the database, and behind them those that were in memory a moment ago.
+    pub(super) fn claim_beside(
+        &self,
+        fresh: &Look,
+        topic: Topic,
+        after: i64,
+        most: usize,
+    ) -> Result<Vec<ClaimedRow>, OutboxError> {
+        let mut rows = Vec::new();
+        if after < fresh.first_ready.saturating_sub(1) {
+            rows = self.claim_in_database(topic, after, most)?;
+            rows.retain(|row| row.ready < fresh.first_ready);
+        }
+        let missing = most - rows.len();
+        rows.extend(fresh.rows.iter().take(missing).map(FreshRow::claimed));
+        Ok(rows)
+    }
+
+    fn claim_in_database(
+        &self,
+        topic: Topic,
+        after: i64,
+        most: usize,
+    ) -> Result<Vec<ClaimedRow>, OutboxError> {
         let reader = lock(&self.reader);
         let mut statement = reader.prepare_cached(topic.claim_query())?;
-        let rows = statement.query_map((after, most), |row| {
+        let rows = statement.query_map(params![after, i64::try_from(most).unwrap_or(i64::MAX)], |row| {
             Ok(ClaimedRow {
                 id: row.get(0)?,
                 ready: row.get(1)?,
@@ -115,9 +146,15 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`].
     pub fn lag(&self, topic: Topic) -> Result<Lag, OutboxError> {
+        let (fresh, oldest_fresh) = {
+            let fresh = lock(&self.shared.fresh);
+            let mut wanted = fresh.wanted(topic, i64::MIN).peekable();
+            let oldest = wanted.peek().map(|row| row.row.created);
+            (u32::try_from(wanted.count()).unwrap_or(u32::MAX), oldest)
+        };
         let reader = lock(&self.reader);
         let (count, first) = topic.lag_queries();
-        let pending = reader.prepare_cached(count)?.query_row([], |row| row.get(0))?;
+        let waiting: u32 = reader.prepare_cached(count)?.query_row([], |row| row.get(0))?;
         let oldest = reader
             .prepare_cached(first)?
             .query_row([], |row| row.get(0))
@@ -126,8 +163,8 @@ impl Outbox {
             .prepare_cached("SELECT count(*) FROM instance WHERE dead <> 0 AND dead & ?1")?
             .query_row([topic.bit()], |row| row.get(0))?;
         Ok(Lag {
-            pending,
-            oldest,
+            pending: waiting.saturating_add(fresh),
+            oldest: oldest.or(oldest_fresh),
             dead,
         })
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
-use super::{journal, next_ready, writer, Disk, NewRow, OutboxError, Settled};
+use super::{journal, next_ready, writer, Disk, NewRow, OutboxError, Settled, ALL_PENDING};
 use crate::store::path_hash;
 
 /// Settles rows of the pure engine that were never marked publishable, and those that are only in the journal.
@@ -41,7 +41,7 @@ pub(super) fn settle(
             continue;
         }
         if on_disk(&row.path, row.size, &row.digest)? {
-            writer::insert(&transaction, &row, ready)?;
+            writer::insert(&transaction, &row, None, ready, ALL_PENDING)?;
             ready += 1;
             settled.kept += 1;
         } else {

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{params, Connection, OptionalExtension as _};
 
+use super::fresh::FreshRow;
 use super::{lock, now_micros, NewRow, OutboxError, Place, Shared, Topic, ALL_PENDING};
 use crate::failpoint;
 use crate::store::path_hash;
 
 const BATCH: usize = 512;
+/// So many rows do not wait for company.
+const CROWD: usize = 2048;
 /// How long the first row after a pause may wait for company: it is durable in the journal, and only the publisher waits.
 const ROW_DELAY: Duration = Duration::from_millis(25);
 /// The same for an acknowledgement of a topic: losing it costs a second delivery and no more.
@@ -27,7 +30,7 @@ pub(super) type Reply<T> = SyncSender<Result<T, OutboxError>>;
 /// What nobody waits for; it goes with the next transaction.
 #[derive(Debug)]
 pub(super) enum Lazy {
-    Insert(Box<NewRow>, Place),
+    Insert(Arc<NewRow>, Place),
     Done { topic: Topic, ids: Vec<i64> },
 }
 
@@ -41,7 +44,8 @@ impl Lazy {
     }
 }
 
-/// Lazy ones on their way. They do not wake the writer where it looks by itself soon, which is so after every commit.
+/// Lazy ones on their way. They do not wake the writer where it looks by itself soon, which is so while anything is not in the
+/// database, unless they are many.
 #[derive(Debug, Default)]
 pub(super) struct LazyQueue {
     waiting: Vec<Lazy>,
@@ -53,8 +57,10 @@ impl LazyQueue {
     pub(super) fn push(&mut self, lazy: Lazy) -> Option<Duration> {
         let delay = lazy.delay();
         self.waiting.push(lazy);
-        let wake = !self.is_looking;
-        self.is_looking = true;
+        let wake = !std::mem::replace(&mut self.is_looking, true);
+        if self.waiting.len() == CROWD {
+            return Some(Duration::ZERO);
+        }
         wake.then_some(delay)
     }
 
@@ -114,9 +120,10 @@ struct Delta {
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) shared: Arc<Shared>,
-    /// For the next transaction, in the order of arrival.
-    pub(super) lazy: Vec<Lazy>,
+    /// What topics acknowledged, for the next transaction: rows that are in the database, or none.
+    pub(super) acknowledged: Vec<(Topic, Vec<i64>)>,
     pub(super) next_ready: i64,
+    pub(super) next_id: i64,
 }
 
 impl Writer {
@@ -142,7 +149,7 @@ impl Writer {
                 }
             }
             if !batch.is_empty() || stop || due.is_some_and(|due| due <= Instant::now()) {
-                due = self.commit(batch).map(|delay| Instant::now() + delay);
+                due = self.commit(batch, stop).map(|delay| Instant::now() + delay);
             }
             if stop {
                 // An empty log tells the next start that there was an orderly end. Where that fails, it looks through the files.
@@ -167,51 +174,97 @@ impl Writer {
         false
     }
 
-    /// Commits a batch and what was lazy until now. Returns when to look again, where somebody counts on it.
-    fn commit(&mut self, batch: Vec<Op>) -> Option<Duration> {
-        {
+    /// Takes in what was lazy until now, and commits a batch with what is due. Returns when to look again, where somebody counts
+    /// on it.
+    fn commit(&mut self, batch: Vec<Op>, is_last: bool) -> Option<Duration> {
+        let waiting = {
             let mut queue = lock(&self.shared.lazy);
-            self.lazy.append(&mut queue.waiting);
-            queue.is_looking = !batch.is_empty() || !self.lazy.is_empty();
+            let is_idle = queue.waiting.is_empty() && batch.is_empty() && self.acknowledged.is_empty();
+            queue.is_looking = !(is_idle && lock(&self.shared.fresh).is_empty());
             if !queue.is_looking {
                 return None;
             }
+            std::mem::take(&mut queue.waiting)
+        };
+        let is_busy = waiting.len() > FEW;
+        self.take_in(waiting);
+        let rows = self.due(is_last || !batch.is_empty());
+        if !batch.is_empty() || !rows.is_empty() || !self.acknowledged.is_empty() {
+            match self.transact(&batch, &rows) {
+                Ok((answers, delta)) => self.committed(batch, rows.len(), answers, &delta),
+                Err(error) => {
+                    let _ = self.connection.execute_batch("ROLLBACK");
+                    for op in batch {
+                        op.reply(Err(error.clone()));
+                    }
+                    // What is left waits again and is not spun on.
+                    return Some(RETRY_DELAY);
+                }
+            }
         }
-        match self.transact(&batch) {
-            Ok((answers, delta)) => {
-                let is_busy = self.lazy.len() > FEW;
-                let shared = &self.shared;
-                shared
-                    .journal
-                    .settle(self.lazy.drain(..).filter_map(|lazy| match lazy {
-                        Lazy::Insert(_, place) => Some(place),
-                        Lazy::Done { .. } => None,
-                    }));
-                shared.pending.fetch_add(delta.pending, Ordering::Relaxed);
-                shared.dead.fetch_add(delta.dead, Ordering::Relaxed);
-                shared.bytes.fetch_add(delta.bytes, Ordering::Relaxed);
-                if delta.next_ready != self.next_ready {
-                    self.next_ready = delta.next_ready;
-                    *lock(&shared.last_ready) = delta.next_ready - 1;
-                    shared.changed.notify_all();
+        Some(if is_busy { BUSY_DELAY } else { ROW_DELAY })
+    }
+
+    /// Lets the publisher see new rows, and notes what topics acknowledged.
+    fn take_in(&mut self, waiting: Vec<Lazy>) {
+        let shared = Arc::clone(&self.shared);
+        let mut fresh = lock(&shared.fresh);
+        let first = self.next_ready;
+        for lazy in waiting {
+            match lazy {
+                Lazy::Insert(row, place) => {
+                    fresh.push(FreshRow::new(self.next_id, self.next_ready, row, place));
+                    self.next_id += 1;
+                    self.next_ready += 1;
                 }
-                for (op, answer) in batch.into_iter().zip(answers) {
-                    op.reply(Ok(answer));
+                Lazy::Done { topic, mut ids } => {
+                    let (rows, bytes) = fresh.acknowledge(topic, &mut ids);
+                    shared.count(-rows, -bytes);
+                    self.acknowledged.push((topic, ids));
                 }
-                Some(if is_busy { BUSY_DELAY } else { ROW_DELAY })
             }
-            Err(error) => {
-                let _ = self.connection.execute_batch("ROLLBACK");
-                for op in batch {
-                    op.reply(Err(error.clone()));
-                }
-                // What is left waits again and is not spun on.
-                Some(RETRY_DELAY)
-            }
+        }
+        drop(fresh);
+        if self.next_ready != first {
+            self.show();
         }
     }
 
-    fn transact(&self, batch: &[Op]) -> Result<(Vec<i64>, Delta), OutboxError> {
+    /// Tells the publisher of rows.
+    fn show(&self) {
+        *lock(&self.shared.last_ready) = self.next_ready - 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// The rows for the next transaction: all of them also where the journal needs its room.
+    fn due(&self, all: bool) -> Vec<FreshRow> {
+        let all = all || self.shared.journal.is_tight();
+        let fresh = lock(&self.shared.fresh);
+        fresh.first(if all {
+            usize::MAX
+        } else {
+            fresh.due(Instant::now())
+        })
+    }
+
+    /// Tells the others of a transaction.
+    fn committed(&mut self, batch: Vec<Op>, rows: usize, answers: Vec<i64>, delta: &Delta) {
+        let shared = &self.shared;
+        let places = lock(&shared.fresh).drop_first(rows);
+        shared.journal.settle(places);
+        self.acknowledged.clear();
+        shared.count(delta.pending, delta.bytes);
+        shared.dead.fetch_add(delta.dead, Ordering::Relaxed);
+        if delta.next_ready != self.next_ready {
+            self.next_ready = delta.next_ready;
+            self.show();
+        }
+        for (op, answer) in batch.into_iter().zip(answers) {
+            op.reply(Ok(answer));
+        }
+    }
+
+    fn transact(&self, batch: &[Op], rows: &[FreshRow]) -> Result<(Vec<i64>, Delta), OutboxError> {
         let mut delta = Delta {
             pending: 0,
             dead: 0,
@@ -219,14 +272,11 @@ impl Writer {
             next_ready: self.next_ready,
         };
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        for lazy in &self.lazy {
-            match lazy {
-                Lazy::Insert(row, _) => {
-                    insert(&self.connection, row, delta.next_ready)?;
-                    delta.next_ready += 1;
-                }
-                Lazy::Done { topic, ids } => self.done(*topic, ids, &mut delta)?,
-            }
+        for row in rows {
+            insert(&self.connection, &row.row, Some(row.id), row.ready, row.pending)?;
+        }
+        for (topic, ids) in &self.acknowledged {
+            self.done(*topic, ids, &mut delta)?;
         }
         let answers = batch
             .iter()
@@ -397,16 +447,23 @@ impl Writer {
     }
 }
 
-/// Puts a row in whose file has its name.
-pub(super) fn insert(connection: &Connection, row: &NewRow, ready: i64) -> Result<(), OutboxError> {
+/// Puts a row in whose file has its name, with the topics that still want it; without an `id`, it gets the next one.
+pub(super) fn insert(
+    connection: &Connection,
+    row: &NewRow,
+    id: Option<i64>,
+    ready: i64,
+    pending: i64,
+) -> Result<(), OutboxError> {
+    let delivered = (pending == 0).then(now_micros);
     connection
         .prepare_cached(
-            "INSERT INTO instance (ready, trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, '', ?7, ?8, ?9, ?10)",
+            "INSERT INTO instance (id, ready, trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created, delivered)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, '', ?8, ?9, ?10, ?11, ?12)",
         )?
         .execute(params![
-            ready, row.trace_id, row.key, row.payload, row.path, path_hash(&row.path),
-            i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, ALL_PENDING, row.created
+            id, ready, row.trace_id, row.key, row.payload, row.path, path_hash(&row.path),
+            i64::try_from(row.size).unwrap_or(i64::MAX), row.digest, pending, row.created, delivered
         ])?;
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::{failpoint, os};
 
 const NAMES: [&str; 2] = ["journal-0", "journal-1"];
 /// Of one file; an entry has about a kibibyte.
-const FILE_BYTES: u64 = 4 << 20;
+const FILE_BYTES: u64 = 8 << 20;
 /// How many zeros a new file is filled with at a time.
 const BLANK_BYTES: usize = 256 * 1024;
 /// How long an instance may wait for a file that can be written over, before it is refused.
@@ -118,7 +118,7 @@ impl State {
 }
 
 /// An entry: the file it is in.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place(usize);
 
 /// A sync that was asked for; `None` where nothing is synced.
@@ -186,6 +186,12 @@ impl Journal {
             state.count(place, -1);
         }
         self.inner.freed.notify_all();
+    }
+
+    /// Whether new entries will soon wait for the file that is not being written.
+    pub(super) fn is_tight(&self) -> bool {
+        let state = lock(&self.inner.state);
+        state.end > FILE_BYTES / 2 && state.open.get(1 - state.current) != Some(&0)
     }
 
     /// Whether nothing in it is needed any more.
