@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 
@@ -24,6 +26,18 @@ def _what_happened_first(_logger: object, _name: str, event: structlog.types.Eve
     return first | {key: value for key, value in event.items() if key not in first}
 
 
+def _own_line(logger: _Lines, name: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """The same for the service's own lines, in one step: there is one for each association."""
+    return {
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "level": _METHODS.get(name, name),
+        "event": event.pop("event"),
+        **event,
+        "logger": logger.name,
+    }
+
+
+_METHODS = {"exception": "error", "warn": "warning"}
 _KEPT_WARNINGS = 50
 _TELLING = ("cause", "reason", "topic", "status", "outcome")
 
@@ -117,14 +131,20 @@ def configure(level: str, form: str) -> Warnings:
     ]
     if form == "json":
         # ensure_ascii escapes control characters and everything a terminal could act on.
-        renderer: structlog.types.Processor = structlog.processors.JSONRenderer(ensure_ascii=True)
-        shared.append(structlog.processors.format_exc_info)
+        encoder = json.JSONEncoder(ensure_ascii=True, default=repr)
+
+        def as_json(_logger: object, _name: str, event: structlog.types.EventDict) -> str:
+            return encoder.encode(event)
+
+        renderer: structlog.types.Processor = as_json
+        exceptions: list[structlog.types.Processor] = [structlog.processors.format_exc_info]
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), repr_native_str=True)
+        exceptions = []
     if _is_journal():
         renderer = _ForTheJournal(renderer)
     structlog.configure(
-        processors=[*shared, warned, _what_happened_first, renderer],
+        processors=[_own_line, *exceptions, warned, renderer],
         logger_factory=_Lines,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         cache_logger_on_first_use=False,
@@ -132,7 +152,7 @@ def configure(level: str, form: str) -> Warnings:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, warned],
+            foreign_pre_chain=[*shared, *exceptions, warned],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _what_happened_first, renderer],
         )
     )

@@ -57,6 +57,8 @@ class Report:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Bound once: this is done for each association.
+        self._log = log.bind()
         # Whether there is something to tell of an association that was accepted.
         self.explains = settings.log.level == "debug"
         self._refused = _Budget("connection.refused_more")
@@ -131,7 +133,7 @@ class Report:
     ) -> None:
         """An association that is over."""
         statuses = {f"{status:04X}": count for status, count in summary.statuses}
-        level = log.info if summary.outcome == "released" and not summary.failures else log.warning
+        level = self._log.info if summary.outcome == "released" and not summary.failures else self._log.warning
         level(
             f"association.{summary.outcome}",
             association=summary.association,

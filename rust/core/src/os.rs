@@ -20,8 +20,11 @@ pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> std::io::Resu
 
 #[cfg(target_os = "linux")]
 mod imp {
-    use super::{AsFd, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+    use super::{
+        AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+    };
     use std::os::fd::AsRawFd as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::fs::{AtFlags, MemfdFlags, Mode, ResolveFlags, SealFlags, CWD};
 
@@ -51,8 +54,27 @@ mod imp {
         rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644))
     }
 
+    /// Before Linux 6.10 it takes a privilege to name a file by its descriptor alone, and without it there is "no such file",
+    /// as where the folder is gone.
+    static NEEDS_PROC: AtomicBool = AtomicBool::new(false);
+
     pub(crate) fn give_name(file: impl AsFd, folder: impl AsFd, name: &str) -> rustix::io::Result<()> {
-        // By its descriptor alone (AT_EMPTY_PATH) it takes a privilege before Linux 6.10.
+        if !NEEDS_PROC.load(Ordering::Relaxed) {
+            match rustix::fs::linkat(&file, c"", &folder, name, AtFlags::EMPTY_PATH) {
+                Err(Errno::NOENT | Errno::PERM | Errno::INVAL) => {}
+                named => return named,
+            }
+        }
+        give_name_by_path(file, folder, name)?;
+        NEEDS_PROC.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn give_name_by_path(
+        file: impl AsFd,
+        folder: impl AsFd,
+        name: &str,
+    ) -> rustix::io::Result<()> {
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         rustix::fs::linkat(CWD, path, folder, name, AtFlags::SYMLINK_FOLLOW)
     }
@@ -83,7 +105,9 @@ mod imp {
 
 #[cfg(not(target_os = "linux"))]
 mod imp {
-    use super::{AsFd, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+    use super::{
+        AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+    };
     use rustix::io::{fcntl_setfd, ioctl_fionbio, Errno, FdFlags};
 
     pub(crate) const MESSAGES: SocketType = SocketType::DGRAM;
@@ -151,3 +175,28 @@ pub(crate) use imp::{
     accept, give_name, keeps_order, memory_file, nameless_file, open_beneath, pass_cache, sync_folder,
     MESSAGES, RECEIVE, SEND, SOCKET,
 };
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_gets_its_name_on_old_and_new_kernels_and_takes_no_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let handle = File::open(folder.path()).unwrap();
+        let make = || nameless_file(&handle).unwrap();
+        give_name(make(), &handle, "new").unwrap();
+        imp::give_name_by_path(make(), &handle, "old").unwrap();
+        assert!(["new", "old"]
+            .iter()
+            .all(|name| folder.path().join(name).exists()));
+        assert_eq!(give_name(make(), &handle, "old"), Err(Errno::EXIST));
+        assert_eq!(imp::give_name_by_path(make(), &handle, "new"), Err(Errno::EXIST));
+        drop(folder);
+        assert_eq!(give_name(make_in_parent(), &handle, "x"), Err(Errno::NOENT));
+    }
+
+    fn make_in_parent() -> OwnedFd {
+        nameless_file(File::open(std::env::temp_dir()).unwrap()).unwrap()
+    }
+}
