@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom
 import pytest
 import xxhash
 
 from conftest import StartService
+from storescp.verify import Roots
+from storescp.verify import verify as verify_files
 from support.instances import CT, ct_slice
 from support.load import CONTEXTS
 from support.operator import Operator
@@ -203,20 +205,25 @@ def clone_files() -> Callable[[ServiceProcess, int], None]:
     return clone
 
 
-def test_verify_waits_for_the_record_of_a_young_file(stopped: ServiceProcess) -> None:
+def test_verify_looks_twice_at_a_young_file_without_a_record(
+    stopped: ServiceProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A service that runs has its newest records in the journal for a moment."""
     file = file_of(stopped, 3)
     database_file = stopped.root / ".outbox" / "outbox.sqlite"
     with contextlib.closing(sqlite3.connect(database_file, isolation_level=None)) as database:
         place = (str(file.relative_to(stopped.root)),)
         row = database.execute("SELECT * FROM instance WHERE path = ?", place).fetchone()
-        database.execute("DELETE FROM instance WHERE path = ?", place)
-        file.touch()
-        with ThreadPoolExecutor(1) as pool:
-            verified = pool.submit(verify, stopped.root)
-            time.sleep(1.2)
+
+        def insert(_seconds: float) -> None:
             database.execute(f"INSERT INTO instance VALUES ({', '.join('?' * len(row))})", row)
-            assert verified.result().returncode == 0, verified.result().stdout
-        database.execute("DELETE FROM instance WHERE path = ?", place)
-    file.touch()
-    assert "it has no record" in verify(stopped.root).stdout
+
+        def findings(sleep: Callable[[float], None]) -> list[str]:
+            database.execute("DELETE FROM instance WHERE path = ?", place)
+            file.touch()
+            monkeypatch.setattr("storescp.verify.time", SimpleNamespace(time=time.time, sleep=sleep))
+            looked = verify_files(Roots(stopped.root, {}), database)
+            return [one.path for one in looked if one.kind != "whole"]
+
+        assert findings(insert) == []
+        assert findings(lambda _seconds: None) == list(place)
