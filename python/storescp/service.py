@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import threading
 import time
@@ -15,33 +14,28 @@ import structlog
 
 from storescp import _core
 from storescp.audit.trail import Trail
-from storescp.config import Configuration
-from storescp.engine import Engine, engine_config
-from storescp.errors import ConfigError, ConfigProblem, CoreError
-from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence, make_root
+from storescp.engine import Engine
+from storescp.errors import ConfigError, CoreError
 from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
-from storescp.network.identity import Users
 from storescp.network.listener import Address, Listener, is_loopback
 from storescp.network.negotiation import Negotiator
 from storescp.network.tls import load_tls
 from storescp.notify import notify, notify_reloading
+from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
-from storescp.settings import Settings
 from storescp.signals import listening
 
 if TYPE_CHECKING:
     from storescp.http.server import HttpServer
-    from storescp.publish.kafka import KafkaSink
 
 log = structlog.get_logger("storescp.service")
 EXIT_OK = 0
 _HOURLY_SECONDS = 3600.0
 _EVENT_WAIT_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
-_DESCRIPTORS = 65536
 
 
 class Server(Protocol):
@@ -61,81 +55,15 @@ class Server(Protocol):
         """Waits for the associations; whether all are over."""
 
 
-def _load_users(settings: Settings) -> Users | None:
-    if settings.user_identity is None:
-        return None
-    path = settings.user_identity.users
-    try:
-        return Users.load(path)
-    except (OSError, ValueError) as error:
-        problem = ConfigProblem("user_identity.users", str(path), f"a file of users ({error})", "configuration")
-        raise ConfigError(problem) from None
-
-
-def _refuse_unavailable(settings: Settings, engine: str) -> None:
-    """What is configured and not part of this version must not be ignored in silence."""
-    if settings.tls is not None and engine == "python":
-        expected = "no [tls] with --engine python, which is for comparison"
-        raise ConfigError(ConfigProblem("tls", "(section)", expected, "configuration"))
-    if settings.audit is not None and engine == "python":
-        expected = "no [audit] with --engine python, which is for comparison"
-        raise ConfigError(ConfigProblem("audit", "(section)", expected, "configuration"))
-    limited = [entry.tenant_id for entry in settings.tenants.settings]
-    if limited and engine == "python":
-        expected = "no tenant settings with --engine python, which is for comparison"
-        raise ConfigError(ConfigProblem("tenants.settings", str(limited), expected, "configuration"))
-
-
-def _raise_descriptor_limit() -> None:
-    """As many descriptors as we may have: each connection needs one, each association a few."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, _DESCRIPTORS)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _kafka_sink(settings: Settings) -> KafkaSink | None:
-    """Made before anything starts, so that a certificate file that cannot be used is a configuration error."""
-    if settings.kafka is None:
-        return None
-    from storescp.publish.kafka import KafkaSink  # noqa: PLC0415 - only where it is configured
-
-    return KafkaSink(settings.kafka)
-
-
-def open_engine(settings: Settings, engine: str) -> Engine:
-    """Opens storage and outbox.
-
-    Raises:
-        ConfigError: the storage root cannot be used.
-    """
-    root = settings.local_storage.dicm_store_path
-    make_root(root)
-    try:
-        if engine == "python":
-            from storescp.pure.engine import PureEngine  # noqa: PLC0415 - only where it is asked for
-
-            return PureEngine(settings)
-        return _core.Engine(engine_config(settings))
-    except CoreError as error:
-        raise ConfigError(
-            ConfigProblem(
-                "local_storage.dicm_store_path",
-                str(root),
-                f"a usable storage root ({error})",
-                "configuration",
-            )
-        ) from None
-
-
 class Service:
     """Everything that runs, from start to drain."""
 
-    def __init__(self, configuration: Configuration, engine: str, warned: Warnings) -> None:
+    def __init__(self, prepared: Prepared, warned: Warnings) -> None:
         self._warned = warned
-        self._configuration = configuration
-        self._settings = configuration.settings
-        self._engine_name = engine
+        self._prepared = prepared
+        self._configuration = prepared.configuration
+        self._settings = prepared.configuration.settings
+        self._licence = prepared.licence
         self._stop_requested = threading.Event()
         self._reload_requested = False
         self._woken = threading.Event()
@@ -147,24 +75,15 @@ class Service:
         """Serves until a signal; returns the exit code.
 
         Raises:
-            ConfigError, LicenceError, BindError: it cannot start.
+            ConfigError, BindError: it cannot start.
         """
-        settings = self._settings
-        _refuse_unavailable(settings, self._engine_name)
-        _raise_descriptor_limit()
-        licence = evaluation_licence(settings) if self._configuration.evaluation else configured_licence(settings)
-        self._licence = LicenceWatch(licence)
-        self._kafka = _kafka_sink(settings)
-        trail = Trail(settings)
-        users = _load_users(settings)
-        tls = None if settings.tls is None else load_tls(settings.tls)
+        settings, trail = self._settings, self._prepared.trail
         with contextlib.ExitStack() as running:
-            engine = open_engine(settings, self._engine_name)
-            running.callback(engine.close)
+            engine = self._prepared.engine()
             self._admission = Admission(settings, engine.unavailable)
-            self._admission.users = users
+            self._admission.users = self._prepared.users
             self._check_licence(datetime.now(UTC))
-            server = self._make_server(engine, tls, trail)
+            server = self._make_server(engine)
             running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
@@ -190,8 +109,9 @@ class Service:
         log.info("service.stopped")
         return EXIT_OK
 
-    def _make_server(self, engine: Engine, tls: _core.Tls | None, trail: Trail) -> Server:
+    def _make_server(self, engine: Engine) -> Server:
         settings, admission = self._settings, self._admission
+        tls, trail = self._prepared.tls, self._prepared.trail
         scp = settings.dicom_store_scp
         offer = Offer.from_settings(scp)
         if isinstance(engine, _core.Engine):
@@ -254,10 +174,10 @@ class Service:
         settings = self._settings
         topics = (settings.message_queue.topic_main, settings.message_queue.topic_dicom_receive)
         keep = settings.outbox.keep_delivered
-        if self._kafka is not None:
+        if self._prepared.kafka is not None:
             assert settings.kafka is not None  # noqa: S101 - the sink was made from it
             gather = settings.kafka.linger_ms / 1000
-            return Publisher(engine, self._kafka, topics, gather_seconds=gather, keep_delivered=keep)
+            return Publisher(engine, self._prepared.kafka, topics, gather_seconds=gather, keep_delivered=keep)
         folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
         sink = JsonLinesSink(folder, topics, sync=settings.local_storage.durability != "none")
         return Publisher(engine, sink, topics, keep_delivered=keep)
@@ -279,7 +199,7 @@ class Service:
                     text="evaluation mode is reachable from other machines",
                     host=configuration.host,
                 )
-        if self._engine_name == "python":
+        if self._prepared.engine_name == "python":
             log.warning(
                 "engine.python",
                 text="the pure-Python engine is for comparison: it transcodes what pydicom and its plugins can decode, "
@@ -301,7 +221,7 @@ class Service:
         log.info(
             "service.started",
             version=_core.__version__,
-            engine=self._engine_name,
+            engine=self._prepared.engine_name,
             storage=str(settings.local_storage.dicm_store_path),
             durability=settings.local_storage.durability,
             client_id=self._licence.licence.client_id,
@@ -352,7 +272,7 @@ class Service:
         """Certificates, authorities, revocation lists and users; whether. What is bad leaves the old ones in force."""
         settings = self._settings
         try:
-            users = _load_users(settings)
+            users = load_users(settings)
             tls = None if settings.tls is None else load_tls(settings.tls)
         except ConfigError as error:
             log.error("reload.failed", text="what was loaded before stays in force", reason=str(error))  # noqa: TRY400

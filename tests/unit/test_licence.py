@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from storescp.audit.trail import Trail
 from storescp.config import load
 from storescp.errors import LicenceError
 from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licence, validate_client_certificate
@@ -20,6 +22,7 @@ from storescp.licensing import LicenceWatch
 from storescp.logs import Warnings
 from storescp.network.admission import Admission, congestion
 from storescp.network.negotiation import Rejection
+from storescp.preparation import Prepared
 from storescp.service import Service
 from storescp.settings import Settings
 
@@ -150,10 +153,11 @@ def test_chain_and_purpose(sign: Sign) -> None:
 
 
 def test_a_licence_that_ended_lets_nobody_in(issued: IssuedLicence) -> None:
-    service = Service(load({}, None), "rust", Warnings())
-    service._licence = LicenceWatch(validate(issued))
+    configuration = load({}, None)
+    licence = LicenceWatch(validate(issued))
+    service = Service(Prepared(configuration, "rust", licence, Trail(configuration.settings), Future()), Warnings())
     admission = service._admission = Admission(Settings(), lambda: None)
-    end = service._licence.licence.not_after
+    end = licence.licence.not_after
     service._check_licence(end - timedelta(seconds=1))
     assert not isinstance(admission.enter("10.0.0.1"), Rejection)
     service._check_licence(end + timedelta(seconds=1))

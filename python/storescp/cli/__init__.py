@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import sys
 from pathlib import Path
@@ -132,11 +133,18 @@ def main_group(context: click.Context, /, **parameters: Any) -> None:
 
 
 def _serve(context: click.Context) -> None:
-    from storescp.service import Service  # noqa: PLC0415 - other commands start faster without it
+    # A start makes hundreds of thousands of objects, and all of them stay: there is nothing to collect.
+    gc.disable()
+    from storescp.preparation import prepare  # noqa: PLC0415 - other commands start faster without it
 
     found = configuration(context)
     warned = logs.configure(found.settings.log.level, found.settings.log.format)
-    sys.exit(Service(found, context.obj["engine"], warned).run())
+    with prepare(found, context.obj["engine"]) as prepared:
+        from storescp.service import Service  # noqa: PLC0415 - takes long to load, while storage opens
+
+        gc.freeze()
+        gc.enable()
+        sys.exit(Service(prepared, warned).run())
 
 
 @click.command("check-config")
