@@ -67,6 +67,9 @@ def prepare(configuration: Configuration, engine_name: str) -> Iterator[Prepared
     tls = None if settings.tls is None else load_tls(settings.tls)
     with ThreadPoolExecutor(1, "storescp-open") as beside:
         opening = beside.submit(_open_engine, settings, engine_name)
+        if engine_name == "python":
+            # It imports pydicom, and two threads that do so at once see half of it.
+            opening.exception()
         try:
             yield Prepared(configuration, engine_name, LicenceWatch(licence), trail, opening, kafka, users, tls)
         finally:
