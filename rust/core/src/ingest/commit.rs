@@ -17,6 +17,9 @@ use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
 use crate::store::Existing;
 
+/// To write so much takes longer than to wake a thread that syncs the row meanwhile.
+const SYNCED_BESIDE: u64 = 1 << 16;
+
 impl Reception<'_> {
     pub(super) fn commit(
         &mut self,
@@ -73,8 +76,11 @@ impl Reception<'_> {
             let now = Instant::now();
             now - std::mem::replace(&mut began, now)
         };
-        // The row is synced while the data is written: neither needs the other.
         let mut entry = outbox.insert(row)?;
+        if sync_data && size >= SYNCED_BESIDE {
+            // Neither needs the other.
+            entry.begin_sync();
+        }
         failpoint::hit("row_asked_for");
         let mut written = self.spool.write_out();
         stages.note(Stage::Write, lap());

@@ -82,15 +82,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Begins to make it durable, beside whatever the caller does until it waits.
+    pub fn begin_sync(&self) {
+        self.shared.journal.begin_sync();
+    }
+
     /// Waits until the row is as durable as configured.
     ///
     /// # Errors
     /// [`OutboxError`]: it is not.
     pub fn wait(&mut self) -> Result<(), OutboxError> {
-        match self.syncing.take() {
-            Some(syncing) => syncing.recv().map_err(|_| stopped())?,
-            None => Ok(()),
-        }
+        self.shared.journal.wait(&self.syncing.take())
     }
 }
 

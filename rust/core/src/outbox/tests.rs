@@ -5,6 +5,7 @@ use std::io;
 use super::*;
 
 mod fresh;
+mod syncs;
 
 fn row(number: u32) -> NewRow {
     NewRow {

@@ -2,8 +2,9 @@
 //!
 //! A row is written here before its file gets its name, and goes into the database, ready to be published, after. What an
 //! interruption leaves only here, start-up takes from here ([`read`]). Two files take turns: one is written over when
-//! everything in it is in the database, or was taken back. A sync is shared by all who wait when it begins; one that fails
-//! takes all entries back that it was for, because the kernel may have thrown away their pages.
+//! everything in it is in the database, or was taken back. A sync is shared by all who wait when it begins, and done by one of
+//! them, or by a thread beside them; one that fails takes all entries back that it was for, because the kernel may have
+//! thrown away their pages.
 
 mod entry;
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{lock, NewRow, OutboxError};
+use super::{lock, stopped, NewRow, OutboxError};
 use crate::{failpoint, os};
 
 const NAMES: [&str; 2] = ["journal-0", "journal-1"];
@@ -156,7 +157,7 @@ impl Journal {
         Ok(Self { inner, syncer })
     }
 
-    /// Writes an entry, and asks for its sync where there is to be one.
+    /// Writes an entry, which [`Journal::wait`] makes durable.
     pub(super) fn append(&self, row: &NewRow) -> Result<(Place, Syncing), OutboxError> {
         let inner = &*self.inner;
         let mut state = inner.wait_for_room(entry::length(row) as u64)?;
@@ -175,8 +176,32 @@ impl Journal {
         }
         let (answer, syncing) = sync_channel(1);
         state.waiting.push(answer);
-        inner.asked.notify_one();
         Ok((place, Some(syncing)))
+    }
+
+    /// Begins to sync what was appended, beside whatever the caller does until it waits.
+    pub(super) fn begin_sync(&self) {
+        self.inner.asked.notify_one();
+    }
+
+    /// Waits for a sync. Where nobody syncs, it does so itself, for all who wait: nobody has to be woken for it.
+    pub(super) fn wait(&self, syncing: &Syncing) -> Answer {
+        let Some(syncing) = syncing else {
+            return Ok(());
+        };
+        let state = lock(&self.inner.state);
+        if let Ok(answer) = syncing.try_recv() {
+            return answer;
+        }
+        if state.is_syncing {
+            drop(state);
+        } else {
+            let state = self.inner.sync(state);
+            if !state.waiting.is_empty() {
+                self.inner.asked.notify_one();
+            }
+        }
+        syncing.recv().map_err(|_| stopped())?
     }
 
     /// Entries that are in the database now, or were taken back.
@@ -215,7 +240,14 @@ impl Inner {
         if bytes > FILE_BYTES {
             return Err(OutboxError("a record longer than the journal".to_owned()));
         }
-        let full = |state: &mut State| state.end + bytes > FILE_BYTES && !state.may_switch(self.synchronous);
+        let full = |state: &mut State| {
+            let is_full = state.end + bytes > FILE_BYTES && !state.may_switch(self.synchronous);
+            if is_full {
+                // What is not synced may be of somebody who never waits for it.
+                self.asked.notify_one();
+            }
+            is_full
+        };
         let (mut state, waited) = self
             .freed
             .wait_timeout_while(lock(&self.state), LONGEST_WAIT, full)
@@ -231,47 +263,53 @@ impl Inner {
         Ok(state)
     }
 
-    /// Syncs while there is anybody who waits for it.
+    /// Syncs beside those who wait.
     fn run(&self) {
         let mut state = lock(&self.state);
         loop {
-            if state.waiting.is_empty() {
+            if state.is_syncing || state.waiting.is_empty() {
                 if state.is_stopped {
                     return;
                 }
                 state = self.asked.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
+            } else {
+                state = self.sync(state);
             }
-            let waiting = std::mem::take(&mut state.waiting);
-            let (current, end) = (state.current, state.end);
-            state.is_syncing = true;
-            drop(state);
-            failpoint::hit("journal_written");
-            let [first, second] = &self.files;
-            let outcome = if current == 0 { first } else { second }.sync_data();
-            failpoint::hit("journal_synced");
-            state = lock(&self.state);
-            state.is_syncing = false;
-            let answer = match outcome {
-                Ok(()) => {
-                    state.synced = end;
-                    Ok(())
-                }
-                Err(error) => {
-                    state.end = state.synced;
-                    Err(OutboxError(error.to_string()))
-                }
-            };
-            let failed_too = match &answer {
-                Ok(()) => Vec::new(),
-                Err(_) => std::mem::take(&mut state.waiting),
-            };
-            for waiting in waiting.into_iter().chain(failed_too) {
-                // Who gave up is not waiting any more.
-                let _ = waiting.send(answer.clone());
-            }
-            self.freed.notify_all();
         }
+    }
+
+    /// Syncs once, for all who wait now.
+    fn sync<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        let waiting = std::mem::take(&mut state.waiting);
+        let (current, end) = (state.current, state.end);
+        state.is_syncing = true;
+        drop(state);
+        failpoint::hit("journal_written");
+        let [first, second] = &self.files;
+        let outcome = if current == 0 { first } else { second }.sync_data();
+        failpoint::hit("journal_synced");
+        state = lock(&self.state);
+        state.is_syncing = false;
+        let answer = match outcome {
+            Ok(()) => {
+                state.synced = end;
+                Ok(())
+            }
+            Err(error) => {
+                state.end = state.synced;
+                Err(OutboxError(error.to_string()))
+            }
+        };
+        let failed_too = match &answer {
+            Ok(()) => Vec::new(),
+            Err(_) => std::mem::take(&mut state.waiting),
+        };
+        for waiting in waiting.into_iter().chain(failed_too) {
+            // Who gave up is not waiting any more.
+            let _ = waiting.send(answer.clone());
+        }
+        self.freed.notify_all();
+        state
     }
 }
 
