@@ -1,10 +1,9 @@
 //! Where the result goes.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use flate2::write::DeflateEncoder;
 use flate2::Compression;
@@ -62,55 +61,14 @@ pub struct Room<'f> {
     bytes: u64,
     /// Of these, from the start on, so many are reserved.
     reserved: Mutex<u64>,
-    queue: Mutex<Queue>,
 }
-
-/// A file takes bytes from one at a time. Who comes while another writes leaves them to it, and goes on with its own work.
-#[derive(Debug, Default)]
-struct Queue {
-    is_writing: bool,
-    left: Vec<(u64, Vec<u8>)>,
-}
-
-/// So many are left to who writes; a few frames are enough for it to have no pause.
-const MOST_LEFT: usize = 2;
 
 impl Room<'_> {
-    /// Writes bytes at an offset from the start of the room, or leaves them to a thread that is writing.
+    /// Writes bytes at an offset from the start of the room.
     ///
     /// # Errors
-    /// What the file system says of these, or of those that others left.
-    pub fn write_at(&self, offset: u64, bytes: Cow<'_, [u8]>) -> io::Result<()> {
-        let mut queue = self.queue();
-        if queue.is_writing {
-            if queue.left.len() < MOST_LEFT {
-                queue.left.push((offset, bytes.into_owned()));
-                return Ok(());
-            }
-            drop(queue);
-            return self.put(offset, &bytes);
-        }
-        queue.is_writing = true;
-        drop(queue);
-        self.put(offset, &bytes)?;
-        while let Some((offset, bytes)) = self.next_left() {
-            self.put(offset, &bytes)?;
-        }
-        Ok(())
-    }
-
-    fn next_left(&self) -> Option<(u64, Vec<u8>)> {
-        let mut queue = self.queue();
-        let next = queue.left.pop();
-        queue.is_writing = next.is_some();
-        next
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    /// What the file system says.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.reserve(offset + bytes.len() as u64)?;
         self.file.write_all_at(bytes, self.start + offset)
     }
@@ -277,7 +235,6 @@ impl Output for FileOutput<'_> {
             start,
             bytes,
             reserved: Mutex::default(),
-            queue: Mutex::default(),
         }))
     }
 }
@@ -354,58 +311,12 @@ mod tests {
         let promised = 1 << 30;
         let room = out.room(promised).unwrap().unwrap();
         assert_eq!(file.metadata().unwrap().len(), 0);
-        room.write_at(1000, Cow::Borrowed(&[7; 10])).unwrap();
+        room.write_at(1000, &[7; 10]).unwrap();
         let metadata = file.metadata().unwrap();
         assert!(metadata.len() <= 100 + RESERVED_BYTES && metadata.blocks() * 512 <= 2 * RESERVED_BYTES);
         // In the end nothing lies behind it, whatever was reserved.
-        room.write_at(promised - 1, Cow::Borrowed(&[7])).unwrap();
+        room.write_at(promised - 1, &[7]).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 100 + promised);
         assert!(Vec::new().memory(promised).is_none());
-    }
-
-    #[test]
-    fn what_is_left_to_another_thread_gets_to_its_place() {
-        const PIECE: usize = 100_000;
-        let file = tempfile::tempfile().unwrap();
-        let mut out = FileOutput::new(&file, 10);
-        let room = out.room(64 * PIECE as u64).unwrap().unwrap();
-        std::thread::scope(|scope| {
-            for thread in 0..4u8 {
-                let room = &room;
-                scope.spawn(move || {
-                    for number in (thread..64).step_by(4) {
-                        let at = usize::from(number) * PIECE;
-                        room.write_at(at as u64, vec![number; PIECE].into()).unwrap();
-                    }
-                });
-            }
-        });
-        let mut bytes = vec![0; 64 * PIECE];
-        file.read_exact_at(&mut bytes, 10).unwrap();
-        for (number, piece) in (0u8..).zip(bytes.chunks(PIECE)) {
-            assert!(piece.iter().all(|&byte| byte == number), "piece {number}");
-        }
-    }
-
-    #[test]
-    fn an_error_reaches_somebody_whoever_wrote() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let only_read = File::open(file.path()).unwrap();
-        let mut out = FileOutput::new(&only_read, 0);
-        let room = out.room(1000).unwrap().unwrap();
-        let failed = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|n| {
-                    let room = &room;
-                    scope.spawn(move || room.write_at(n * 10, vec![7; 10].into()).is_err())
-                })
-                .collect();
-            threads
-                .into_iter()
-                .filter_map(|thread| thread.join().ok())
-                .filter(|&failed| failed)
-                .count()
-        });
-        assert!(failed > 0);
     }
 }

@@ -354,7 +354,8 @@ impl<'i> Pixels<'i> {
         if self.count > 1 {
             if let Some(room) = out.room(total)? {
                 let write = |frame| {
-                    room.write_at((frame * frame_bytes) as u64, self.native_frame(frame)?)?;
+                    let native = self.native_frame(frame)?;
+                    room.write_at((frame * frame_bytes) as u64, &native)?;
                     Ok(Vec::new())
                 };
                 return self.each_frame(write, told);
