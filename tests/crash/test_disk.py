@@ -30,14 +30,15 @@ ECHO = [*CONTEXTS, (5, VERIFICATION, [IMPLICIT])]
 class Sender:
     """One association that goes on through the fault; every instance is another."""
 
-    def __init__(self, service: ServiceProcess, ledger: Ledger, series: str) -> None:
+    def __init__(self, service: ServiceProcess, ledger: Ledger, series: str, rows: int = 256) -> None:
         self.association = RawAssociation(service.port, ECHO)
         self._ledger = ledger
         self._series = series
         self._number = 0
+        self._rows = rows
 
     def store(self) -> int:
-        one = ct_slice(self._number, study=study_of(self._series), series=self._series, rows=256)
+        one = ct_slice(self._number, study=study_of(self._series), series=self._series, rows=self._rows)
         self._number += 1
         self._ledger.will_send(one)
         answer = self.association.store(1, CT, one.sop_instance, one.dataset)
@@ -53,10 +54,12 @@ class Sender:
         return time.monotonic() - began
 
 
-def check_through(row: Row, service: ServiceProcess, ledger: Ledger, fault: Callable[[], object]) -> None:
+def check_through(
+    row: Row, service: ServiceProcess, ledger: Ledger, fault: Callable[[], object], rows: int = 256
+) -> None:
     """Before the fault 0000; during it A700 and C-ECHO is answered; after it 0000 again within 5 s."""
     slowest = 0.0
-    sender = Sender(service, ledger, "1.2.826.0.7.1")
+    sender = Sender(service, ledger, "1.2.826.0.7.1", rows)
     for _ in range(row.rounds):
         assert sender.store() == 0
         with fault():  # type: ignore[attr-defined]
@@ -144,8 +147,10 @@ def test_a_folder_without_permission_is_transient(start_service: StartService) -
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("call", ["fdatasync", "fsync", "sync_file_range", "linkat"])
-def test_a_call_that_fails_is_final_for_that_file(start_service: StartService, call: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "rows"), [("fdatasync", 64), ("fdatasync", 256), ("fsync", 256), ("sync_file_range", 256), ("linkat", 256)]
+)
+def test_a_call_that_fails_is_final_for_that_file(start_service: StartService, call: str, rows: int) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     service = start_service()
@@ -163,4 +168,16 @@ def test_a_call_that_fails_is_final_for_that_file(start_service: StartService, c
         strace.terminate()
         strace.communicate(timeout=20)
 
-    check_through(Row(f"R6 EIO on {call}", rounds(20, 3)), service, Ledger(), failing)
+    check_through(Row(f"R6 EIO on {call}, {rows} rows", rounds(20, 3)), service, Ledger(), failing, rows)
+
+
+@pytest.mark.parametrize("rows", [64, 256])
+def test_a_bug_while_the_journal_is_synced_costs_one_instance(
+    start_service: StartService, fail_points: dict[str, str], rows: int
+) -> None:
+    """Small instances sync it themselves, for large ones a thread beside them does."""
+    service = start_service(env=fail_points | {"STORESCP_FAIL_POINT": "journal_written:3:panic"})
+    sender = Sender(service, Ledger(), "1.2.826.0.7.1", rows)
+    assert [sender.store() for _ in range(8)] == [0, 0, 0, OUT_OF_RESOURCES, 0, 0, 0, 0]
+    sender.association.release()
+    assert service.stop() == 0

@@ -284,10 +284,16 @@ impl Inner {
         let (current, end) = (state.current, state.end);
         state.is_syncing = true;
         drop(state);
-        failpoint::hit("journal_written");
         let [first, second] = &self.files;
-        let outcome = if current == 0 { first } else { second }.sync_data();
-        failpoint::hit("journal_synced");
+        let file = if current == 0 { first } else { second };
+        // A bug in here must not leave the others waiting.
+        let outcome = std::panic::catch_unwind(|| {
+            failpoint::hit("journal_written");
+            let outcome = file.sync_data();
+            failpoint::hit("journal_synced");
+            outcome
+        })
+        .unwrap_or_else(|_| Err(io::Error::other("interrupted")));
         state = lock(&self.state);
         state.is_syncing = false;
         let answer = match outcome {

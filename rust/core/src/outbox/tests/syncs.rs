@@ -20,7 +20,10 @@ fn a_row_for_which_nobody_waits_does_not_keep_others_from_the_journal() {
         // Five times as much as one file of the journal holds.
         drop(outbox.insert(long(number)).unwrap());
     }
-    assert!(began.elapsed() < Duration::from_secs(8), "it waited for a sync that nobody began");
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "it waited for a sync that nobody began"
+    );
 }
 
 #[test]
