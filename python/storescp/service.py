@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
+import pydicom
 import structlog
 
 from storescp import _core
@@ -78,6 +79,8 @@ class Service:
             ConfigError, BindError: it cannot start.
         """
         settings, trail = self._settings, self._prepared.trail
+        # To look for UIDs worth a warning, which nobody would hear, takes two fifths of a negotiation.
+        pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
         with contextlib.ExitStack() as running:
             engine = self._prepared.engine()
             self._admission = Admission(settings, engine.unavailable)
