@@ -133,17 +133,18 @@ def main_group(context: click.Context, /, **parameters: Any) -> None:
 
 
 def _serve(context: click.Context) -> None:
-    # A start makes hundreds of thousands of objects, and all of them stay: there is nothing to collect.
-    gc.disable()
     from storescp.preparation import prepare  # noqa: PLC0415 - other commands start faster without it
 
     found = configuration(context)
     warned = logs.configure(found.settings.log.level, found.settings.log.format)
     with prepare(found, context.obj["engine"]) as prepared:
-        from storescp.service import Service  # noqa: PLC0415 - takes long to load, while storage opens
-
+        # Of all the objects that this makes none goes: there is nothing to collect, now or later.
+        gc.disable()
+        try:
+            from storescp.service import Service  # noqa: PLC0415 - takes long to load, while storage opens
+        finally:
+            gc.enable()
         gc.freeze()
-        gc.enable()
         sys.exit(Service(prepared, warned).run())
 
 

@@ -417,26 +417,6 @@ fn the_journal_goes_round_and_round() {
 }
 
 #[test]
-fn many_writers_share_commits() {
-    let folder = tempfile::tempdir().unwrap();
-    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
-    std::thread::scope(|scope| {
-        for thread in 0..8u32 {
-            let outbox = &outbox;
-            scope.spawn(move || {
-                for number in 0..50 {
-                    outbox
-                        .publishable(durable(outbox, row(thread * 100 + number)))
-                        .unwrap();
-                }
-            });
-        }
-    });
-    outbox.flush().unwrap();
-    assert_eq!(claimed(&outbox, Topic::Main).len(), 400);
-}
-
-#[test]
 fn an_orderly_end_is_seen_as_such() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("outbox.sqlite");

@@ -1,7 +1,5 @@
 //! Who syncs the journal.
 
-use std::time::Instant;
-
 use super::*;
 
 fn long(number: u32) -> NewRow {
@@ -15,19 +13,14 @@ fn long(number: u32) -> NewRow {
 fn a_row_for_which_nobody_waits_does_not_keep_others_from_the_journal() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
-    let began = Instant::now();
     for number in 0..40 {
-        // Five times as much as one file of the journal holds.
+        // Five times as much as one file of the journal holds. Who waits for room in vain is refused.
         drop(outbox.insert(long(number)).unwrap());
     }
-    assert!(
-        began.elapsed() < Duration::from_secs(8),
-        "it waited for a sync that nobody began"
-    );
 }
 
 #[test]
-fn who_waits_and_what_syncs_beside_make_every_row_durable() {
+fn many_writers_share_syncs_whoever_does_them() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
     std::thread::scope(|scope| {
