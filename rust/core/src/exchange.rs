@@ -234,8 +234,8 @@ impl<'e> Exchange<'e> {
             context_id,
             operation: command.operation,
             message_id: command.message_id,
-            sop_class_uid: Uid::parse(&command.affected_sop_class_uid).ok(),
-            sop_instance_uid: Uid::parse(&command.affected_sop_instance_uid).ok(),
+            sop_class_uid: Uid::parse(command.affected_sop_class_uid).ok(),
+            sop_instance_uid: Uid::parse(command.affected_sop_instance_uid).ok(),
             bytes: 0,
         };
         match (command.operation, command.has_dataset) {
@@ -275,11 +275,8 @@ impl<'e> Exchange<'e> {
         }
     }
 
-    fn begin_store(&mut self, request: &Request, command: &Command) -> Result<Reception<'e>, Refusal> {
-        let instance = request
-            .sop_instance_uid
-            .clone()
-            .ok_or(Refusal::CommandInstanceUid)?;
+    fn begin_store(&mut self, request: &Request, command: &Command<'_>) -> Result<Reception<'e>, Refusal> {
+        let instance = request.sop_instance_uid.ok_or(Refusal::CommandInstanceUid)?;
         let context = self
             .agreement
             .answer
@@ -288,7 +285,6 @@ impl<'e> Exchange<'e> {
             .ok_or(Refusal::ClassMismatch)?;
         let class = request
             .sop_class_uid
-            .clone()
             .filter(|uid| uid.as_str() == context.abstract_syntax)
             .ok_or(Refusal::ClassMismatch)?;
         let source = &self.agreement.source;
@@ -298,7 +294,7 @@ impl<'e> Exchange<'e> {
             .private_tenant
             .as_ref()
             .filter(|_| !source.tenant_by_rule);
-        let command_tenant = match (private, &command.private_tenant) {
+        let command_tenant = match (private, command.private_tenant) {
             (Some(private), Some(value)) => Some(private.resolve(value).ok_or(Refusal::TenantNotAuthorised)?),
             _ => None,
         };

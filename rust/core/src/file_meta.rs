@@ -10,21 +10,25 @@ const PREAMBLE_BYTES: usize = 128;
 /// The preamble is always zero: a sender cannot plant a program in it.
 #[must_use]
 pub fn encode(sop_class: &Uid, sop_instance: &Uid, transfer_syntax: &str, source_ae_title: &str) -> Vec<u8> {
-    let mut group = Vec::with_capacity(320);
+    let mut header = Vec::with_capacity(512);
+    header.resize(PREAMBLE_BYTES, 0);
+    header.extend_from_slice(b"DICM\x02\x00\x00\x00UL\x04\x00\0\0\0\0");
+    let group_at = header.len();
+    let group = &mut header;
     // (0002,0001) File Meta Information Version: 0001, OB with a 32-bit length.
     group.extend_from_slice(b"\x02\x00\x01\x00OB\0\0\x02\0\0\0\x00\x01");
-    element(&mut group, 0x0002, *b"UI", sop_class.as_str(), 0);
-    element(&mut group, 0x0003, *b"UI", sop_instance.as_str(), 0);
-    element(&mut group, 0x0010, *b"UI", transfer_syntax, 0);
-    element(&mut group, 0x0012, *b"UI", IMPLEMENTATION_CLASS_UID, 0);
-    element(&mut group, 0x0013, *b"SH", IMPLEMENTATION_VERSION_NAME, b' ');
+    element(group, 0x0002, *b"UI", sop_class.as_str(), 0);
+    element(group, 0x0003, *b"UI", sop_instance.as_str(), 0);
+    element(group, 0x0010, *b"UI", transfer_syntax, 0);
+    element(group, 0x0012, *b"UI", IMPLEMENTATION_CLASS_UID, 0);
+    element(group, 0x0013, *b"SH", IMPLEMENTATION_VERSION_NAME, b' ');
     if !source_ae_title.is_empty() {
-        element(&mut group, 0x0016, *b"AE", source_ae_title, b' ');
+        element(group, 0x0016, *b"AE", source_ae_title, b' ');
     }
-    let mut header = vec![0; PREAMBLE_BYTES];
-    header.extend_from_slice(b"DICM\x02\x00\x00\x00UL\x04\x00");
-    header.extend_from_slice(&u32::try_from(group.len()).unwrap_or(0).to_le_bytes());
-    header.extend_from_slice(&group);
+    let length = u32::try_from(header.len() - group_at).unwrap_or(0);
+    if let Some(place) = header.get_mut(group_at - 4..group_at) {
+        place.copy_from_slice(&length.to_le_bytes());
+    }
     header
 }
 

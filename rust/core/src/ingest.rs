@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::dataset::index::InstanceIndex;
-use crate::dataset::scan::ScanLimits;
+use crate::dataset::scan::{Captured, ScanLimits};
 use crate::dataset::stream::DatasetScan;
 use crate::engine::Engine;
 use crate::failpoint;
@@ -104,6 +104,7 @@ impl Rest<'_> {
 pub struct Scratch {
     received: Vec<u8>,
     transcoded: Vec<u8>,
+    captured: Vec<Captured>,
 }
 
 /// One instance while it arrives.
@@ -121,7 +122,7 @@ pub struct Reception<'e> {
     spool: Spool<'e>,
     folder: Option<SeriesFolder>,
     scratch: Scratch,
-    received_transfer_syntax: String,
+    received_transfer_syntax: &'e str,
     transfer_status: TransferStatus,
     began: Instant,
     scanning: Duration,
@@ -139,7 +140,7 @@ impl<'e> Reception<'e> {
         source: &'e Source,
         command_tenant: Option<TenantId>,
         identity: (Uid, Uid),
-        transfer_syntax: &str,
+        transfer_syntax: &'e str,
         mut scratch: Scratch,
     ) -> Result<Self, Refusal> {
         engine.admit()?;
@@ -166,7 +167,8 @@ impl<'e> Reception<'e> {
             elements: config.limits.max_elements,
             ..ScanLimits::default()
         };
-        let scan = DatasetScan::new(
+        let scan = DatasetScan::reusing(
+            std::mem::take(&mut scratch.captured),
             transfer_syntax,
             engine.capture_tags(),
             limits,
@@ -174,7 +176,7 @@ impl<'e> Reception<'e> {
         );
         let spool = Spool::begin(
             store,
-            format!("{trace_id}.part"),
+            temporary_name(trace_id, ".part"),
             transfer_syntax,
             &header,
             config.spool_memory_bytes,
@@ -193,7 +195,7 @@ impl<'e> Reception<'e> {
             spool,
             folder: None,
             scratch,
-            received_transfer_syntax: transfer_syntax.to_owned(),
+            received_transfer_syntax: transfer_syntax,
             transfer_status: TransferStatus::NoNeedTransfer,
             began: Instant::now(),
             scanning: Duration::ZERO,
@@ -272,6 +274,7 @@ impl<'e> Reception<'e> {
         failpoint::hit("received");
         let attempt = self.transcode()?;
         let stored = self.commit(&tenant, &index, &path)?;
+        self.scratch.captured = self.scan.into_captured();
         let (buffer, file) = self.spool.into_scratch();
         if self.transfer_status == TransferStatus::Success {
             self.scratch.transcoded = buffer;
@@ -311,10 +314,10 @@ impl<'e> Reception<'e> {
     fn transcode(&mut self) -> Result<Option<Attempt>, Refusal> {
         let engine = self.engine;
         let config = engine.config();
-        let source = self.received_transfer_syntax.clone();
+        let source = self.received_transfer_syntax;
         let target = config.transcoding.target.as_str();
         let has_pixel_data = self.scan.has_pixel_data();
-        let error = match plan(&source, has_pixel_data, &config.viewer_transfer_syntaxes, target) {
+        let error = match plan(source, has_pixel_data, &config.viewer_transfer_syntaxes, target) {
             Plan::AsReceived(_) => return Ok(None),
             Plan::Transcode(target) => match self.transcoded(engine.transcoders(), target) {
                 Ok(spool) => {
@@ -329,7 +332,7 @@ impl<'e> Reception<'e> {
                 Err(error) => Some(error),
             },
             Plan::Impossible => Some(TranscodeError::NoCodec {
-                source_syntax: source.clone(),
+                source_syntax: source.to_owned(),
                 target: target.to_owned(),
             }),
         };
@@ -339,20 +342,20 @@ impl<'e> Reception<'e> {
             TransferStatus::Failed
         };
         Ok(Some(Attempt {
-            source,
+            source: source.to_owned(),
             target: target.to_owned(),
             error,
         }))
     }
 
-    fn transcoded(&mut self, pool: &Pool, target: &str) -> Result<Spool<'e>, TranscodeError> {
+    fn transcoded(&mut self, pool: &Pool, target: &'e str) -> Result<Spool<'e>, TranscodeError> {
         let header = file_meta::encode(
             &self.sop_class_uid,
             &self.sop_instance_uid,
             target,
             &self.source.calling_ae_title,
         );
-        let name = format!("{}.transcoded.part", self.trace_id);
+        let name = temporary_name(self.trace_id, ".transcoded.part");
         let config = self.engine.config();
         let memory_bytes = config.spool_memory_bytes;
         let mut result = Spool::begin(
@@ -364,7 +367,7 @@ impl<'e> Reception<'e> {
             std::mem::take(&mut self.scratch.transcoded),
         )?;
         let task = Task {
-            source: &self.received_transfer_syntax,
+            source: self.received_transfer_syntax,
             target,
             max_decoded_bytes: config.limits.max_decoded_bytes,
             input: self.spool.as_input()?,
@@ -384,8 +387,8 @@ impl<'e> Reception<'e> {
             if self.source.tenant_by_rule {
                 return None;
             }
-            if let Some(tenant) = &self.command_tenant {
-                return Some(Ok(tenant.clone()));
+            if let Some(tenant) = self.command_tenant {
+                return Some(Ok(tenant));
             }
             let captured = self.scan.captured().last().filter(|value| value.present)?;
             Some(
@@ -394,6 +397,12 @@ impl<'e> Reception<'e> {
                     .ok_or(Refusal::TenantNotAuthorised),
             )
         };
-        by_element().unwrap_or_else(|| self.source.tenant.clone().ok_or(Refusal::TenantNotAuthorised))
+        by_element().unwrap_or_else(|| self.source.tenant.ok_or(Refusal::TenantNotAuthorised))
     }
+}
+
+/// Of a file in `.incoming`.
+fn temporary_name(trace_id: Uuid, ending: &str) -> String {
+    let mut text = Uuid::encode_buffer();
+    [trace_id.hyphenated().encode_lower(&mut text), ending].concat()
 }

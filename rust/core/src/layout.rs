@@ -1,6 +1,9 @@
 //! Where an instance lies: `tenant/date/study/series/instance.dcm` beneath the storage root.
 
-use chrono::NaiveDate;
+use std::fmt::Write as _;
+
+use arrayvec::ArrayString;
+use chrono::{Datelike as _, NaiveDate};
 use serde::Deserialize;
 
 use crate::uid::Uid;
@@ -9,11 +12,13 @@ use crate::uid::Uid;
 pub const INCOMING: &str = ".incoming";
 /// The outbox and what belongs to it.
 pub const OUTBOX: &str = ".outbox";
+/// Characters of a tenant id at most.
+const LONGEST_TENANT: usize = 64;
 
 /// A tenant id: `[A-Za-z0-9][A-Za-z0-9_-]{0,63}`, so it is always one harmless path component.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
-pub struct TenantId(String);
+pub struct TenantId(ArrayString<LONGEST_TENANT>);
 
 /// The text is not a tenant id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,11 +38,10 @@ impl TenantId {
         let grammar = text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-        if starts && grammar && text.len() <= 64 {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(TenantGrammar)
+        if !(starts && grammar) {
+            return Err(TenantGrammar);
         }
+        ArrayString::from(text).map(Self).map_err(|_| TenantGrammar)
     }
 
     /// The id as text.
@@ -58,8 +62,9 @@ impl TryFrom<String> for TenantId {
 /// The place of one instance, relative to the storage root. Every component is checked by its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstancePath {
-    folders: [String; 4],
-    file_name: String,
+    relative: String,
+    /// Bytes before the `/` in front of the file's name.
+    folders_bytes: usize,
 }
 
 impl InstancePath {
@@ -72,34 +77,42 @@ impl InstancePath {
         series: &Uid,
         instance: &Uid,
     ) -> Self {
-        let date = date.map_or_else(|| "00000000".to_owned(), |day| day.format("%Y%m%d").to_string());
+        let [tenant, study, series, instance] = [
+            tenant.as_str(),
+            study.as_str(),
+            series.as_str(),
+            instance.as_str(),
+        ];
+        let mut relative = String::with_capacity(
+            tenant.len() + study.len() + series.len() + instance.len() + "/YYYYMMDD///.dcm".len(),
+        );
+        let (year, month, day) = date.map_or((0, 0, 0), |day| (day.year(), day.month(), day.day()));
+        // A `String` takes all that is written.
+        let _ = write!(relative, "{tenant}/{year:04}{month:02}{day:02}/{study}/{series}");
+        let folders_bytes = relative.len();
+        let _ = write!(relative, "/{instance}.dcm");
         Self {
-            folders: [
-                tenant.as_str().to_owned(),
-                date,
-                study.to_string(),
-                series.to_string(),
-            ],
-            file_name: format!("{instance}.dcm"),
+            relative,
+            folders_bytes,
         }
     }
 
-    /// Tenant, date, study and series folder.
+    /// The series folder relative to the storage root: `tenant/date/study/series`.
     #[must_use]
-    pub fn folders(&self) -> &[String; 4] {
-        &self.folders
+    pub fn folders(&self) -> &str {
+        self.relative.get(..self.folders_bytes).unwrap_or_default()
     }
 
     /// The name of the file in the series folder.
     #[must_use]
     pub fn file_name(&self) -> &str {
-        &self.file_name
+        self.relative.get(self.folders_bytes + 1..).unwrap_or_default()
     }
 
     /// The path relative to the storage root, with `/`.
     #[must_use]
-    pub fn relative(&self) -> String {
-        format!("{}/{}", self.folders.join("/"), self.file_name)
+    pub fn relative(&self) -> &str {
+        &self.relative
     }
 }
 
@@ -155,8 +168,9 @@ mod tests {
         ) {
             let parsed: Vec<Uid> = uids.iter().filter_map(|uid| Uid::parse(uid.as_bytes()).ok()).collect();
             if let (Ok(tenant), [study, series, instance]) = (TenantId::parse(&tenant), parsed.as_slice()) {
-                let relative = InstancePath::new(&tenant, None, study, series, instance).relative();
-                let components: Vec<_> = std::path::Path::new(&relative).components().collect();
+                let path = InstancePath::new(&tenant, None, study, series, instance);
+                let relative = path.relative();
+                let components: Vec<_> = std::path::Path::new(relative).components().collect();
                 assert_eq!(components.len(), 5);
                 assert!(components.iter().all(|one| matches!(one, std::path::Component::Normal(_))));
                 assert!(!relative.starts_with('.') && relative.len() <= 300);

@@ -1,16 +1,21 @@
 //! The record of a stored instance: one JSON object for both topics.
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use std::fmt;
+
+use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::dataset::index::InstanceIndex;
 use crate::layout::TenantId;
+use crate::uid::Uid;
 
 /// The worker node id that wado-storescp's consumers expect.
 pub const WORKER_NODE_ID: &str = "DICOM_STORE_SCP";
 /// Version of the record's schema.
 pub const SCHEMA_VERSION: u32 = 1;
+/// What a record has room for at first: few are longer.
+const RECORD_BYTES: usize = 1280;
 
 /// What became of the pixel data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,7 +54,7 @@ pub struct Record<'a> {
     /// Transfer syntax as stored.
     pub target_ts: &'a str,
     /// Study Date, ISO 8601, or null.
-    pub study_date: Option<String>,
+    pub study_date: Option<Day>,
     /// What became of the pixel data.
     pub transfer_status: TransferStatus,
     /// Number of Frames.
@@ -57,9 +62,9 @@ pub struct Record<'a> {
     /// RFC 3339, UTC, microseconds.
     pub created_time: String,
     /// `SeaHash` of the Series Instance UID, decimal, padded to 20 digits.
-    pub series_uid_hash: String,
+    pub series_uid_hash: UidHash,
     /// `SeaHash` of the Study Instance UID, decimal, padded to 20 digits.
-    pub study_uid_hash: String,
+    pub study_uid_hash: UidHash,
     /// Accession Number, at most 16 characters, or null.
     pub accession_number: Option<&'a str>,
     /// Address of the sender, without port.
@@ -102,7 +107,8 @@ impl Facts<'_> {
     /// What the serialiser says; it has no reason to.
     pub fn to_json(&self) -> serde_json::Result<String> {
         let index = self.index;
-        serde_json::to_string(&Record {
+        let mut json = Vec::with_capacity(RECORD_BYTES);
+        let record = Record {
             trace_id: self.trace_id,
             worker_node_id: WORKER_NODE_ID,
             tenant_id: self.tenant.as_str(),
@@ -114,32 +120,62 @@ impl Facts<'_> {
             file_size: self.file.1,
             transfer_syntax_uid: self.transfer_syntaxes.0,
             target_ts: self.transfer_syntaxes.1,
-            study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
+            study_date: index.study_date.map(Day),
             transfer_status: self.transfer_status,
             number_of_frames: index.number_of_frames,
             created_time: timestamp(self.created),
-            series_uid_hash: hash_uid(index.series_instance_uid.as_str()),
-            study_uid_hash: hash_uid(index.study_instance_uid.as_str()),
+            series_uid_hash: UidHash::of(&index.series_instance_uid),
+            study_uid_hash: UidHash::of(&index.study_instance_uid),
             accession_number: index.accession_number.as_deref(),
             source_ip: self.sender.0,
             source_ae: self.sender.1,
             schema_version: SCHEMA_VERSION,
             sop_class_uid: index.sop_class_uid.as_str(),
             called_ae: self.sender.2,
-        })
+        };
+        serde_json::to_writer(&mut json, &record)?;
+        String::from_utf8(json).map_err(serde::ser::Error::custom)
     }
 
     /// The key of both topics: records of a study stay in order.
     #[must_use]
     pub fn key(&self) -> String {
-        format!("{}/{}", self.tenant.as_str(), self.index.study_instance_uid)
+        [self.tenant.as_str(), self.index.study_instance_uid.as_str()].join("/")
     }
 }
 
 /// wado-storescp's `hash_uid`: `SeaHash`, decimal, zero-padded to 20.
-#[must_use]
-pub fn hash_uid(uid: &str) -> String {
-    format!("{:020}", seahash::hash(uid.as_bytes()))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UidHash(u64);
+
+impl UidHash {
+    /// Of a UID.
+    #[must_use]
+    pub fn of(uid: &Uid) -> Self {
+        Self(seahash::hash(uid.as_str().as_bytes()))
+    }
+}
+
+impl fmt::Display for UidHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:020}", self.0)
+    }
+}
+
+impl Serialize for UidHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A date of a record: ISO 8601.
+#[derive(Clone, Copy, Debug)]
+pub struct Day(NaiveDate);
+
+impl Serialize for Day {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
 }
 
 /// `created_time`: RFC 3339, UTC, microseconds and `Z`.
@@ -154,9 +190,10 @@ mod tests {
 
     #[test]
     fn hashes_have_twenty_digits() {
-        assert_eq!(hash_uid("1.2.3").len(), 20);
-        assert_eq!(hash_uid("").len(), 20);
-        assert_ne!(hash_uid("1.2.3"), hash_uid("1.2.4"));
+        let hash = |uid: &[u8]| UidHash::of(&Uid::parse(uid).unwrap()).to_string();
+        assert_eq!(hash(b"1.2.3").len(), 20);
+        assert_ne!(hash(b"1.2.3"), hash(b"1.2.4"));
+        assert_eq!(UidHash(7).to_string(), "00000000000000000007");
     }
 
     #[test]

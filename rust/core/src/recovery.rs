@@ -392,7 +392,6 @@ impl Engine {
             key: facts.key(),
             payload: facts.to_json().map_err(|_| NotOurs::Index(Refusal::Bug))?,
             path: relative.to_owned(),
-            temporary: String::new(),
             size: found.size,
             digest: found.digest,
             created: created.timestamp_micros(),

@@ -2,12 +2,17 @@
 
 use std::fmt;
 
+use arrayvec::ArrayString;
+
+/// Characters at most (PS3.5 9.1).
+const LONGEST: usize = 64;
+
 /// A UID that is safe as one path component: `[0-9]+(\.[0-9]+)*`, 1 to 64 characters.
 ///
 /// Components with leading zeros are accepted although PS3.5 9.1 forbids them: devices send them, and
 /// they are harmless here.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Uid(String);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Uid(ArrayString<LONGEST>);
 
 /// The value breaks the grammar of PS3.5 9.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +26,7 @@ impl Uid {
     /// [`UidGrammar`] when anything else but digits and single dots remains, or nothing, or more than 64.
     pub fn parse(value: &[u8]) -> Result<Self, UidGrammar> {
         let value = trim_padding(value);
-        if value.is_empty() || value.len() > 64 {
+        if value.is_empty() {
             return Err(UidGrammar);
         }
         let well_formed = value
@@ -30,10 +35,8 @@ impl Uid {
         if !well_formed {
             return Err(UidGrammar);
         }
-        match std::str::from_utf8(value) {
-            Ok(text) => Ok(Self(text.to_owned())),
-            Err(_) => Err(UidGrammar),
-        }
+        let text = std::str::from_utf8(value).map_err(|_| UidGrammar)?;
+        ArrayString::from(text).map(Self).map_err(|_| UidGrammar)
     }
 
     /// The UID as text.

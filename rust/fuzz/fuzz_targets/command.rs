@@ -11,8 +11,8 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     // Nothing comes out that was not there.
-    for value in [&command.affected_sop_class_uid, &command.affected_sop_instance_uid] {
-        assert!(value.is_empty() || bytes.windows(value.len()).any(|window| window == value.as_slice()));
+    for value in [command.affected_sop_class_uid, command.affected_sop_instance_uid] {
+        assert!(value.is_empty() || bytes.windows(value.len()).any(|window| window == value));
         if let Ok(uid) = Uid::parse(value) {
             assert!((1..=64).contains(&uid.as_str().len()));
         }

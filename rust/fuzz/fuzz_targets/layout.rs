@@ -13,8 +13,9 @@ fuzz_target!(|input: (&str, &[u8], &[u8], &[u8])| {
     let (Ok(study), Ok(series), Ok(instance)) = (Uid::parse(study), Uid::parse(series), Uid::parse(instance)) else {
         return;
     };
-    let relative = InstancePath::new(&tenant, None, &study, &series, &instance).relative();
-    let components: Vec<_> = Path::new(&relative).components().collect();
+    let path = InstancePath::new(&tenant, None, &study, &series, &instance);
+    let relative = path.relative();
+    let components: Vec<_> = Path::new(relative).components().collect();
     assert_eq!(components.len(), 5);
     assert!(components.iter().all(|component| matches!(component, Component::Normal(_))));
     assert!(!relative.starts_with('.') && relative.is_ascii() && relative.len() <= 300);

@@ -86,7 +86,7 @@ pub fn examine_file(py: Python<'_>, path: PathBuf, tenant: &str) -> PyResult<(u6
             &index.series_instance_uid,
             &index.sop_instance_uid,
         );
-        Ok::<_, NotOurs>((found.size, found.digest, place.relative()))
+        Ok::<_, NotOurs>((found.size, found.digest, place.relative().to_owned()))
     })
 }
 

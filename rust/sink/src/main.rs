@@ -82,7 +82,7 @@ fn serve(stream: TcpStream, folder: &Path, durable: bool, max_pdu_length: u32) -
         to: 0,
     };
     let (mut command, mut data) = (Vec::new(), Vec::with_capacity(WRITE_BYTES));
-    let mut request: Option<Command> = None;
+    let mut request: Option<Request> = None;
     let mut file: Option<(PathBuf, File)> = None;
     loop {
         let Ok(head) = reader.exact(HEADER_BYTES) else {
@@ -118,7 +118,7 @@ fn serve(stream: TcpStream, folder: &Path, durable: bool, max_pdu_length: u32) -
                         }
                     }
                     if control & 3 == 3 {
-                        request = Some(Command::parse(&command, None).map_err(|_| "not a command")?);
+                        request = Some(Request::of(&command)?);
                         command.clear();
                     }
                     if control & 3 == 2 {
@@ -142,16 +142,33 @@ fn serve(stream: TcpStream, folder: &Path, durable: bool, max_pdu_length: u32) -
     }
 }
 
+/// What is needed of a C-STORE-RQ.
+struct Request {
+    message_id: u16,
+    sop_instance_uid: String,
+}
+
+impl Request {
+    fn of(command: &[u8]) -> Outcome<Self> {
+        let command = Command::parse(command, None).map_err(|_| "not a command")?;
+        let uid = trim_padding(command.affected_sop_instance_uid);
+        Ok(Self {
+            message_id: command.message_id,
+            sop_instance_uid: String::from_utf8_lossy(uid).into_owned(),
+        })
+    }
+}
+
 fn write(
     file: &mut Option<(PathBuf, File)>,
-    request: Option<&Command>,
+    request: Option<&Request>,
     folder: &Path,
     durable: bool,
     data: &mut Vec<u8>,
 ) -> Outcome<()> {
     if file.is_none() {
         let asked = request.ok_or("data before its command")?;
-        let uid = String::from_utf8_lossy(trim_padding(&asked.affected_sop_instance_uid));
+        let uid = &asked.sop_instance_uid;
         let name = if durable {
             format!("{uid}.part")
         } else {

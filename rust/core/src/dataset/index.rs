@@ -133,12 +133,14 @@ impl IndexPlan {
         });
         let [sop_class, sop_instance, study, series] = identity;
         let (sop_class, sop_instance, study, series) = (sop_class?, sop_instance?, study?, series?);
+        let mut patient_id = text(&charset, bytes(tags::PATIENT_ID));
+        let is_cut = cut(&mut patient_id, PATIENT_ID_CHARACTERS);
         let index = InstanceIndex {
             sop_class_uid: sop_class?,
             sop_instance_uid: sop_instance?,
             study_instance_uid: study?,
             series_instance_uid: series?,
-            patient_id: cut(&text(&charset, bytes(tags::PATIENT_ID)), PATIENT_ID_CHARACTERS),
+            patient_id,
             study_date: date(bytes(tags::STUDY_DATE)),
             accession_number: Some(text(&charset, bytes(tags::ACCESSION_NUMBER)))
                 .filter(|number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count())),
@@ -150,7 +152,7 @@ impl IndexPlan {
                 return Err(Refusal::AttributeMissing(keyword.clone()));
             }
             let valid = match *tag {
-                tags::PATIENT_ID => text(&charset, bytes(*tag)).chars().count() <= PATIENT_ID_CHARACTERS,
+                tags::PATIENT_ID => !is_cut,
                 tags::STUDY_DATE => index.study_date.is_some(),
                 tags::ACCESSION_NUMBER => index.accession_number.is_some(),
                 _ => true,
@@ -172,28 +174,35 @@ fn tag_of(keyword: &str) -> Result<Tag, UnknownKeyword> {
 
 /// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2).
 fn text(charset: &SpecificCharacterSet, value: &[u8]) -> String {
-    charset
-        .decode(value)
-        .trim_matches(|c| c == ' ' || c == '\0')
-        .to_owned()
+    let is_padding = |c| c == ' ' || c == '\0';
+    let mut text = charset.decode(value);
+    text.truncate(text.trim_end_matches(is_padding).len());
+    text.drain(..text.len() - text.trim_start_matches(is_padding).len());
+    text
 }
 
-/// The first `characters`, never half of one.
-fn cut(text: &str, characters: usize) -> String {
-    text.chars().take(characters).collect()
+/// Leaves the first `characters`, never half of one. Returns whether there were more.
+fn cut(text: &mut String, characters: usize) -> bool {
+    let end = text.char_indices().nth(characters).map(|(end, _)| end);
+    if let Some(end) = end {
+        text.truncate(end);
+    }
+    end.is_some()
 }
 
 /// A DA value: YYYYMMDD, or the form YYYY.MM.DD of ACR-NEMA (PS3.5 6.2).
 fn date(value: &[u8]) -> Option<NaiveDate> {
     let text = std::str::from_utf8(value).ok()?.trim_matches(' ');
-    let digits: String = match text.as_bytes() {
-        [_, _, _, _, b'.', _, _, b'.', _, _] => text.chars().filter(|&c| c != '.').collect(),
-        _ => text.to_owned(),
+    let digits = match *text.as_bytes() {
+        [a, b, c, d, b'.', e, f, b'.', g, h] | [a, b, c, d, e, f, g, h] => [a, b, c, d, e, f, g, h],
+        _ => return None,
     };
-    if digits.len() != 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number: u32 = digits.parse().ok()?;
+    let number = digits
+        .iter()
+        .fold(0, |number, digit| number * 10 + u32::from(digit - b'0'));
     let year = i32::try_from(number / 10_000).ok()?;
     NaiveDate::from_ymd_opt(year, number / 100 % 100, number % 100).filter(|_| year > 0)
 }

@@ -128,11 +128,27 @@ impl Scanner {
     /// A scanner that captures the top-level values of `wanted`.
     #[must_use]
     pub fn new(encoding: Encoding, wanted: &[Tag], limits: ScanLimits) -> Self {
+        Self::reusing(Vec::new(), encoding, wanted, limits)
+    }
+
+    /// The same, with the memory of values that are not needed any more.
+    #[must_use]
+    pub fn reusing(
+        mut values: Vec<Captured>,
+        encoding: Encoding,
+        wanted: &[Tag],
+        limits: ScanLimits,
+    ) -> Self {
+        for value in &mut values {
+            value.bytes.clear();
+            (value.cut, value.present) = (false, false);
+        }
+        values.resize_with(wanted.len(), Captured::default);
         Self {
             encoding,
             limits,
             wanted: wanted.to_vec(),
-            captured: vec![Captured::default(); wanted.len()],
+            captured: values,
             stack: Vec::new(),
             sequences: 0,
             state: State::Header,
@@ -187,6 +203,12 @@ impl Scanner {
     #[must_use]
     pub fn captured(&self) -> &[Captured] {
         &self.captured
+    }
+
+    /// The same, when the scan is over.
+    #[must_use]
+    pub fn into_captured(self) -> Vec<Captured> {
+        self.captured
     }
 
     /// Whether a top-level Pixel Data element was seen.

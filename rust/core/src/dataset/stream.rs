@@ -32,6 +32,18 @@ impl DatasetScan {
     /// `max_decoded_bytes`.
     #[must_use]
     pub fn new(transfer_syntax: &str, wanted: &[Tag], limits: ScanLimits, max_decoded_bytes: u64) -> Self {
+        Self::reusing(Vec::new(), transfer_syntax, wanted, limits, max_decoded_bytes)
+    }
+
+    /// The same, with the memory of values that are not needed any more.
+    #[must_use]
+    pub fn reusing(
+        values: Vec<Captured>,
+        transfer_syntax: &str,
+        wanted: &[Tag],
+        limits: ScanLimits,
+        max_decoded_bytes: u64,
+    ) -> Self {
         let inflater = is_deflated(transfer_syntax).then(|| Inflater {
             state: Decompress::new(false),
             window: vec![0; WINDOW_BYTES],
@@ -40,7 +52,7 @@ impl DatasetScan {
             max_bytes: max_decoded_bytes,
         });
         Self {
-            scanner: Scanner::new(Encoding::of(transfer_syntax), wanted, limits),
+            scanner: Scanner::reusing(values, Encoding::of(transfer_syntax), wanted, limits),
             inflater,
         }
     }
@@ -77,6 +89,12 @@ impl DatasetScan {
     #[must_use]
     pub fn captured(&self) -> &[Captured] {
         self.scanner.captured()
+    }
+
+    /// The same, when the scan is over.
+    #[must_use]
+    pub fn into_captured(self) -> Vec<Captured> {
+        self.scanner.into_captured()
     }
 
     /// Whether a top-level Pixel Data element was seen.

@@ -177,7 +177,7 @@ impl Reception<'_> {
     ) -> Result<Stored, Refusal> {
         self.make_existing_durable(path)?;
         let outbox = self.engine.outbox();
-        if !outbox.describes(&path.relative(), size, digest)? {
+        if !outbox.describes(path.relative(), size, digest)? {
             let mut entry = outbox.insert(self.row(tenant, index, path, size, digest)?)?;
             entry.wait()?;
             outbox.publishable(entry)?;
@@ -218,7 +218,7 @@ impl Reception<'_> {
             tenant,
             index,
             file: (&file_path, size),
-            transfer_syntaxes: (&self.received_transfer_syntax, self.spool.transfer_syntax()),
+            transfer_syntaxes: (self.received_transfer_syntax, self.spool.transfer_syntax()),
             transfer_status: self.transfer_status,
             created,
             sender: (
@@ -231,8 +231,7 @@ impl Reception<'_> {
             trace_id: self.trace_id.to_string(),
             key: facts.key(),
             payload: facts.to_json().map_err(|_| Refusal::Bug)?,
-            path: path.relative(),
-            temporary: self.spool.name().to_owned(),
+            path: path.relative().to_owned(),
             size,
             digest,
             created: created.timestamp_micros(),

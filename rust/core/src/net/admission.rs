@@ -207,8 +207,8 @@ impl Admission {
         });
         Tenancy {
             tenant: match matching {
-                Some((_, rule)) => Some(rule.tenant.clone()),
-                None => self.rules.default_tenant.clone(),
+                Some((_, rule)) => Some(rule.tenant),
+                None => self.rules.default_tenant,
             },
             by_rule: matching.is_some(),
         }

@@ -155,7 +155,6 @@ mod tests {
             key: String::new(),
             payload: "{}".to_owned(),
             path: String::new(),
-            temporary: String::new(),
             size: 1,
             digest: [0; 16],
             created: 1,

@@ -13,8 +13,6 @@ pub struct NewRow {
     pub payload: String,
     /// Path of the file relative to the storage root.
     pub path: String,
-    /// Name of the temporary file in `.incoming`.
-    pub temporary: String,
     /// Size of the file.
     pub size: u64,
     /// Digest of the file.

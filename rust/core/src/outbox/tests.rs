@@ -13,7 +13,6 @@ fn row(number: u32) -> NewRow {
         key: "t/1".to_owned(),
         payload: format!("{{\"n\":{number}}}"),
         path: format!("t/d/s/s/{number}.dcm"),
-        temporary: format!("{number}.part"),
         size: u64::from(number),
         digest: [7; 16],
         created: now_micros(),

@@ -48,7 +48,7 @@ impl Folders {
     /// # Errors
     /// What the file system says; a link or plain file in place of a folder is an error.
     pub fn open(&self, path: &InstancePath) -> io::Result<Option<SeriesFolder>> {
-        Ok(self.open_folder(&path.folders().join("/"))?.map(SeriesFolder))
+        Ok(self.open_folder(path.folders())?.map(SeriesFolder))
     }
 
     /// Opens the series folder of an instance, making what is missing; a failure leaves no new folder behind.
@@ -58,7 +58,7 @@ impl Folders {
     pub fn create(&self, path: &InstancePath) -> io::Result<SeriesFolder> {
         let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
         let mut made = Vec::new();
-        for (depth, name) in path.folders().iter().enumerate() {
+        for (depth, name) in path.folders().split('/').enumerate() {
             let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
             match self.open_or_make(parent, name, path) {
                 Ok((level, new)) => {
@@ -93,7 +93,7 @@ impl Folders {
         self.durable
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(&path.folders().join("/"));
+            .remove(path.folders());
         let made = match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
@@ -109,8 +109,8 @@ impl Folders {
                 .checked_sub(1)
                 .and_then(|above| levels.get(above))
                 .map_or(self.root.as_fd(), AsFd::as_fd);
-            if let Some(name) = path.folders().get(depth) {
-                let _ = rustix::fs::unlinkat(parent, name.as_str(), AtFlags::REMOVEDIR);
+            if let Some(name) = path.folders().split('/').nth(depth) {
+                let _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
             }
         }
     }
@@ -122,22 +122,22 @@ impl Folders {
     /// # Errors
     /// What `fsync` says.
     pub fn sync(&self, folder: &SeriesFolder, path: &InstancePath) -> io::Result<()> {
-        let key = path.folders().join("/");
+        let key = path.folders();
         let known = self
             .durable
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .contains(&key);
+            .contains(key);
         if known {
             os::sync_folder(folder.series())?;
             return Ok(());
         }
-        self.sync_all(folder, &key)?;
+        self.sync_all(folder, key)?;
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
         if durable.len() >= REMEMBERED {
             durable.clear();
         }
-        durable.insert(key);
+        durable.insert(key.to_owned());
         Ok(())
     }
 

@@ -37,6 +37,8 @@ const COPY_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Store {
     root_path: PathBuf,
+    /// As records have it.
+    root_text: String,
     incoming: OwnedFd,
     durability: Durability,
     keeps_order: bool,
@@ -116,6 +118,7 @@ impl Store {
         };
         Ok(Self {
             root_path: root.to_owned(),
+            root_text: root.display().to_string(),
             incoming,
             durability,
             keeps_order,
@@ -144,7 +147,7 @@ impl Store {
     /// The absolute path of an instance, as text.
     #[must_use]
     pub fn absolute(&self, path: &InstancePath) -> String {
-        format!("{}/{}", self.root_path.display(), path.relative())
+        [&self.root_text, path.relative()].join("/")
     }
 
     /// Makes the names in `.outbox` durable, once the database is there.

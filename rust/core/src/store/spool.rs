@@ -28,7 +28,7 @@ const READ_BYTES: usize = 64 * 1024;
 pub struct Spool<'s> {
     store: &'s Store,
     name: String,
-    transfer_syntax: String,
+    transfer_syntax: &'s str,
     memory_bytes: usize,
     /// All bytes so far, or those not yet written once `file` exists; those in `blocks` come behind those in `buffer`.
     buffer: Vec<u8>,
@@ -53,7 +53,7 @@ impl<'s> Spool<'s> {
     pub fn begin(
         store: &'s Store,
         name: String,
-        transfer_syntax: &str,
+        transfer_syntax: &'s str,
         header: &[u8],
         memory_bytes: usize,
         mut scratch: Vec<u8>,
@@ -62,7 +62,7 @@ impl<'s> Spool<'s> {
         let mut spool = Self {
             store,
             name,
-            transfer_syntax: transfer_syntax.to_owned(),
+            transfer_syntax,
             memory_bytes,
             buffer: scratch,
             blocks: Vec::new(),
@@ -329,16 +329,10 @@ impl<'s> Spool<'s> {
         self.digest.digest()
     }
 
-    /// Name of the temporary file in `.incoming`, if it has one.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Transfer syntax of the data set.
     #[must_use]
-    pub fn transfer_syntax(&self) -> &str {
-        &self.transfer_syntax
+    pub fn transfer_syntax(&self) -> &'s str {
+        self.transfer_syntax
     }
 
     /// Gives the memory back for the next instance, and the file, where there is one, to be closed in a moment.

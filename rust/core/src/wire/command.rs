@@ -7,6 +7,8 @@ pub const MAX_BYTES: usize = 64 * 1024;
 
 /// (0000,0800) "no data set present".
 const NO_DATASET: u16 = 0x0101;
+/// Of the element Command Group Length.
+const GROUP_LENGTH_BYTES: usize = 12;
 
 /// The operations of PS3.7 that a storage SCP meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub enum Operation {
 
 /// What is needed of a request.
 #[derive(Clone, Debug)]
-pub struct Command {
+pub struct Command<'b> {
     /// (0000,0100) Command Field.
     pub operation: Operation,
     /// (0000,0110) Message ID.
@@ -33,11 +35,11 @@ pub struct Command {
     /// Whether a data set follows, (0000,0800).
     pub has_dataset: bool,
     /// (0000,0002) Affected SOP Class UID, as received.
-    pub affected_sop_class_uid: Vec<u8>,
+    pub affected_sop_class_uid: &'b [u8],
     /// (0000,1000) Affected SOP Instance UID, as received.
-    pub affected_sop_instance_uid: Vec<u8>,
+    pub affected_sop_instance_uid: &'b [u8],
     /// The private tenant element, where one is configured and present.
-    pub private_tenant: Option<Vec<u8>>,
+    pub private_tenant: Option<&'b [u8]>,
 }
 
 /// The bytes are no command set.
@@ -45,16 +47,16 @@ pub struct Command {
 #[error("not a command set")]
 pub struct NotACommand;
 
-impl Command {
+impl<'b> Command<'b> {
     /// Reads a command set.
     ///
     /// # Errors
     /// [`NotACommand`] when an element exceeds the bytes, or the command field or the data set type is absent.
-    pub fn parse(bytes: &[u8], private_tenant: Option<Tag>) -> Result<Self, NotACommand> {
+    pub fn parse(bytes: &'b [u8], private_tenant: Option<Tag>) -> Result<Self, NotACommand> {
         let mut field = None;
         let mut dataset_type = None;
         let mut message_id = None;
-        let (mut class, mut instance, mut tenant) = (Vec::new(), Vec::new(), None);
+        let (mut class, mut instance, mut tenant) = (&[][..], &[][..], None);
         let mut rest = bytes;
         while !rest.is_empty() {
             let (&[g, h, e, f, a, b, c, d], after) = rest.split_first_chunk::<8>().ok_or(NotACommand)?;
@@ -70,9 +72,9 @@ impl Command {
                 Tag(0x0000, 0x0100) => field = Some(number()?),
                 Tag(0x0000, 0x0110) => message_id = Some(number()?),
                 Tag(0x0000, 0x0800) => dataset_type = Some(number()?),
-                Tag(0x0000, 0x0002) => class = value.to_vec(),
-                Tag(0x0000, 0x1000) => instance = value.to_vec(),
-                tag if Some(tag) == private_tenant => tenant = Some(value.to_vec()),
+                Tag(0x0000, 0x0002) => class = value,
+                Tag(0x0000, 0x1000) => instance = value,
+                tag if Some(tag) == private_tenant => tenant = Some(value),
                 Tag(0x0000, _) => {}
                 Tag(group, _) if group % 2 == 1 => {}
                 _ => return Err(NotACommand),
@@ -130,23 +132,27 @@ impl Response<'_> {
             Operation::Other(field) => field,
             Operation::Response => 0,
         };
-        let mut body = Vec::with_capacity(256);
+        // (0000,0000) Command Group Length: what follows it.
+        let mut command = Vec::with_capacity(256);
+        command.extend_from_slice(&[0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
+        let body = &mut command;
         if let Some(uid) = self.sop_class_uid {
-            text(&mut body, 0x0002, uid, 0);
+            text(body, 0x0002, uid, 0);
         }
-        number(&mut body, 0x0100, request | 0x8000);
-        number(&mut body, 0x0120, self.message_id);
-        number(&mut body, 0x0800, NO_DATASET);
-        number(&mut body, 0x0900, self.status);
+        number(body, 0x0100, request | 0x8000);
+        number(body, 0x0120, self.message_id);
+        number(body, 0x0800, NO_DATASET);
+        number(body, 0x0900, self.status);
         if let Some(comment) = self.error_comment {
-            text(&mut body, 0x0902, comment, b' ');
+            text(body, 0x0902, comment, b' ');
         }
         if let Some(uid) = self.sop_instance_uid {
-            text(&mut body, 0x1000, uid, 0);
+            text(body, 0x1000, uid, 0);
         }
-        let mut command = vec![0, 0, 0, 0, 4, 0, 0, 0];
-        command.extend_from_slice(&u32::try_from(body.len()).unwrap_or(0).to_le_bytes());
-        command.extend_from_slice(&body);
+        let length = u32::try_from(command.len() - GROUP_LENGTH_BYTES).unwrap_or(0);
+        if let Some(place) = command.get_mut(GROUP_LENGTH_BYTES - 4..GROUP_LENGTH_BYTES) {
+            place.copy_from_slice(&length.to_le_bytes());
+        }
         command
     }
 }
@@ -185,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_request_is_read_and_its_message_id_answered() {
-        let command = Command::parse(&echo(4711), None).unwrap();
+        let request = echo(4711);
+        let command = Command::parse(&request, None).unwrap();
         assert_eq!(
             (command.operation, command.message_id, command.has_dataset),
             (Operation::CEcho, 4711, false)

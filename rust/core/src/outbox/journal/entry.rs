@@ -8,8 +8,9 @@ const HEADER_BYTES: usize = 4 + 8 + 8;
 
 const FIXED_BYTES: usize = 8 + 16 + 8 + 1;
 
-fn texts(row: &NewRow) -> [&String; 5] {
-    [&row.trace_id, &row.key, &row.payload, &row.path, &row.temporary]
+/// The last one is not used any more: it was the name of a temporary file.
+fn texts(row: &NewRow) -> [&str; 5] {
+    [&row.trace_id, &row.key, &row.payload, &row.path, ""]
 }
 
 /// Bytes of an entry.
@@ -64,13 +65,12 @@ fn decode(bytes: &mut &[u8]) -> Option<(u64, NewRow)> {
         let length = usize::try_from(u32::from_le_bytes(array(&mut fields)?)).ok()?;
         String::from_utf8(take(&mut fields, length)?.to_vec()).ok()
     };
-    let [trace_id, key, payload, path, temporary] = [text()?, text()?, text()?, text()?, text()?];
+    let [trace_id, key, payload, path, _] = [text()?, text()?, text()?, text()?, text()?];
     let row = NewRow {
         trace_id,
         key,
         payload,
         path,
-        temporary,
         size: u64::from_le_bytes(array(&mut fields)?),
         digest: array(&mut fields)?,
         created: i64::from_le_bytes(array(&mut fields)?),

@@ -107,8 +107,8 @@ fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
             [header(), dataset.clone()].concat()
         );
         assert_eq!(incoming(root.path()), 0);
-        assert!(store.settle(&path().relative(), size, &digest).unwrap());
-        assert!(!store.settle(&path().relative(), size + 1, &digest).unwrap());
+        assert!(store.settle(path().relative(), size, &digest).unwrap());
+        assert!(!store.settle(path().relative(), size + 1, &digest).unwrap());
 
         let mut same = super::tests::spool(&store, "b.part", &dataset, memory_bytes);
         assert_eq!(
@@ -339,15 +339,16 @@ fn what_goes_past_the_page_cache_is_whole() {
 fn only_a_part_of_a_file_is_discarded() {
     let root = tempfile::tempdir().unwrap();
     let store = Way::Ordered.open(root.path());
-    let relative = path().relative();
-    assert!(!store.discard(&relative, 5000).unwrap());
-    let folder = store.folders().create(&path()).unwrap();
-    assert!(!store.discard(&relative, 5000).unwrap());
-    std::fs::write(root.path().join(&relative), [1; 5001]).unwrap();
-    assert!(!store.discard(&relative, 5000).unwrap());
-    assert!(folder.open_file(path().file_name()).unwrap().is_some());
-    assert!(store.discard(&relative, 5001).unwrap());
-    assert!(folder.open_file(path().file_name()).unwrap().is_none());
+    let path = path();
+    let relative = path.relative();
+    assert!(!store.discard(relative, 5000).unwrap());
+    let folder = store.folders().create(&path).unwrap();
+    assert!(!store.discard(relative, 5000).unwrap());
+    std::fs::write(root.path().join(relative), [1; 5001]).unwrap();
+    assert!(!store.discard(relative, 5000).unwrap());
+    assert!(folder.open_file(path.file_name()).unwrap().is_some());
+    assert!(store.discard(relative, 5001).unwrap());
+    assert!(folder.open_file(path.file_name()).unwrap().is_none());
 }
 
 #[test]
