@@ -251,6 +251,7 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
             cpu, began = receiver.cpu_seconds(), time.perf_counter()
             latencies = send(receiver.port, load, instances[load.before :])
             seconds = time.perf_counter() - began
+            cpu = settled_cpu_seconds(receiver) - cpu
             if number:
                 one = measured[receiver.label]
                 one.rates.append(load.count / seconds)
