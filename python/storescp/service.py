@@ -180,7 +180,7 @@ class Service:
         if self._prepared.kafka is not None:
             assert settings.kafka is not None  # noqa: S101 - the sink was made from it
             gather = settings.kafka.linger_ms / 1000
-            return Publisher(engine, self._prepared.kafka, topics, gather_seconds=gather, keep_delivered=keep)
+            return Publisher(engine, self._prepared.kafka, topics, gather_seconds=(gather, gather), keep_delivered=keep)
         folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
         sink = JsonLinesSink(folder, topics, sync=settings.local_storage.durability != "none")
         return Publisher(engine, sink, topics, keep_delivered=keep)

@@ -171,7 +171,7 @@ def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
         return SinkError("no broker") if topic == "log" and broken.is_set() else None
 
     sink = FakeSink(behave)
-    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=(0, 0))
     wait_until(lambda: len(sink.delivered["main"]) == 5 and publisher.published["log", "failed"] >= 2)
     status = operator.topic_status(1, "log")
     assert (status.pending, status.last_error) == (5, "no broker")
@@ -229,7 +229,7 @@ def test_a_bug_of_the_sink_does_not_end_the_publisher(
     ingest(engine, 1)
     failures = [ZeroDivisionError("ours"), None, None]
     sink = FakeSink(lambda topic, row: failures.pop(0))
-    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=(0, 0))
     assert publisher.stop(10)
 
 
@@ -240,11 +240,38 @@ def test_a_failure_after_a_quiet_time_is_tried_again_as_soon_as_any_other(
     engine = open_engine()
     answers = iter(["stuck"])
     sink = FakeSink(lambda topic, row: next(answers, None) if topic == "log" else None)
-    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=(0, 0))
     threading.Event().wait(0.5)
     ingest(engine, 1)
     wait_until(lambda: len(sink.delivered["log"]) == 1)
     assert publisher.stop(5)
+
+
+def test_rows_wait_longer_for_company_behind_many_than_behind_few(
+    open_engine: OpenEngine, publish_from: PublishFrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    for number in range(40):
+        ingest(engine, number)
+    engine.outbox_flush()
+    after_few, after_many = 0.012, 0.034
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds in (after_few, after_many):
+            waits.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    sink = FakeSink(lambda topic, row: None)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=(after_few, after_many))
+    for number in range(40, 43):
+        wait_until(lambda: all(len(sink.delivered[topic]) == number for topic in TOPICS))  # noqa: B023
+        ingest(engine, number)
+    assert publisher.stop(5)
+    assert waits[:2] == [after_many] * 2
+    assert after_few in waits
 
 
 def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(
@@ -260,7 +287,7 @@ def test_the_rest_of_a_key_waits_for_its_first_row_and_other_keys_go_on(
         return "stuck" if row.key == "t/1.2.1" and attempts[topic] < 4 else None
 
     sink = FakeSink(behave)
-    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=(0, 0))
     wait_until(lambda: len(sink.delivered["main"]) == len(sink.delivered["log"]) == 20)
     assert {row.key for row in sink.delivered["main"]} == {"t/1.2.0", "t/1.2.2"}
     wait_until(lambda: len(sink.delivered["main"]) == len(sink.delivered["log"]) == 30)
@@ -283,7 +310,7 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     refuses = threading.Event()
     refuses.set()
     sink = FakeSink(lambda topic, row: "too large" if topic == "main" and refuses.is_set() else None)
-    publisher = publish_from(engine, sink, TOPICS, gather_seconds=0)
+    publisher = publish_from(engine, sink, TOPICS, gather_seconds=(0, 0))
     wait_until(lambda: engine.outbox_backlog()[:2] == (0, 3))
     dead = operator.entries(TOPICS, dead=True, limit=10)
     assert [(one.state, one.topics, one.attempts, one.error) for one in dead] == [
@@ -309,7 +336,9 @@ def test_delivered_rows_lose_their_payload_in_time_and_are_still_known(
 ) -> None:
     engine = open_engine()
     ingest(engine, 1)
-    publisher = publish_from(engine, FakeSink(lambda topic, row: None), TOPICS, keep_delivered=0.0, gather_seconds=0)
+    publisher = publish_from(
+        engine, FakeSink(lambda topic, row: None), TOPICS, keep_delivered=0.0, gather_seconds=(0, 0)
+    )
     assert publisher.stop(5)
     engine.outbox_flush()
     assert engine.outbox_prune(int((time.time() + 60) * 1e6), 1000) == 1

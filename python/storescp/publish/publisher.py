@@ -22,6 +22,10 @@ from storescp.publish.sink import Outcome, Sink, SinkError
 log = structlog.get_logger("storescp.publish")
 BATCH = 2000
 _WAIT_SECONDS = 5.0
+# How long the first row after a pause waits for company, and how long rows wait behind a batch of such a size: there it
+# is the looking that costs, and not the rows. Within the time, and the number of rows, that the outbox keeps in memory.
+_GATHER_SECONDS = (0.1, 0.25)
+_BUSY_ROWS = range(32, 1000)
 # A row that was acknowledged a moment ago becomes claimable with the next commit.
 _LAST_ROWS_SECONDS = 0.01
 _FIRST_PAUSE_SECONDS = 0.2
@@ -40,6 +44,7 @@ _REPUBLISH_FILES = 100
 class Publisher:
     """Owns its thread: `start` and `stop`.
 
+    `gather_seconds` is how long rows wait for company: the first one after a pause, and under load.
     `published` counts rows by topic and outcome: delivered, rejected, and failed for each attempt; `failing` has the
     topics that take nothing now, and why.
     """
@@ -50,7 +55,7 @@ class Publisher:
         sink: Sink,
         topics: tuple[str, str],
         *,
-        gather_seconds: float = 0.1,
+        gather_seconds: tuple[float, float] = _GATHER_SECONDS,
         keep_delivered: float = 604800.0,
     ) -> None:
         self.published: Counter[tuple[str, str]] = Counter()
@@ -114,10 +119,9 @@ class Publisher:
         """Whether to hurry."""
         return self._stopping.is_set()
 
-    @property
-    def gather_seconds(self) -> float:
-        """How long to wait for company for the first row after a pause."""
-        return self._gather_seconds
+    def gather_seconds(self, last_rows: int) -> float:
+        """How long to wait for company behind a batch of so many rows."""
+        return self._gather_seconds[last_rows in _BUSY_ROWS]
 
     async def _upkeep(self) -> None:
         """Takes up what operators want retried, and takes the payload of rows delivered long ago."""
@@ -161,6 +165,7 @@ class _Lane:
         self._publisher = publisher
         self._after = 0
         self._newest = 0
+        self._last_rows = 0
         self._waiting_keys: set[str] = set()
         # When this pass first failed, and how long was spent since on reading rows.
         self._failed_at: float | None = None
@@ -199,6 +204,7 @@ class _Lane:
         began = time.monotonic()
         rows = await asyncio.to_thread(self._queue.outbox_claim, self._number, self._after, BATCH)
         self._reading_seconds += time.monotonic() - began
+        self._last_rows = len(rows)
         if not rows:
             await self._wait()
             return
@@ -221,7 +227,7 @@ class _Lane:
         newest = await asyncio.to_thread(self._queue.outbox_wait, self._newest, seconds)
         if newest > self._newest:
             self._newest = newest
-            await asyncio.sleep(self._publisher.gather_seconds)
+            await asyncio.sleep(self._publisher.gather_seconds(self._last_rows))
 
     async def _publish(self, rows: Sequence[QueuedRecord]) -> Outcome:
         """The sink's answer; while it does not come, the topic counts as failing."""
