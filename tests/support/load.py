@@ -88,7 +88,8 @@ class Ledger:
 
     @property
     def uids(self) -> set[str]:
-        return {uid for series in self.acknowledged.values() for uid in series}
+        with self.lock:
+            return {uid for series in self.acknowledged.values() for uid in series}
 
 
 def digest(dataset: bytes) -> bytes:
