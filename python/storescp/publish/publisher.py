@@ -121,7 +121,8 @@ class Publisher:
 
     def gather_seconds(self, last_rows: int) -> float:
         """How long to wait for company behind a batch of so many rows."""
-        return self._gather_seconds[last_rows in _BUSY_ROWS]
+        first, busy = self._gather_seconds
+        return busy if last_rows in _BUSY_ROWS else first
 
     async def _upkeep(self) -> None:
         """Takes up what operators want retried, and takes the payload of rows delivered long ago."""

@@ -1,5 +1,6 @@
 //! The PS3.10 header of the files we write (PS3.10 7.1).
 
+use crate::dataset::header::put_group_length;
 use crate::uid::{trim_padding, Uid};
 use crate::{IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME};
 
@@ -25,10 +26,7 @@ pub fn encode(sop_class: &Uid, sop_instance: &Uid, transfer_syntax: &str, source
     if !source_ae_title.is_empty() {
         element(group, 0x0016, *b"AE", source_ae_title, b' ');
     }
-    let length = u32::try_from(header.len() - group_at).unwrap_or(0);
-    if let Some(place) = header.get_mut(group_at - 4..group_at) {
-        place.copy_from_slice(&length.to_le_bytes());
-    }
+    put_group_length(&mut header, group_at);
     header
 }
 

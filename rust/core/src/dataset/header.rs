@@ -113,3 +113,11 @@ pub(crate) fn dictionary_says_sequence(tag: Tag) -> bool {
         .by_tag(tag)
         .is_some_and(|entry| entry.vr().exact() == Some(VR::SQ))
 }
+
+/// Group Length (gggg,0000): how many bytes lie behind its element, whose value ends at `end`.
+pub(crate) fn put_group_length(bytes: &mut [u8], end: usize) {
+    let length = u32::try_from(bytes.len().saturating_sub(end)).unwrap_or(0);
+    if let Some(place) = end.checked_sub(4).and_then(|begin| bytes.get_mut(begin..end)) {
+        place.copy_from_slice(&length.to_le_bytes());
+    }
+}

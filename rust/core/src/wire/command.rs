@@ -2,6 +2,8 @@
 
 use dicom_core::Tag;
 
+use crate::dataset::header::put_group_length;
+
 /// A command set larger than this is not a command set.
 pub const MAX_BYTES: usize = 64 * 1024;
 
@@ -149,10 +151,7 @@ impl Response<'_> {
         if let Some(uid) = self.sop_instance_uid {
             text(body, 0x1000, uid, 0);
         }
-        let length = u32::try_from(command.len() - GROUP_LENGTH_BYTES).unwrap_or(0);
-        if let Some(place) = command.get_mut(GROUP_LENGTH_BYTES - 4..GROUP_LENGTH_BYTES) {
-            place.copy_from_slice(&length.to_le_bytes());
-        }
+        put_group_length(&mut command, GROUP_LENGTH_BYTES);
         command
     }
 }

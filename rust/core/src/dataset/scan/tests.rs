@@ -199,6 +199,23 @@ fn many_elements_items_and_fragments_are_linear() {
     assert!(started.elapsed().as_secs() < 3);
 }
 
+#[test]
+fn memory_that_is_used_again_holds_nothing_of_the_last_data_set() {
+    let wanted = [STUDY, Tag(0x0008, 0x0050)];
+    let limits = ScanLimits {
+        value_bytes: 4,
+        ..ScanLimits::default()
+    };
+    let mut first = Scanner::new(LITTLE, &wanted, limits);
+    first.feed(&encapsulated()).unwrap();
+    let values = first.into_captured();
+    assert!(values[0].present && values[0].cut && !values[0].bytes.is_empty());
+    for count in 0..=2 {
+        let next = Scanner::reusing(values.clone(), LITTLE, &wanted[..count], limits);
+        assert_eq!(next.captured(), vec![Captured::default(); count]);
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_in_any_pieces_give_the_same_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..40, implicit: bool) {
