@@ -1,4 +1,4 @@
-//! Data sets as slices of files, without reading them.
+//! Memory by the page: data sets as slices of files, without reading them, and memory that a disk reads.
 
 use std::fs::File;
 use std::io;
@@ -86,9 +86,51 @@ impl SharedMemory {
     }
 }
 
+/// Bytes of a [`LargePage`].
+pub const LARGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Memory of our own that begins at a multiple of its size, so that it can be one page where the system has pages of that
+/// size: a disk that reads it is told of one place in memory instead of one for every 4 KiB. Only what is touched is taken.
+#[derive(Debug)]
+pub struct LargePage {
+    map: MmapMut,
+    start: usize,
+}
+
+impl LargePage {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn new() -> io::Result<Self> {
+        let map = MmapMut::map_anon(2 * LARGE_PAGE_BYTES)?;
+        let start = map.as_ptr().align_offset(LARGE_PAGE_BYTES);
+        // Only advice: small pages do as well.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(memmap2::Advice::HugePage, start, LARGE_PAGE_BYTES);
+        Ok(Self { map, start })
+    }
+
+    /// All of it.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.map[self.start..self.start + LARGE_PAGE_BYTES]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_page_begins_at_a_multiple_of_its_size() {
+        let mut pages = [LargePage::new().unwrap(), LargePage::new().unwrap()];
+        for page in &mut pages {
+            let bytes = page.bytes();
+            assert_eq!(bytes.as_ptr().align_offset(LARGE_PAGE_BYTES), 0);
+            assert!(bytes.len() == LARGE_PAGE_BYTES && bytes.iter().all(|&byte| byte == 0));
+            bytes.fill(7);
+        }
+    }
 
     #[test]
     fn what_is_put_is_seen_through_the_file_however_long_it_is() {

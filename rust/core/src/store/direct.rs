@@ -9,17 +9,18 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use storescp_codecs::mapping::{LargePage, LARGE_PAGE_BYTES};
 
 use crate::os;
 
-/// Of memory, place in the file and count of bytes: no disk asks for more.
+/// Of place in the file and count of bytes: no disk asks for more. That of memory is larger.
 const ALIGNMENT: usize = 4096;
-/// What goes to the disk at a time.
-const CHUNK_BYTES: usize = 1 << 20;
+/// What goes to the disk at a time. In one page the disk reads it from one place.
+const CHUNK_BYTES: usize = LARGE_PAGE_BYTES;
 /// Less is left to the page cache: its copy costs less than the way round it.
 pub(super) const LEAST_BYTES: usize = 64 * 1024;
 /// Buffers that wait to be used again, by whatever store: pages that are touched for the first time are dear.
-static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static FREE: Mutex<Vec<LargePage>> = Mutex::new(Vec::new());
 const MOST_FREE: usize = 8;
 /// Made and removed when a store is opened, to find out whether its file system can do it.
 const PROBE: &str = "direct.part";
@@ -52,11 +53,8 @@ impl Direct {
     /// Writes an empty file. Returns how many bytes are on the disk: the others, less than a block, are in the page cache.
     pub(super) fn write(mut file: &File, parts: &[IoSlice<'_>]) -> io::Result<u64> {
         let free = free_buffers().pop();
-        let mut memory = free.unwrap_or_else(|| vec![0; CHUNK_BYTES + ALIGNMENT]);
-        let start = memory.as_ptr().align_offset(ALIGNMENT);
-        let chunk = memory
-            .get_mut(start..start + CHUNK_BYTES)
-            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let mut memory = free.map_or_else(LargePage::new, Ok)?;
+        let chunk = memory.bytes();
         os::pass_cache(file, true)?;
         let (mut on_disk, mut filled) = (0, 0);
         for part in parts {
@@ -86,6 +84,6 @@ impl Direct {
     }
 }
 
-fn free_buffers() -> MutexGuard<'static, Vec<Vec<u8>>> {
+fn free_buffers() -> MutexGuard<'static, Vec<LargePage>> {
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
