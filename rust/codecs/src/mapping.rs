@@ -48,16 +48,23 @@ impl SharedMemory {
         Ok(Self { file, map })
     }
 
-    /// Puts bytes at the beginning, one part behind the other. The file grows as it must.
+    /// Makes room for so many bytes. The file grows as it must.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn put(&mut self, parts: &[&[u8]]) -> io::Result<()> {
-        let length = parts.iter().map(|part| part.len()).sum::<usize>();
-        if self.map.len() < length {
-            self.file.set_len(length.next_power_of_two() as u64)?;
+    pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
+        if self.map.len() < bytes {
+            self.file.set_len(bytes.next_power_of_two() as u64)?;
             self.map = Self::map(&self.file)?;
         }
+        Ok(())
+    }
+
+    /// Puts bytes at the beginning, one part behind the other.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where there is no room for them.
+    pub fn put(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let mut at = 0;
         for part in parts {
             self.map
@@ -138,6 +145,7 @@ mod tests {
         for length in [0, 1, 5000, 100, 70_000] {
             let bytes: Vec<u8> = (0..length).map(|at: u32| at.to_le_bytes()[0]).collect();
             let (first, second) = bytes.split_at(bytes.len() / 3);
+            memory.reserve(bytes.len()).unwrap();
             memory.put(&[first, second]).unwrap();
             let seen = Mapping::of(memory.file()).unwrap();
             assert_eq!(seen.as_ref().get(..bytes.len()), Some(bytes.as_slice()));

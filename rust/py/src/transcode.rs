@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use storescp_core::transcode::plan::{self, Plan};
-use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Sink, Task};
+use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Sink, Task, Writing};
 use storescp_core::transcode::thumbnail::thumbnail_of;
 use storescp_core::transcode::{worker, Job, TranscodeError};
 
@@ -92,13 +91,25 @@ struct FileSink<'f> {
     header_bytes: u64,
 }
 
-impl Sink for FileSink<'_> {
-    fn take(&mut self, result: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(result, self.header_bytes)
-    }
-
+impl Sink<'_> for FileSink<'_> {
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
         Ok((self.file.as_fd(), self.header_bytes))
+    }
+
+    fn has_all_written(&self) -> bool {
+        true
+    }
+
+    fn meanwhile(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take(&mut self, _result: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take_later(&mut self, writing: Writing<'_>) -> Result<(), TranscodeError> {
+        writing.finish()
     }
 
     fn take_over(&mut self, _bytes: u64) -> io::Result<()> {

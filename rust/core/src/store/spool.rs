@@ -14,7 +14,8 @@ use super::folders::SeriesFolder;
 use super::Store;
 use crate::digest::{Digest, Digester};
 use crate::os;
-use crate::transcode::pool::{Input, Sink};
+use crate::transcode::pool::{Input, Sink, Writing};
+use crate::transcode::TranscodeError;
 use crate::wire::block::{Block, BLOCK_BYTES};
 
 /// What a spilled instance gathers before one write.
@@ -30,10 +31,12 @@ pub struct Spool<'s> {
     name: String,
     transfer_syntax: &'s str,
     memory_bytes: usize,
-    /// All bytes so far, or those not yet written once `file` exists; those in `blocks` come behind those in `buffer`.
+    /// All bytes so far, or those behind what is in the file; those in `blocks` come behind those in `buffer`.
     buffer: Vec<u8>,
     blocks: Vec<Block>,
     file: Option<File>,
+    /// Another process, which still writes the end of it.
+    writing: Option<Writing<'s>>,
     /// The file has a name in `.incoming`.
     is_named: bool,
     published: bool,
@@ -67,6 +70,7 @@ impl<'s> Spool<'s> {
             buffer: scratch,
             blocks: Vec::new(),
             file: None,
+            writing: None,
             is_named: false,
             published: false,
             written: 0,
@@ -107,7 +111,7 @@ impl<'s> Spool<'s> {
     }
 
     fn write_what_is_much(&mut self) -> io::Result<()> {
-        let most = if self.file.is_some() {
+        let most = if self.is_spilled() {
             WRITE_BYTES
         } else {
             self.memory_bytes
@@ -128,26 +132,19 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says.
     pub fn write_out(&mut self) -> io::Result<()> {
-        self.write_out_with(&[])
-    }
-
-    /// Writes all bytes, and `more` behind them, which counts in size and digest already.
-    fn write_out_with(&mut self, more: &[u8]) -> io::Result<()> {
-        let file = if let Some(file) = self.file.take() {
-            file
-        } else {
-            let (file, is_named) = create(self.store, &self.name)?;
-            self.is_named = is_named;
-            file
-        };
-        let mut parts: Vec<_> = self.waiting().chain([more]).map(IoSlice::new).collect();
+        if let Some(writing) = self.writing.take() {
+            writing.finish().map_err(io::Error::other)?;
+            self.expect_file_of(self.size)?;
+        }
+        self.made_file()?;
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
         let written = if self.written == 0 && self.store.direct.is_for(count) {
-            Direct::write(&file, &parts)
+            Direct::write(file, &parts)
         } else {
-            write_all(&file, &mut parts).map(|()| 0)
+            write_all(file, &mut parts).map(|()| 0)
         };
-        self.file = Some(file);
         self.written_back += written?;
         self.written += count as u64;
         self.buffer.clear();
@@ -157,6 +154,29 @@ impl<'s> Spool<'s> {
             self.begin_write_back()?;
         }
         Ok(())
+    }
+
+    /// The temporary file, which is made if there is none yet.
+    fn made_file(&mut self) -> io::Result<&File> {
+        if self.file.is_none() {
+            let (file, is_named) = create(self.store, &self.name)?;
+            self.is_named = is_named;
+            self.file = Some(file);
+        }
+        self.file.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// What another process wrote is all there, and no more.
+    fn expect_file_of(&mut self, bytes: u64) -> io::Result<()> {
+        if self.made_file()?.metadata()?.len() != bytes {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(())
+    }
+
+    /// Whether a part of it is in the file, or on its way there.
+    fn is_spilled(&self) -> bool {
+        self.written > 0
     }
 
     /// Has the disk take what is written; nobody waits for it.
@@ -265,10 +285,9 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says.
     pub fn as_input(&mut self) -> io::Result<Input<'_>> {
-        if self.file.is_some() {
+        if self.is_spilled() {
             self.write_out()?;
-        }
-        if let Some(file) = &self.file {
+            let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
             return Ok(Input::File(file.as_fd(), self.header_bytes));
         }
         Ok(Input::Memory(self.dataset_in_memory().collect()))
@@ -289,12 +308,11 @@ impl<'s> Spool<'s> {
         if file.metadata()?.len() != offset + self.dataset_bytes() {
             return Ok(false);
         }
-        if self.file.is_some() {
-            self.write_out()?;
-        }
-        let Some(ours) = &self.file else {
+        if !self.is_spilled() {
             return same_as(self.dataset_in_memory(), file, offset);
-        };
+        }
+        self.write_out()?;
+        let ours = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let mut block = vec![0; READ_BYTES];
         let mut at = 0;
         while at < self.dataset_bytes() {
@@ -382,29 +400,44 @@ fn create(store: &Store, name: &str) -> io::Result<(File, bool)> {
 }
 
 /// What another process made of a data set comes behind the header.
-impl Sink for Spool<'_> {
+impl<'s> Sink<'s> for Spool<'s> {
+    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
+        let header_bytes = self.header_bytes;
+        Ok((self.made_file()?.as_fd(), header_bytes))
+    }
+
+    fn has_all_written(&self) -> bool {
+        // What is synced is written while its row is.
+        !self.store.durability.syncs_data()
+    }
+
+    fn meanwhile(&mut self) -> io::Result<()> {
+        if self.has_all_written() {
+            self.write_out()?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, result: &[u8]) -> io::Result<()> {
-        if self.store.durability.syncs_data() {
-            // It is written while the row is synced.
+        if !self.has_all_written() {
             return self.append(result);
         }
         self.digest.update(result);
         self.size += result.len() as u64;
-        self.write_out_with(result)
+        self.written = self.size;
+        Ok(())
     }
 
-    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
-        self.write_out()?;
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        Ok((file.as_fd(), self.header_bytes))
+    fn take_later(&mut self, writing: Writing<'s>) -> Result<(), TranscodeError> {
+        self.writing = Some(writing);
+        Ok(())
     }
 
     fn take_over(&mut self, bytes: u64) -> io::Result<()> {
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        self.write_out()?;
         let size = self.header_bytes + bytes;
-        if file.metadata()?.len() != size {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
+        self.expect_file_of(size)?;
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let mut block = vec![0; READ_BYTES];
         while self.size < size {
             let count = usize::try_from((size - self.size).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
@@ -413,6 +446,7 @@ impl Sink for Spool<'_> {
             self.digest.update(block);
             self.size += count as u64;
         }
+        self.written = size;
         Ok(())
     }
 }

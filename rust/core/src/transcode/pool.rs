@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMe
 use serde::Deserialize;
 use storescp_codecs::mapping::SharedMemory;
 
-use super::worker::{Place, Reply, Request, MESSAGE_BYTES};
+use super::worker::{Place, Reply, Request, DESCRIPTORS, GO, MESSAGE_BYTES};
 use super::{Report, TranscodeError};
 use crate::os;
 
@@ -25,6 +25,8 @@ pub const RESULT_BYTES: usize = 1 << 20;
 const KEPT_BYTES: &str = "33554432";
 /// How often a conversation looks whether it is aborted.
 const LOOK_UP_NANOSECONDS: i64 = 100_000_000;
+/// What writing a small result takes at most, where nothing is in its way: hardly more than to fall asleep and be woken.
+const MOMENT: Duration = Duration::from_micros(200);
 /// From the end of a worker's socket to the end of the process.
 const ENDING: Duration = Duration::from_secs(1);
 
@@ -55,21 +57,36 @@ pub struct Task<'t> {
     pub input: Input<'t>,
 }
 
-/// Takes a result.
-pub trait Sink {
-    /// Appends a small result.
-    ///
-    /// # Errors
-    /// What the file system says.
-    fn take(&mut self, result: &[u8]) -> io::Result<()>;
-
-    /// A file for a large result, to be written by another process, and where in it.
+/// Takes a result: a small one comes in memory, a large one is in a file when it comes.
+pub trait Sink<'p> {
+    /// A file for another process to write the result to, and where in it.
     ///
     /// # Errors
     /// What the file system says.
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)>;
 
-    /// Takes over what was written to that file.
+    /// Whether a small result goes to that file as well, written by the process that made it: it has it in its cache.
+    fn has_all_written(&self) -> bool;
+
+    /// While the other process works.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn meanwhile(&mut self) -> io::Result<()>;
+
+    /// Takes a small result.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn take(&mut self, result: &[u8]) -> io::Result<()>;
+
+    /// Where [`Sink::has_all_written`]: the result that it took is on its way to the file.
+    ///
+    /// # Errors
+    /// Those of [`Writing::finish`], where it is waited for here.
+    fn take_later(&mut self, writing: Writing<'p>) -> Result<(), TranscodeError>;
+
+    /// Takes over what was written to the file.
     ///
     /// # Errors
     /// `InvalidData` when the file has another size; what the file system says.
@@ -111,13 +128,6 @@ pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
     aborted: AtomicBool,
-}
-
-/// What came of a job.
-enum Outcome {
-    Done(Report),
-    NeedsFile,
-    Failed(TranscodeError),
 }
 
 /// How a conversation with a worker ended badly.
@@ -165,29 +175,64 @@ impl Pool {
     ///
     /// # Errors
     /// [`TranscodeError`]; [`TranscodeError::Worker`] when the process crashed, hung or could not be started.
-    pub fn transcode(&self, task: &Task<'_>, sink: &mut dyn Sink) -> Result<Report, TranscodeError> {
+    pub fn transcode<'p>(
+        &'p self,
+        task: &Task<'_>,
+        sink: &mut dyn Sink<'p>,
+    ) -> Result<Report, TranscodeError> {
         loop {
             let mut worker = self.acquire()?;
             match self.converse(&mut worker, task, sink) {
-                Ok(result) => {
-                    self.give_back(worker);
-                    return result;
+                Err(Broken::BeforeTheJob) => {
+                    self.end(worker, false);
                 }
-                Err(broken) => {
-                    let ending = end(&mut worker, matches!(broken, Broken::Ended));
-                    self.lock().live -= 1;
-                    self.changed.notify_all();
-                    match broken {
-                        Broken::BeforeTheJob => {}
-                        Broken::Aborted => return Err(interrupted()),
-                        Broken::Ended => {
-                            return Err(TranscodeError::Worker(format!("the decoder crashed{ending}")))
-                        }
-                        Broken::WithTheJob(reason) => return Err(TranscodeError::Worker(reason)),
-                    }
+                Ok((taken, true)) => {
+                    let writing = Writing {
+                        pool: self,
+                        worker: Some(worker),
+                    };
+                    return taken.and_then(|report| sink.take_later(writing).map(|()| report));
                 }
+                outcome => return self.leave(worker, outcome.map(|(taken, _)| taken)),
             }
         }
+    }
+
+    /// Gives a worker back, or ends what is left of it.
+    fn leave<T>(
+        &self,
+        worker: Worker,
+        outcome: Result<Result<T, TranscodeError>, Broken>,
+    ) -> Result<T, TranscodeError> {
+        let reason = match outcome {
+            Ok(result) => {
+                self.lock().idle.push(worker);
+                self.changed.notify_all();
+                return result;
+            }
+            Err(Broken::Aborted) => {
+                self.end(worker, false);
+                return Err(interrupted());
+            }
+            Err(Broken::Ended) => format!("the decoder crashed{}", self.end(worker, true)),
+            Err(Broken::WithTheJob(reason)) => {
+                self.end(worker, false);
+                reason
+            }
+            Err(Broken::BeforeTheJob) => {
+                self.end(worker, false);
+                "the worker was gone".to_owned()
+            }
+        };
+        Err(TranscodeError::Worker(reason))
+    }
+
+    /// Ends a worker, and says how it ended where it did so by itself.
+    fn end(&self, mut worker: Worker, by_itself: bool) -> String {
+        let ending = end(&mut worker, by_itself);
+        self.lock().live -= 1;
+        self.changed.notify_all();
+        ending
     }
 
     fn acquire(&self) -> Result<Worker, TranscodeError> {
@@ -225,11 +270,6 @@ impl Pool {
         )
     }
 
-    fn give_back(&self, worker: Worker) {
-        self.lock().idle.push(worker);
-        self.changed.notify_all();
-    }
-
     fn start(&self) -> Result<Worker, TranscodeError> {
         let failed = |error: io::Error| TranscodeError::Worker(format!("cannot start a worker: {error}"));
         let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, os::MESSAGES, os::SOCKET, None)
@@ -262,88 +302,97 @@ impl Pool {
         })
     }
 
+    /// Returns also whether the worker still writes the result to the file.
     fn converse(
         &self,
         worker: &mut Worker,
         task: &Task<'_>,
-        sink: &mut dyn Sink,
-    ) -> Result<Result<Report, TranscodeError>, Broken> {
-        if let Input::Memory(dataset) = &task.input {
-            if let Err(error) = worker.memory.put(dataset) {
-                return Ok(Err(error.into()));
-            }
+        sink: &mut dyn Sink<'_>,
+    ) -> Result<(Result<Report, TranscodeError>, bool), Broken> {
+        match self.ask(worker, task, sink) {
+            Ok(sent) => sent?,
+            Err(error) => return Ok((Err(error.into()), false)),
         }
-        let room = Place::Memory { bytes: RESULT_BYTES };
-        let mut outcome = self.work(worker, task, worker.result.file().as_fd(), room)?;
-        let in_file = matches!(outcome, Outcome::NeedsFile);
-        if in_file {
-            match sink.file() {
-                Ok((file, offset)) => outcome = self.work(worker, task, file, Place::File { offset })?,
-                Err(error) => return Ok(Err(error.into())),
+        let prepared = sink.meanwhile();
+        let (report, in_memory) = match self.finished(worker)? {
+            Reply::Done {
+                frames,
+                bytes,
+                in_memory,
+            } => (Report { frames, bytes }, in_memory),
+            other => return failed(other).map(|error| (Err(error), false)),
+        };
+        let taken = prepared.and_then(|()| {
+            if !in_memory {
+                return sink.take_over(report.bytes);
             }
-        }
-        Ok(match outcome {
-            Outcome::Failed(error) => Err(error),
-            Outcome::NeedsFile => Err(TranscodeError::Worker("the result fits nowhere".to_owned())),
-            Outcome::Done(report) if in_file => sink
-                .take_over(report.bytes)
-                .map(|()| report)
-                .map_err(TranscodeError::Io),
-            Outcome::Done(report) => usize::try_from(report.bytes)
+            usize::try_from(report.bytes)
                 .ok()
                 .and_then(|bytes| worker.result.bytes().get(..bytes))
                 .ok_or_else(|| io::ErrorKind::InvalidData.into())
                 .and_then(|result| sink.take(result))
-                .map(|()| report)
-                .map_err(TranscodeError::Io),
-        })
+        });
+        let is_writing = in_memory && sink.has_all_written();
+        Ok((taken.map(|()| report).map_err(TranscodeError::Io), is_writing))
     }
 
-    /// Has a worker do it once.
-    fn work(
+    /// Hands a job over. The worker wakes up while the data set is put where it will look for it.
+    fn ask(
         &self,
-        worker: &Worker,
+        worker: &mut Worker,
         task: &Task<'_>,
-        output: BorrowedFd<'_>,
-        place: Place,
-    ) -> Result<Outcome, Broken> {
-        let (input, input_place) = match &task.input {
-            Input::File(file, offset) => (*file, Place::File { offset: *offset }),
-            Input::Memory(dataset) => (
-                worker.memory.file().as_fd(),
-                Place::Memory {
-                    bytes: dataset.iter().map(|part| part.len()).sum(),
-                },
-            ),
+        sink: &mut dyn Sink,
+    ) -> io::Result<Result<(), Broken>> {
+        let input = match &task.input {
+            Input::File(_, offset) => Place::File { offset: *offset },
+            Input::Memory(dataset) => {
+                let bytes = dataset.iter().map(|part| part.len()).sum();
+                worker.memory.reserve(bytes)?;
+                Place::Memory { bytes }
+            }
         };
-        let request = Request {
+        let writes_all = sink.has_all_written();
+        let (file, offset) = sink.file()?;
+        let request = serde_json::to_vec(&Request {
             source: task.source.to_owned(),
             target: task.target.to_owned(),
             max_decoded_bytes: task.max_decoded_bytes,
             threads: self.config.threads,
-            input: input_place,
-            output: place,
-        };
-        let request = serde_json::to_vec(&request).map_err(|error| Broken::WithTheJob(error.to_string()))?;
-        let descriptors = [input, output];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            input,
+            offset,
+            writes_all,
+        })?;
+        let descriptors: [_; DESCRIPTORS] = [
+            match &task.input {
+                Input::File(file, _) => *file,
+                Input::Memory(_) => worker.memory.file().as_fd(),
+            },
+            worker.result.file().as_fd(),
+            file,
+        ];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
-        rustix::net::sendmsg(
-            &worker.socket,
-            &[io::IoSlice::new(&request)],
-            &mut control,
-            os::SEND,
-        )
-        .map_err(|_| Broken::BeforeTheJob)?;
+        let request = [io::IoSlice::new(&request)];
+        if rustix::net::sendmsg(&worker.socket, &request, &mut control, os::SEND).is_err() {
+            return Ok(Err(Broken::BeforeTheJob));
+        }
+        if let Input::Memory(dataset) = &task.input {
+            if let Err(error) = worker.memory.put(dataset) {
+                // It waits for what does not come.
+                return Ok(Err(Broken::WithTheJob(error.to_string())));
+            }
+        }
+        let begun = rustix::net::send(&worker.socket, GO, os::SEND);
+        Ok(begun.map(drop).map_err(|_| Broken::Ended))
+    }
+
+    /// The next answer that is more than a sign of life.
+    fn finished(&self, worker: &Worker) -> Result<Reply, Broken> {
         loop {
             match self.receive(&worker.socket)? {
                 Reply::Progress => {}
-                Reply::Done { frames, bytes } => return Ok(Outcome::Done(Report { frames, bytes })),
-                Reply::NeedsFile => return Ok(Outcome::NeedsFile),
-                Reply::Failed { code, text } => {
-                    return Ok(Outcome::Failed(TranscodeError::Reported { code, text }))
-                }
+                reply => return Ok(reply),
             }
         }
     }
@@ -373,9 +422,12 @@ impl Pool {
                 }
                 Ok(_) => {}
             }
-            let received = rustix::net::recv(socket.as_fd(), &mut message, RecvFlags::empty())
-                .map_err(|error| Broken::WithTheJob(error.to_string()))?
-                .0;
+            let received = match rustix::net::recv(socket.as_fd(), &mut message, RecvFlags::empty()) {
+                Ok((received, _)) => received,
+                // It ended without reading all that we sent.
+                Err(rustix::io::Errno::CONNRESET) => return Err(Broken::Ended),
+                Err(error) => return Err(Broken::WithTheJob(error.to_string())),
+            };
             let text = message.get(..received).unwrap_or_default();
             if text.is_empty() {
                 return Err(Broken::Ended);
@@ -386,6 +438,43 @@ impl Pool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A small result on its way from shared memory to the file. Dropped, it is waited for all the same: the worker's answer must
+/// not be left for its next job.
+#[derive(Debug)]
+pub struct Writing<'p> {
+    pool: &'p Pool,
+    worker: Option<Worker>,
+}
+
+impl Writing<'_> {
+    /// Waits until it is there.
+    ///
+    /// # Errors
+    /// [`TranscodeError`], as of [`Pool::transcode`].
+    pub fn finish(mut self) -> Result<(), TranscodeError> {
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Result<(), TranscodeError> {
+        let Some(worker) = self.worker.take() else {
+            return Ok(());
+        };
+        await_awake(&worker.socket);
+        let outcome = self.pool.finished(&worker).and_then(|reply| match reply {
+            Reply::Written => Ok(Ok(())),
+            other => failed(other).map(Err),
+        });
+        self.pool.leave(worker, outcome)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        // Whoever dropped it has failed already.
+        let _ = self.wait();
     }
 }
 
@@ -406,6 +495,23 @@ impl Drop for Pool {
 /// Shared memory. A worker that goes wrong must not cut it beneath us.
 fn shared_memory(bytes: u64) -> io::Result<SharedMemory> {
     SharedMemory::new(os::memory_file(bytes)?)
+}
+
+/// Waits for an answer that is about to come. Who comes back without one has to sleep.
+fn await_awake(socket: &OwnedFd) {
+    let began = Instant::now();
+    let at_once = Timespec::default();
+    let is_silent =
+        || rustix::event::poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&at_once)) == Ok(0);
+    while began.elapsed() < MOMENT && is_silent() {}
+}
+
+/// What a worker says instead of what it should.
+fn failed(reply: Reply) -> Result<TranscodeError, Broken> {
+    match reply {
+        Reply::Failed { code, text } => Ok(TranscodeError::Reported { code, text }),
+        other => Err(Broken::WithTheJob(format!("an answer out of turn: {other:?}"))),
+    }
 }
 
 fn interrupted() -> TranscodeError {

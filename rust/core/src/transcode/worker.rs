@@ -1,28 +1,33 @@
 //! A transcoder in a process of its own: what crashes, hangs or eats memory here costs one object.
 //!
-//! The process gets one end of a socket as its standard input. Over it come jobs, each with two descriptors: what holds the
-//! data set and what takes the result, shared memory or a file. It ends with its supervisor.
+//! The process gets one end of a socket as its standard input. Over it come jobs, each with three descriptors: what holds the
+//! data set (shared memory or a file), and the shared memory and the file that take the result. It ends with its supervisor.
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 use storescp_codecs::mapping::{Mapping, SharedMemory};
 
 use super::output::{FileOutput, MemoryOutput};
-use super::{transcode, Job, TranscodeError};
+use super::{transcode, Job, Report, TranscodeError};
 
 /// Messages are small; a longer one is none of ours.
 pub(super) const MESSAGE_BYTES: usize = 4096;
+/// With each request: what holds the data set, and the memory and the file for the result.
+pub(super) const DESCRIPTORS: usize = 3;
+/// Follows each request, when the data set is where the request says.
+pub(super) const GO: &[u8] = b"go";
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the supervisor sends, with two descriptors: where the data set is, and where the result goes.
+/// What the supervisor sends, with three descriptors: the data set, shared memory for a result that fits, and a file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) source: String,
@@ -30,13 +35,16 @@ pub(super) struct Request {
     pub(super) max_decoded_bytes: u64,
     pub(super) threads: usize,
     pub(super) input: Place,
-    pub(super) output: Place,
+    /// Where the result goes in the file.
+    pub(super) offset: u64,
+    /// Whether a result in shared memory goes to the file as well.
+    pub(super) writes_all: bool,
 }
 
 /// Where a data set is in what its descriptor opens.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum Place {
-    /// At the beginning of shared memory, which is the same for all jobs: so many bytes, or room for so many.
+    /// At the beginning of shared memory, which is the same for all jobs: so many bytes.
     Memory { bytes: usize },
     /// In a file from an offset on.
     File { offset: u64 },
@@ -50,9 +58,11 @@ pub(super) enum Reply {
     Done {
         frames: usize,
         bytes: u64,
+        /// The result is in shared memory, and not, or not yet, in the file.
+        in_memory: bool,
     },
-    /// The result does not fit into memory.
-    NeedsFile,
+    /// After `Done`: what is in shared memory is in the file as well.
+    Written,
     Failed {
         code: String,
         text: String,
@@ -78,19 +88,11 @@ pub fn serve(memory_bytes: u64) -> io::Result<()> {
         .name("storescp-parent".to_owned())
         .spawn(move || end_with_supervisor(socket))?;
     let mut shared = Shared::default();
-    while let Some((request, input, output)) = receive(socket)? {
-        let reply = run(
-            &request,
-            &File::from(input),
-            File::from(output),
-            socket,
-            &mut shared,
-        )
-        .unwrap_or_else(|error| Reply::Failed {
-            code: error.code().to_owned(),
-            text: error.to_string(),
-        });
-        send(socket, &reply)?;
+    while let Some(mut job) = receive(socket)? {
+        if let Err(error) = job.run(socket, &mut shared) {
+            let (code, text) = (error.code().to_owned(), error.to_string());
+            send(socket, &Reply::Failed { code, text })?;
+        }
     }
     Ok(())
 }
@@ -113,71 +115,93 @@ struct Shared {
     result: Option<SharedMemory>,
 }
 
-fn run(
-    request: &Request,
-    input: &File,
-    output: File,
-    socket: BorrowedFd<'_>,
-    shared: &mut Shared,
-) -> Result<Reply, TranscodeError> {
-    let map;
-    let dataset = match request.input {
-        Place::Memory { bytes } => {
-            let memory = match shared.input.take().filter(|map| map.as_ref().len() >= bytes) {
-                Some(memory) => memory,
-                None => Mapping::of(input)?,
-            };
-            let memory: &Mapping = shared.input.insert(memory);
-            memory.as_ref().get(..bytes)
+/// A request and its descriptors.
+struct Work {
+    request: Request,
+    input: File,
+    memory: Option<OwnedFd>,
+    file: File,
+}
+
+impl Work {
+    /// Tells of the result itself.
+    fn run(&mut self, socket: BorrowedFd<'_>, shared: &mut Shared) -> Result<(), TranscodeError> {
+        let request = &self.request;
+        let (_, begun) =
+            rustix::net::recv(socket, &mut [0; GO.len()], RecvFlags::empty()).map_err(io::Error::from)?;
+        if begun != GO.len() {
+            return Err(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
-        Place::File { offset } => {
-            map = Mapping::of(input)?;
-            usize::try_from(offset)
-                .ok()
-                .and_then(|offset| map.as_ref().get(offset..))
-        }
-    };
-    let dataset = dataset.ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
-    let job = Job {
-        source: &request.source,
-        target: &request.target,
-        max_decoded_bytes: request.max_decoded_bytes,
-        threads: request.threads,
-    };
-    let mut told = Instant::now();
-    let mut progress = || {
-        if told.elapsed() >= PROGRESS_INTERVAL {
-            told = Instant::now();
-            // A supervisor that is gone ends this process anyway.
-            let _ = send(socket, &Reply::Progress);
-        }
-    };
-    let report = match request.output {
-        Place::Memory { bytes } => {
-            let memory = match shared.result.take() {
-                Some(memory) => memory,
-                None => SharedMemory::new(output)?,
-            };
-            let memory = shared.result.insert(memory).bytes().get_mut(..bytes);
-            let mut out = MemoryOutput::new(memory.unwrap_or_default());
-            match transcode(dataset, &job, &mut out, &mut progress) {
-                Err(TranscodeError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                    return Ok(Reply::NeedsFile)
+        let map;
+        let dataset = match request.input {
+            Place::Memory { bytes } => {
+                let memory = match shared.input.take().filter(|map| map.as_ref().len() >= bytes) {
+                    Some(memory) => memory,
+                    None => Mapping::of(&self.input)?,
+                };
+                let memory: &Mapping = shared.input.insert(memory);
+                memory.as_ref().get(..bytes)
+            }
+            Place::File { offset } => {
+                map = Mapping::of(&self.input)?;
+                usize::try_from(offset)
+                    .ok()
+                    .and_then(|offset| map.as_ref().get(offset..))
+            }
+        };
+        let dataset = dataset.ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
+        let job = Job {
+            source: &request.source,
+            target: &request.target,
+            max_decoded_bytes: request.max_decoded_bytes,
+            threads: request.threads,
+        };
+        let mut told = Instant::now();
+        let mut progress = || {
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                // A supervisor that is gone ends this process anyway.
+                let _ = send(socket, &Reply::Progress);
+            }
+        };
+        let memory = match (shared.result.take(), self.memory.take()) {
+            (Some(memory), _) => memory,
+            (None, Some(descriptor)) => SharedMemory::new(descriptor.into())?,
+            (None, None) => return Err(TranscodeError::Io(io::ErrorKind::InvalidData.into())),
+        };
+        let memory = shared.result.insert(memory).bytes();
+        let done = |Report { frames, bytes }: Report, in_memory| {
+            send(
+                socket,
+                &Reply::Done {
+                    frames,
+                    bytes,
+                    in_memory,
+                },
+            )
+        };
+        match transcode(dataset, &job, &mut MemoryOutput::new(memory), &mut progress) {
+            Err(TranscodeError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                let mut out = FileOutput::new(&self.file, request.offset);
+                let report = transcode(dataset, &job, &mut out, &mut progress)?;
+                out.flush()?;
+                done(report, false)?;
+            }
+            outcome => {
+                let report = outcome?;
+                done(report, true)?;
+                if request.writes_all {
+                    let result = usize::try_from(report.bytes)
+                        .ok()
+                        .and_then(|bytes| memory.get(..bytes));
+                    let result = result.ok_or(TranscodeError::Io(io::ErrorKind::InvalidData.into()))?;
+                    self.file.write_all_at(result, request.offset)?;
+                    send(socket, &Reply::Written)?;
                 }
-                outcome => outcome?,
             }
         }
-        Place::File { offset } => {
-            let mut out = FileOutput::new(&output, offset);
-            let report = transcode(dataset, &job, &mut out, &mut progress)?;
-            out.flush()?;
-            report
-        }
-    };
-    Ok(Reply::Done {
-        frames: report.frames,
-        bytes: report.bytes,
-    })
+        Ok(())
+    }
 }
 
 fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
@@ -186,9 +210,9 @@ fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
     Ok(())
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Request, OwnedFd, OwnedFd)>> {
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Work>> {
     let mut message = [0u8; MESSAGE_BYTES];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         socket,
@@ -207,8 +231,13 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Request, OwnedFd, Owned
         return Ok(None);
     };
     let request = serde_json::from_slice(text)?;
-    match (descriptors.next(), descriptors.next()) {
-        (Some(input), Some(output)) => Ok(Some((request, input, output))),
+    match (descriptors.next(), descriptors.next(), descriptors.next()) {
+        (Some(input), memory, Some(file)) => Ok(Some(Work {
+            request,
+            input: input.into(),
+            memory,
+            file: file.into(),
+        })),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }

@@ -151,7 +151,7 @@ fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
             (result.size(), result.digest()),
             (received.size(), received.digest())
         );
-        let mut copied = Spool::begin(
+        let mut small = Spool::begin(
             &store,
             "c.part".to_owned(),
             "1.2",
@@ -160,12 +160,24 @@ fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
             Vec::new(),
         )
         .unwrap();
-        copied.take(&dataset).unwrap();
+        let (output, offset) = small.file().unwrap();
+        let output = File::from(output.try_clone_to_owned().unwrap());
+        small.meanwhile().unwrap();
+        small.take(&dataset).unwrap();
+        if small.has_all_written() {
+            output.write_all_at(&dataset, offset).unwrap();
+        }
         assert_eq!(
-            (copied.size(), copied.digest()),
+            (small.size(), small.digest()),
             (received.size(), received.digest())
         );
-        drop((received, result, copied));
+        small.write_out().unwrap();
+        for file in [&result, &small].map(|spool| spool.file.as_ref().unwrap()) {
+            let mut whole = vec![0; header().len() + dataset.len()];
+            file.read_exact_at(&mut whole, 0).unwrap();
+            assert_eq!(whole, [header(), dataset.clone()].concat());
+        }
+        drop((received, result, small));
         assert_eq!(incoming(root.path()), 0);
     }
 }
