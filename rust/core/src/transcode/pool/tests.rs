@@ -1,5 +1,8 @@
 //! The pool with workers that are scripts.
 
+use std::os::fd::AsFd as _;
+use std::time::Instant;
+
 use super::*;
 
 /// Takes small results, which are written by whoever made them.
