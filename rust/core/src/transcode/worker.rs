@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
@@ -88,7 +88,7 @@ pub fn serve(memory_bytes: u64) -> io::Result<()> {
         .name("storescp-parent".to_owned())
         .spawn(move || end_with_supervisor(socket))?;
     let mut shared = Shared::default();
-    while let Some(mut job) = receive(socket)? {
+    while let Some(job) = receive(socket)? {
         if let Err(error) = job.run(socket, &mut shared) {
             let (code, text) = (error.code().to_owned(), error.to_string());
             send(socket, &Reply::Failed { code, text })?;
@@ -119,13 +119,13 @@ struct Shared {
 struct Work {
     request: Request,
     input: File,
-    memory: Option<OwnedFd>,
+    memory: File,
     file: File,
 }
 
 impl Work {
     /// Tells of the result itself.
-    fn run(&mut self, socket: BorrowedFd<'_>, shared: &mut Shared) -> Result<(), TranscodeError> {
+    fn run(self, socket: BorrowedFd<'_>, shared: &mut Shared) -> Result<(), TranscodeError> {
         let request = &self.request;
         let (_, begun) =
             rustix::net::recv(socket, &mut [0; GO.len()], RecvFlags::empty()).map_err(io::Error::from)?;
@@ -164,10 +164,9 @@ impl Work {
                 let _ = send(socket, &Reply::Progress);
             }
         };
-        let memory = match (shared.result.take(), self.memory.take()) {
-            (Some(memory), _) => memory,
-            (None, Some(descriptor)) => SharedMemory::new(descriptor.into())?,
-            (None, None) => return Err(TranscodeError::Io(io::ErrorKind::InvalidData.into())),
+        let memory = match shared.result.take() {
+            Some(memory) => memory,
+            None => SharedMemory::new(self.memory)?,
         };
         let memory = shared.result.insert(memory).bytes();
         let done = |Report { frames, bytes }: Report, in_memory| {
@@ -232,10 +231,10 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Work>> {
     };
     let request = serde_json::from_slice(text)?;
     match (descriptors.next(), descriptors.next(), descriptors.next()) {
-        (Some(input), memory, Some(file)) => Ok(Some(Work {
+        (Some(input), Some(memory), Some(file)) => Ok(Some(Work {
             request,
             input: input.into(),
-            memory,
+            memory: memory.into(),
             file: file.into(),
         })),
         _ => Err(io::ErrorKind::InvalidData.into()),

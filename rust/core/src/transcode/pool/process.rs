@@ -157,11 +157,14 @@ impl Worker {
         }
     }
 
-    /// Waits for an answer that is about to come. Whoever comes back without one has to sleep.
+    /// Waits for an answer that is about to come; who shall give it may need this very core. Whoever comes back without one has
+    /// to sleep.
     pub(super) fn await_awake(&self) {
         let began = Instant::now();
         let is_silent = || self.poll(Timespec::default()) == Ok(0);
-        while began.elapsed() < MOMENT && is_silent() {}
+        while began.elapsed() < MOMENT && is_silent() {
+            std::thread::yield_now();
+        }
     }
 
     fn poll(&self, timeout: Timespec) -> Result<usize, Errno> {
