@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 _BLOCK = os.urandom(1 << 20)
-_SCRATCH_MIB = 256
+_SCRATCH_BYTES = 256 << 20
 _LARGE_BYTES = 64 * 1024
 
 
-def quiet(folder: Path) -> None:
-    """Waits for the disk, and touches the memory that the round will use.
+def quiet(folder: Path, most_bytes: int = 0) -> None:
+    """Waits for the disk, and touches the memory that the round will use: what it writes is `most_bytes` or little.
 
     What earlier rounds wrote is written back first. Then a scratch file is written and deleted: on a virtual machine
     the first touch of a page can cost more than the write that is measured, and pages that a deleted file leaves are
@@ -20,7 +20,7 @@ def quiet(folder: Path) -> None:
     os.sync()
     scratch = folder / "scratch"
     with scratch.open("wb", buffering=0) as file:
-        for _ in range(_SCRATCH_MIB):
+        for _ in range(max(_SCRATCH_BYTES, most_bytes) // len(_BLOCK) + 1):
             file.write(_BLOCK)
     scratch.unlink()
 
