@@ -6,6 +6,8 @@ const CODEC: &str = "RLE";
 const HEADER_BYTES: usize = 64;
 const MOST_SEGMENTS: usize = 15;
 const LONGEST_RUN: usize = 128;
+/// Of a plane, at a time.
+const PART_BYTES: usize = 4096;
 
 pub(crate) struct Rle;
 
@@ -33,31 +35,37 @@ impl Decode for Rle {
                 expected: format!("{}", samples * bytes),
             });
         }
-        if let [segment] = segments.as_slice() {
-            return unpack(segment, native);
+        let mut segments: Vec<_> = segments.into_iter().map(Unpacking::new).collect();
+        if let [segment] = segments.as_mut_slice() {
+            segment.next(native)?;
+            return segment.end();
         }
-        let plane_bytes = geometry.pixels();
-        let mut planes = vec![0; plane_bytes * segments.len()];
-        for (segment, plane) in segments.iter().zip(planes.chunks_exact_mut(plane_bytes)) {
-            unpack(segment, plane)?;
-        }
-        // PS3.5 G.2: the bytes of a sample come most significant first; cells are little endian.
-        let plane = |at: usize| {
-            let number = at / bytes * bytes + (bytes - 1 - at % bytes);
-            &planes[number * plane_bytes..(number + 1) * plane_bytes]
-        };
-        match segments.len() {
-            2 => join([plane(0), plane(1)], native),
-            3 => join([plane(0), plane(1), plane(2)], native),
-            count => {
-                for at in 0..count {
-                    for (cell, &value) in native[at..].iter_mut().step_by(count).zip(plane(at)) {
-                        *cell = value;
+        let count = segments.len();
+        // A part of each plane at a time, so that they are still at hand when they are joined.
+        let mut parts = vec![0; PART_BYTES * count];
+        for cells in native.chunks_mut(PART_BYTES * count) {
+            let part_bytes = cells.len() / count;
+            for (segment, part) in segments.iter_mut().zip(parts.chunks_exact_mut(PART_BYTES)) {
+                segment.next(&mut part[..part_bytes])?;
+            }
+            // PS3.5 G.2: the bytes of a sample come most significant first; cells are little endian.
+            let part = |at: usize| {
+                let begin = (at / bytes * bytes + (bytes - 1 - at % bytes)) * PART_BYTES;
+                &parts[begin..begin + part_bytes]
+            };
+            match count {
+                2 => join([part(0), part(1)], cells),
+                3 => join([part(0), part(1), part(2)], cells),
+                count => {
+                    for at in 0..count {
+                        for (cell, &value) in cells[at..].iter_mut().step_by(count).zip(part(at)) {
+                            *cell = value;
+                        }
                     }
                 }
             }
         }
-        Ok(())
+        segments.iter().try_for_each(Unpacking::end)
     }
 }
 
@@ -139,39 +147,81 @@ fn join<const N: usize>(planes: [&[u8]; N], native: &mut [u8]) {
     }
 }
 
-/// PS3.5 G.3.2: `PackBits`.
-fn unpack(segment: &[u8], plane: &mut [u8]) -> Result<(), CodecError> {
-    let short = || CodecError::damaged(CODEC, "a segment is cut short");
-    let mut rest = segment;
-    let mut at = 0;
-    while at < plane.len() {
-        let (&control, after) = rest.split_first().ok_or_else(short)?;
-        rest = match control {
-            0..=127 => {
-                let (literal, after) = after
-                    .split_at_checked(usize::from(control) + 1)
-                    .ok_or_else(short)?;
-                next(plane, &mut at, literal.len())?.copy_from_slice(literal);
-                after
-            }
-            128 => after,
-            129..=255 => {
-                let (&value, after) = after.split_first().ok_or_else(short)?;
-                next(plane, &mut at, 257 - usize::from(control))?.fill(value);
-                after
-            }
-        };
-    }
-    Ok(())
+/// A segment that is unpacked by and by (PS3.5 G.3.2: `PackBits`).
+struct Unpacking<'s> {
+    packed: &'s [u8],
+    pending: Pending<'s>,
 }
 
-/// The next bytes of a plane.
-fn next<'p>(plane: &'p mut [u8], at: &mut usize, count: usize) -> Result<&'p mut [u8], CodecError> {
-    let begin = *at;
-    *at += count;
-    plane
-        .get_mut(begin..*at)
-        .ok_or_else(|| CodecError::damaged(CODEC, "a segment is too long"))
+/// What a segment says of the next bytes.
+enum Pending<'s> {
+    Literal(&'s [u8]),
+    Run { value: u8, count: usize },
+}
+
+impl<'s> Unpacking<'s> {
+    fn new(packed: &'s [u8]) -> Self {
+        Self {
+            packed,
+            pending: Pending::Literal(&[]),
+        }
+    }
+
+    /// The next bytes of the plane.
+    fn next(&mut self, mut plane: &mut [u8]) -> Result<(), CodecError> {
+        while !plane.is_empty() {
+            let taken = match &mut self.pending {
+                Pending::Literal([]) | Pending::Run { count: 0, .. } => {
+                    self.pending = self.read()?;
+                    continue;
+                }
+                Pending::Literal(literal) => {
+                    let taken = literal.len().min(plane.len());
+                    let (now, later) = literal.split_at(taken);
+                    plane[..taken].copy_from_slice(now);
+                    *literal = later;
+                    taken
+                }
+                Pending::Run { value, count } => {
+                    let taken = (*count).min(plane.len());
+                    plane[..taken].fill(*value);
+                    *count -= taken;
+                    taken
+                }
+            };
+            plane = &mut plane[taken..];
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<Pending<'s>, CodecError> {
+        let short = || CodecError::damaged(CODEC, "a segment is cut short");
+        let (&control, after) = self.packed.split_first().ok_or_else(short)?;
+        let (pending, rest) = match control {
+            0..=127 => {
+                let (literal, rest) = after
+                    .split_at_checked(usize::from(control) + 1)
+                    .ok_or_else(short)?;
+                (Pending::Literal(literal), rest)
+            }
+            128 => (Pending::Literal(&[]), after),
+            129..=255 => {
+                let (&value, rest) = after.split_first().ok_or_else(short)?;
+                let count = 257 - usize::from(control);
+                (Pending::Run { value, count }, rest)
+            }
+        };
+        self.packed = rest;
+        Ok(pending)
+    }
+
+    /// When the plane is full: nothing of it may be left. (What follows is padding.)
+    fn end(&self) -> Result<(), CodecError> {
+        match self.pending {
+            Pending::Literal([]) | Pending::Run { count: 0, .. } => Ok(()),
+            _ => Err(CodecError::damaged(CODEC, "a segment is too long")),
+        }
+    }
 }
 
 /// PS3.5 G.3.1.
@@ -230,10 +280,34 @@ mod tests {
         assert_eq!(out, [3, 1, 2, 2, 3]);
     }
 
+    #[test]
+    fn a_plane_ends_where_its_segment_says() {
+        let frame = |packed: &[u8]| {
+            let mut frame = vec![0; HEADER_BYTES];
+            (frame[0], frame[4]) = (1, HEADER_BYTES as u8);
+            frame.extend_from_slice(packed);
+            Rle.decode(&frame, &geometry(2, 3, 1, 8), 1)
+        };
+        assert_eq!(frame(&[1, 1, 2, 128, 253, 7]).unwrap(), [1, 2, 7, 7, 7, 7]);
+        assert_eq!(frame(&[251, 7, 0]).unwrap(), [7; 6]);
+        for (packed, said) in [
+            (&[250, 7][..], "too long"),
+            (&[6, 1, 2, 3, 4, 5, 6, 7], "too long"),
+            (&[252, 7], "cut short"),
+            (&[252, 7, 200], "cut short"),
+            (&[5, 1, 2, 3, 4, 5], "cut short"),
+        ] {
+            assert!(
+                frame(packed).unwrap_err().to_string().contains(said),
+                "{packed:?}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_packed_comes_back(
-            rows in 1u16..9, columns in 1u16..300, samples in prop::sample::select(vec![1u16, 3]),
+            rows in 1u16..40, columns in 1u16..300, samples in prop::sample::select(vec![1u16, 3]),
             bits in prop::sample::select(vec![8u16, 16, 32]), seed in any::<u64>(), few in any::<bool>(),
         ) {
             let geometry = geometry(rows, columns, samples, bits);

@@ -1,6 +1,7 @@
-//! Frames through a codec, several at a time, in order, with a bounded number in memory.
+//! Frames through a codec, several at a time: in order, with a bounded number in memory, or each to its place.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::TranscodeError;
@@ -74,10 +75,52 @@ pub(super) fn in_order(
     })
 }
 
+/// Runs `work` for the frames 0 to `count - 1`, in any order: it sees to its result itself, with memory that stays its thread's from frame
+/// to frame. `done` hears of those that this thread worked on.
+///
+/// # Errors
+/// The first one, in the order of the frames.
+pub(super) fn in_place(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize, &mut Vec<u8>) -> Result<(), TranscodeError> + Sync,
+    mut done: impl FnMut(),
+) -> Result<(), TranscodeError> {
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<(usize, TranscodeError)>> = Mutex::default();
+    let run = |done: &mut dyn FnMut()| {
+        let mut memory = Vec::new();
+        loop {
+            let frame = next.fetch_add(1, Ordering::Relaxed);
+            if frame >= count {
+                return;
+            }
+            match work(frame, &mut memory) {
+                Ok(()) => done(),
+                Err(error) => {
+                    next.fetch_max(count, Ordering::Relaxed);
+                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    // All frames before this one are done or on their way.
+                    if failed.as_ref().is_none_or(|(first, _)| frame < *first) {
+                        *failed = Some((frame, error));
+                    }
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            scope.spawn(|| run(&mut || ()));
+        }
+        run(&mut done);
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failed.map_or(Ok(()), |(_, error)| Err(error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn results_come_in_order_with_a_bounded_number_in_memory() {
@@ -125,5 +168,41 @@ mod tests {
         );
         assert!(matches!(error, Err(TranscodeError::NotExact(7))));
         assert_eq!(taken, 7);
+    }
+
+    #[test]
+    fn each_frame_is_worked_on_once_and_the_first_error_counts() {
+        for threads in [1, 2, 4] {
+            let seen: Vec<_> = (0..100).map(|_| AtomicUsize::new(0)).collect();
+            let mut told = 0;
+            in_place(
+                100,
+                threads,
+                |frame, _| {
+                    seen[frame].fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                },
+                || told += 1,
+            )
+            .unwrap();
+            assert!(seen.iter().all(|times| times.load(Ordering::SeqCst) == 1));
+            assert!(told <= 100 && (threads > 1 || told == 100));
+
+            let begun = AtomicUsize::new(0);
+            let error = in_place(
+                1000,
+                threads,
+                |frame, _| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    if frame >= 7 {
+                        return Err(TranscodeError::NotExact(frame));
+                    }
+                    Ok(())
+                },
+                || (),
+            );
+            assert!(matches!(error, Err(TranscodeError::NotExact(7))));
+            assert!(begun.load(Ordering::SeqCst) < 7 + 1 + 2 * threads);
+        }
     }
 }

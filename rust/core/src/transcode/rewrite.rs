@@ -336,36 +336,32 @@ impl<'i> Pixels<'i> {
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
         let frame_bytes = self.geometry.frame_bytes();
-        let mut told = |_| {
-            progress();
-            Ok(())
-        };
         if let Some(memory) = out.memory(total) {
             let places: Vec<_> = memory.chunks_exact_mut(frame_bytes).map(Mutex::new).collect();
-            let decode = |frame: usize| {
-                if let Some(place) = places.get(frame) {
+            let decode = |frame: usize, _: &mut Vec<u8>| match places.get(frame) {
+                Some(place) => {
                     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-                    self.native_frame_to(frame, &mut place)?;
+                    self.native_frame_to(frame, &mut place)
                 }
-                Ok(Vec::new())
+                None => Ok(()),
             };
-            return self.each_frame(decode, told);
+            return frames::in_place(self.count, self.threads, decode, progress);
         }
         if self.count > 1 {
             if let Some(room) = out.room(total)? {
-                let write = |frame| {
-                    let native = self.native_frame(frame)?;
-                    room.write_at((frame * frame_bytes) as u64, &native)?;
-                    Ok(Vec::new())
+                let write = |frame: usize, memory: &mut Vec<u8>| {
+                    let native = self.native_frame_in(frame, memory)?;
+                    Ok(room.write_at((frame * frame_bytes) as u64, &native)?)
                 };
-                return self.each_frame(write, told);
+                return frames::in_place(self.count, self.threads, write, progress);
             }
         }
         self.each_frame(
             |frame| self.native_frame(frame).map(Cow::into_owned),
             |native| {
                 out.write(&native)?;
-                told(native)
+                progress();
+                Ok(())
             },
         )
     }
@@ -450,6 +446,20 @@ impl<'i> Pixels<'i> {
         }
         place.copy_from_slice(&self.native_frame(frame)?);
         Ok(())
+    }
+
+    /// The same; where it has to be decoded, in memory that can be used again.
+    fn native_frame_in<'m>(
+        &'m self,
+        frame: usize,
+        memory: &'m mut Vec<u8>,
+    ) -> Result<Cow<'m, [u8]>, TranscodeError> {
+        if matches!(self.frames, Frames::Native { .. }) {
+            return self.native_frame(frame);
+        }
+        memory.resize(self.geometry.frame_bytes(), 0);
+        self.native_frame_to(frame, memory)?;
+        Ok(Cow::Borrowed(memory))
     }
 
     /// The bytes of a compressed frame, which is what the first one is.
