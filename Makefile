@@ -82,9 +82,9 @@ kafka: $(STAMPS)/build $(STAMPS)/test-tools ## A Kafka broker on 127.0.0.1:9092 
 bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine
 	$(BIN)/python -m pytest benches -s --timeout 900 --ignore benches/bench_peers.py --ignore benches/bench_durability.py --ignore benches/bench_scale.py --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
-bench-peers: $(STAMPS)/build $(STAMPS)/test-tools ## Other receivers and us, ROUNDS rounds (default 5)
+bench-peers: $(STAMPS)/build $(STAMPS)/test-tools ## Other receivers and us, ROUNDS rounds (default 15)
 	$(CARGO) build --release --locked --quiet -p storescp-sink
-	STORESCP_PEERS_ROUNDS=$${ROUNDS:-5} $(BIN)/python -m pytest benches/bench_peers.py -s --timeout 0
+	STORESCP_PEERS_ROUNDS=$${ROUNDS:-15} $(BIN)/python -m pytest benches/bench_peers.py -s --timeout 0
 
 bench-scale: $(STAMPS)/build $(STAMPS)/test-tools ## More associations, a million rows, a hundred tenants, ROUNDS rounds (default 5)
 	STORESCP_PEERS_ROUNDS=$${ROUNDS:-5} $(BIN)/python -m pytest benches/bench_scale.py -s --timeout 0

@@ -29,6 +29,8 @@ class Receiver(ABC):
     label = ""
     #: Whether it syncs what it stores before it answers.
     syncs = "no"
+    #: Whether a round of it takes seconds.
+    is_slow = False
 
     def __init__(self, folder: Path, max_pdu: int = 16384) -> None:
         self.folder = folder
@@ -123,6 +125,16 @@ class OursUnsynced(Ours):
     syncs = "no"
 
 
+class OursInPython(OursUnsynced):
+    """The same listener with the pure-Python engine."""
+
+    label = "storescp --engine python, durability none"
+    is_slow = True
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--engine", "python"]
+
+
 class OursTranscoding(OursUnsynced):
     """Nothing compressed is in the list of what viewers read, so all of it is decoded."""
 
@@ -192,6 +204,7 @@ class DcmtkAnySyntax(Dcmtk):
 
 class Pynetdicom(Receiver):
     label = "pynetdicom storescp"
+    is_slow = True
 
     def command(self) -> list[str]:
         options = [str(self.port), "-od", str(self.folder), "--max-pdu", str(self.max_pdu)]
@@ -213,6 +226,7 @@ class DicomRs(Receiver):
 class Orthanc(Receiver):
     label = "Orthanc"
     syncs = "file"
+    is_slow = True
 
     @staticmethod
     def is_installed() -> bool:

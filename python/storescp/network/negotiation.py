@@ -23,6 +23,7 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from storescp import _core
 from storescp.network.contexts import Offer
 from storescp.network.identity import UserIdentity
+from storescp.network.proposals import Proposal, condense, expand
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 # A response needs room for one fragment of at least two bytes; less is no length that anyone can use.
@@ -121,33 +122,37 @@ class Negotiator:
         if answer is not None:
             return Agreement(answer, *titles)
         # The titles decide nothing here and are only echoed; nobody shall stumble over odd padding.
-        primitive = _decode(request[: _CALLED.start] + _NO_TITLES + request[_CALLING.stop :])
+        untitled = request[: _CALLED.start] + _NO_TITLES + request[_CALLING.stop :]
+        condensed, proposals = condense(untitled, self._offer) or (untitled, None)
+        primitive = _decode(condensed)
         if primitive.application_context_name != APPLICATION_CONTEXT_NAME:
             return UNKNOWN_APPLICATION_CONTEXT
         peer = _peer_information(primitive)
         if peer.max_pdu_length and peer.max_pdu_length < _SMALLEST_PEER_PDU:
             return UNUSABLE_PDU_LENGTH
-        answer = self._answer(primitive, peer)
+        answer = self._answer(primitive, proposals or _proposals_of(primitive), peer)
         # A request with a user's passcode in it is not kept.
         if peer.user is None:
             self.answers.remember(request, answer)
         return Agreement(answer, *titles, peer.user)
 
-    def _answer(self, primitive: A_ASSOCIATE, peer: _Peer) -> _core.Answer:
-        results = negotiate_contexts(primitive.presentation_context_definition_list, self._offer)
-        accepted = [
-            (int(context.context_id or 0), str(context.abstract_syntax), str(context.transfer_syntax[0]))
-            for context in results
-            if context.result == 0
-        ]
-        rejected = [
-            (str(asked.abstract_syntax), int(result.result or 0), [str(uid) for uid in asked.transfer_syntax])
-            for asked, result in zip(primitive.presentation_context_definition_list, results, strict=True)
-            if result.result != 0
-        ]
+    def _answer(self, primitive: A_ASSOCIATE, proposals: list[Proposal], peer: _Peer) -> _core.Answer:
+        asked = primitive.presentation_context_definition_list
+        results = negotiate_contexts(asked, self._offer)
+        found = {
+            int(context.context_id or 0): (int(result.result or 0), str(result.transfer_syntax[0]))
+            for context, result in zip(asked, results, strict=True)
+        }
+        accepted, rejected = [], []
+        for one in proposals:
+            result, transfer_syntax = found[one.like]
+            if result == 0:
+                accepted.append((one.context_id, one.abstract_syntax, transfer_syntax))
+            else:
+                rejected.append((one.abstract_syntax, result, list(one.transfer_syntaxes)))
         acknowledge_user = self._answers_users and peer.wants_user_response
         pdu = self._accept_pdu(primitive, results, acknowledge_user=acknowledge_user)
-        return _core.Answer(accepted, rejected, peer.max_pdu_length, pdu)
+        return _core.Answer(accepted, rejected, peer.max_pdu_length, expand(pdu, proposals))
 
     def _accept_pdu(self, request: A_ASSOCIATE, results: list[PresentationContext], *, acknowledge_user: bool) -> bytes:
         primitive = A_ASSOCIATE()
@@ -224,6 +229,16 @@ def _decode(request: bytes) -> A_ASSOCIATE:
     if not complete or len(set(ids)) != len(ids) or not ids:
         raise MalformedRequest
     return primitive
+
+
+def _proposals_of(primitive: A_ASSOCIATE) -> list[Proposal]:
+    """Each is like itself."""
+    proposals = []
+    for context in primitive.presentation_context_definition_list:
+        context_id = int(context.context_id or 0)
+        syntaxes = tuple(str(uid) for uid in context.transfer_syntax)
+        proposals.append(Proposal(context_id, str(context.abstract_syntax), syntaxes, context_id))
+    return proposals
 
 
 @dataclass(frozen=True)
