@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from quiet import fill_page_cache
 from support.service import ServiceProcess
 
 
@@ -22,7 +23,8 @@ def all_bench_folders() -> Iterator[Path]:
 
 @pytest.fixture
 def bench_folder(all_bench_folders: Path) -> Path:
-    """A new folder for one bench."""
+    """A new folder for one bench, on a machine whose memory is in use."""
+    fill_page_cache(all_bench_folders / "page-cache")
     return Path(tempfile.mkdtemp(dir=all_bench_folders))
 
 
