@@ -191,7 +191,14 @@ class Measured:
 
 
 def send(port: int, load: Load, instances: list[tuple[str, bytes]]) -> list[float]:
-    """Seconds of each instance; an association of its own counts with it."""
+    """Seconds of each instance, all of which are taken; an association of its own counts with it."""
+    answers = answers_to(port, load, instances)
+    assert [status for status, _ in answers] == [0] * len(instances)
+    return [seconds for _, seconds in answers]
+
+
+def answers_to(port: int, load: Load, instances: list[tuple[str, bytes]]) -> list[tuple[int, float]]:
+    """Status and seconds of each instance."""
 
     context = (CT, load.transfer_syntax)
 
@@ -216,8 +223,7 @@ def send(port: int, load: Load, instances: list[tuple[str, bytes]]) -> list[floa
         parts = [instances[first :: load.associations] for first in range(load.associations)]
         with ThreadPoolExecutor(load.associations) as pool:
             answers = [answer for part in pool.map(send_some, parts) for answer in part]
-    assert [status for status, _ in answers] == [0] * len(instances)
-    return [seconds for _, seconds in answers]
+    return answers
 
 
 def settled_cpu_seconds(receiver: Receiver) -> float:
@@ -258,7 +264,7 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
     receivers = start_receivers(ALL if load.transfer_syntax == EXPLICIT else COMPRESSED, max_pdu)
     measured = {receiver.label: Measured() for receiver in receivers}
     idle = {receiver.label: receiver.rss_kib("VmRSS") for receiver in receivers}
-    sent = dict.fromkeys(measured, 0)
+    taken, offered = dict.fromkeys(measured, 0), dict.fromkeys(measured, 0)
     slow_every = SLOW_EVERY if load.rounds >= SLOW_EVERY * LEAST_ROUNDS else 1
     for number in range(load.rounds + 1):
         instances = load.make(number)
@@ -267,17 +273,20 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
         # In another order each time: whoever comes next finds the memory and the disk as the one before left them.
         for receiver in random.Random(number).sample(some, len(some)):
             quiet(bench_folder, round(megabytes * 1e6) * len(instances))
-            sent[receiver.label] += len(instances)
-            if load.before:
-                send(receiver.port, load, instances[: load.before])
+            answers = answers_to(receiver.port, load, instances[: load.before]) if load.before else []
             cpu, began = receiver.cpu_seconds(), time.perf_counter()
-            latencies = send(receiver.port, load, instances[load.before :])
+            measured_answers = answers_to(receiver.port, load, instances[load.before :])
             seconds = time.perf_counter() - began
+            latencies = [latency for _, latency in measured_answers]
+            refused = sum(status != 0 for status, _ in answers + measured_answers)
+            assert not refused or receiver.may_refuse, f"{receiver.label} refused {refused}"
+            taken[receiver.label] += len(instances) - refused
+            offered[receiver.label] += len(instances)
             cpu = settled_cpu_seconds(receiver) - cpu
             if number:
                 measured[receiver.label].add(load, seconds, latencies, cpu)
     for receiver in receivers:
-        expected = sent[receiver.label]
+        expected = taken[receiver.label]
         sizes = [file.stat().st_size for file in receiver.visible()]
         assert len(sizes) == expected, f"{receiver.label} stored {len(sizes)} of {expected}"
         assert sum(sizes) >= megabytes * 1e6 * expected, f"{receiver.label} stored too little"
@@ -293,7 +302,10 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
     print("|---|---|---|---|---|---|---|---|---|")
     for receiver in receivers:
         sink = measured[(Sink if receiver.syncs == "no" else DurableSink).label]
-        print(f"| {receiver.label} | {receiver.syncs} | {measured[receiver.label].cells(megabytes, sink)} |")
+        label = receiver.label
+        refused = offered[label] - taken[label]
+        remark = f" (refused {refused} of {offered[label]})" if refused else ""
+        print(f"| {label}{remark} | {receiver.syncs} | {measured[label].cells(megabytes, sink)} |")
 
 
 @pytest.mark.parametrize("contexts", [MANY_CONTEXTS[1:2], MANY_CONTEXTS], ids=["1 context", "128 contexts"])

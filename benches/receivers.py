@@ -31,6 +31,8 @@ class Receiver(ABC):
     syncs = "no"
     #: Whether a round of it takes seconds.
     is_slow = False
+    #: Whether it is known to answer out of resources (A7xx) at times.
+    may_refuse = False
 
     def __init__(self, folder: Path, max_pdu: int = 16384) -> None:
         self.folder = folder
@@ -227,6 +229,7 @@ class Orthanc(Receiver):
     label = "Orthanc"
     syncs = "file"
     is_slow = True
+    may_refuse = True
 
     @staticmethod
     def is_installed() -> bool:
