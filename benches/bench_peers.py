@@ -166,6 +166,8 @@ class Measured:
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
     grown_kib: int = 0
+    offered: int = 0
+    refused: int = 0
 
     def add(self, load: Load, seconds: float, latencies: list[float], cpu_seconds: float) -> None:
         self.rates.append(load.count / seconds)
@@ -264,7 +266,6 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
     receivers = start_receivers(ALL if load.transfer_syntax == EXPLICIT else COMPRESSED, max_pdu)
     measured = {receiver.label: Measured() for receiver in receivers}
     idle = {receiver.label: receiver.rss_kib("VmRSS") for receiver in receivers}
-    taken, offered = dict.fromkeys(measured, 0), dict.fromkeys(measured, 0)
     slow_every = SLOW_EVERY if load.rounds >= SLOW_EVERY * LEAST_ROUNDS else 1
     for number in range(load.rounds + 1):
         instances = load.make(number)
@@ -278,19 +279,20 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
             measured_answers = answers_to(receiver.port, load, instances[load.before :])
             seconds = time.perf_counter() - began
             latencies = [latency for _, latency in measured_answers]
-            refused = sum(status != 0 for status, _ in answers + measured_answers)
-            assert not refused or receiver.may_refuse, f"{receiver.label} refused {refused}"
-            taken[receiver.label] += len(instances) - refused
-            offered[receiver.label] += len(instances)
+            found = measured[receiver.label]
+            found.offered += len(instances)
+            found.refused += sum(status != 0 for status, _ in answers + measured_answers)
+            assert not found.refused or receiver.may_refuse, f"{receiver.label} refused {found.refused}"
             cpu = settled_cpu_seconds(receiver) - cpu
             if number:
-                measured[receiver.label].add(load, seconds, latencies, cpu)
+                found.add(load, seconds, latencies, cpu)
     for receiver in receivers:
-        expected = taken[receiver.label]
+        found = measured[receiver.label]
+        expected = found.offered - found.refused
         sizes = [file.stat().st_size for file in receiver.visible()]
         assert len(sizes) == expected, f"{receiver.label} stored {len(sizes)} of {expected}"
         assert sum(sizes) >= megabytes * 1e6 * expected, f"{receiver.label} stored too little"
-        measured[receiver.label].grown_kib = receiver.rss_kib("VmHWM") - idle[receiver.label]
+        found.grown_kib = receiver.rss_kib("VmHWM") - idle[receiver.label]
         if load.frames > 1:
             # Few and large. Small ones stay until the end: ext4 avoids inodes that were deleted in the last minutes.
             shutil.rmtree(receiver.folder, ignore_errors=True)
@@ -302,10 +304,9 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
     print("|---|---|---|---|---|---|---|---|---|")
     for receiver in receivers:
         sink = measured[(Sink if receiver.syncs == "no" else DurableSink).label]
-        label = receiver.label
-        refused = offered[label] - taken[label]
-        remark = f" (refused {refused} of {offered[label]})" if refused else ""
-        print(f"| {label}{remark} | {receiver.syncs} | {measured[label].cells(megabytes, sink)} |")
+        found = measured[receiver.label]
+        remark = f" (refused {found.refused} of {found.offered})" if found.refused else ""
+        print(f"| {receiver.label}{remark} | {receiver.syncs} | {found.cells(megabytes, sink)} |")
 
 
 @pytest.mark.parametrize("contexts", [MANY_CONTEXTS[1:2], MANY_CONTEXTS], ids=["1 context", "128 contexts"])

@@ -152,10 +152,6 @@ class Sink(Receiver):
     label = "sink: write"
     mode = "write"
 
-    @staticmethod
-    def is_installed() -> bool:
-        return (_CARGO_TARGET / "storescp-sink").exists()
-
     def command(self) -> list[str]:
         options = [str(self.port), str(self.folder), self.mode, str(self.max_pdu)]
         return [str(_CARGO_TARGET / "storescp-sink"), *options]

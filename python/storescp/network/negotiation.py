@@ -23,7 +23,7 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from storescp import _core
 from storescp.network.contexts import Offer
 from storescp.network.identity import UserIdentity
-from storescp.network.proposals import Proposal, condense, expand
+from storescp.network.proposals import FIXED_BYTES, Proposal, condense, expand
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 # A response needs room for one fragment of at least two bytes; less is no length that anyone can use.
@@ -31,7 +31,6 @@ _SMALLEST_PEER_PDU = 128
 _PROTOCOL_VERSION = slice(6, 8)
 _CALLED = slice(10, 26)
 _CALLING = slice(26, 42)
-_FIXED_BYTES = 74
 _NO_TITLES = b"ANY".ljust(16) * 2
 
 
@@ -192,7 +191,7 @@ def check_fixed_fields(request: bytes) -> Rejection | None:
     Raises:
         MalformedRequest: they are not all there.
     """
-    if len(request) < _FIXED_BYTES:
+    if len(request) < FIXED_BYTES:
         raise MalformedRequest
     if not request[_PROTOCOL_VERSION][1] & 1:
         return UNKNOWN_PROTOCOL_VERSION

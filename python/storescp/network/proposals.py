@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from storescp.network.contexts import Offer
 
 # PS3.8 9.3.2 and 9.3.3: fixed fields, then items of type, reserved byte, length and value.
-_FIXED_BYTES = 74
+FIXED_BYTES = 74
 _ITEM = struct.Struct(">BxH")
 _PDU = struct.Struct(">BBL")
 _APPLICATION_CONTEXT = 0x10
@@ -55,7 +55,7 @@ def condense(request: bytes, offer: Offer) -> tuple[bytes, list[Proposal]] | Non
 
 
 def _condense(request: bytes, offer: Offer) -> tuple[bytes, list[Proposal]]:
-    items = list(_items(request[_FIXED_BYTES:]))
+    items = list(_items(request[FIXED_BYTES:]))
     kinds = [kind for kind, _ in items]
     if kinds != [_APPLICATION_CONTEXT, *[_PROPOSED] * (len(items) - 2), _USER_INFORMATION]:
         raise _NotPlain
@@ -84,7 +84,7 @@ def _condense(request: bytes, offer: Offer) -> tuple[bytes, list[Proposal]]:
 
 def expand(accept: bytes, proposals: Sequence[Proposal]) -> bytes:
     """The A-ASSOCIATE-AC for all proposals, from that for those of them that pynetdicom saw."""
-    items = list(_items(accept[_FIXED_BYTES:]))
+    items = list(_items(accept[FIXED_BYTES:]))
     results = {value[0]: value[1:] for kind, value in items if kind == _NEGOTIATED}
     negotiated = [(_NEGOTIATED, bytes([one.context_id]) + results[one.like]) for one in proposals]
     head = [item for item in items if item[0] == _APPLICATION_CONTEXT]
@@ -94,7 +94,7 @@ def expand(accept: bytes, proposals: Sequence[Proposal]) -> bytes:
 
 def _pdu(like: bytes, items: Sequence[tuple[int, bytes]]) -> bytes:
     """The fixed fields of another one, and these items."""
-    body = like[_PDU.size : _FIXED_BYTES] + b"".join(_item(kind, value) for kind, value in items)
+    body = like[_PDU.size : FIXED_BYTES] + b"".join(_item(kind, value) for kind, value in items)
     return _PDU.pack(like[0], like[1], len(body)) + body
 
 
