@@ -202,10 +202,16 @@ def _show(codec: str, found: dict[str, float], size: int, instances: int) -> Non
     print(f"\n{codec}: {', '.join(parts)}; {best / ours:.2f} times the fastest")
 
 
-@pytest.mark.parametrize("codec", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.5"])
-def test_frames_at_a_time(bench_folder: Path, codec: str) -> None:
+@pytest.mark.parametrize("pixels", ["a slice", "noise"])
+@pytest.mark.parametrize(
+    ("codec", "rounds"),
+    [("1.2.840.10008.1.2.4.90", 5), ("1.2.840.10008.1.2.4.80", 15), ("1.2.840.10008.1.2.5", 101)],
+    ids=["JPEG 2000", "JPEG-LS", "RLE"],
+)
+def test_frames_at_a_time(curated: Path, bench_folder: Path, codec: str, rounds: int, pixels: str) -> None:
     """A multi-frame instance of 100 frames by a worker process with one thread and with two."""
-    one = compressed_ct(1, codec, frames=100, rows=512)
+    frame = pydicom.dcmread(curated / FILES["RLE"]).pixel_array.tobytes() if pixels == "a slice" else None
+    one = compressed_ct(1, codec, frames=100, rows=512, pixels=frame)
     source = bench_folder / "source.dcm"
     source.write_bytes(one.dataset)
 
@@ -226,10 +232,10 @@ def test_frames_at_a_time(bench_folder: Path, codec: str) -> None:
     double()
     results = [(bench_folder / f"target-{threads}").read_bytes() for threads in (1, 2)]
     assert results[0] == results[1] == _core.transcode(one.dataset, codec, EXPLICIT, 1 << 30)
-    seconds = [(single(), double()) for _ in range(ROUNDS)]
+    seconds = [(single(), double()) for _ in range(rounds)]
     one_thread, two = (statistics.median(values) for values in zip(*seconds, strict=True))
     print(
-        f"\n{codec}, 100 frames: one thread {one_thread * 1000:.1f} ms, two {two * 1000:.1f} ms "
+        f"\n{codec}, 100 frames of {pixels}: one thread {one_thread * 1000:.1f} ms, two {two * 1000:.1f} ms "
         f"({one_thread / two:.2f})"
     )
 

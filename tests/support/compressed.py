@@ -18,14 +18,17 @@ ONLY_EXPLICIT = {"STORESCP_DICOM_STORE_SCP__CORNERSTONEJS_SUPPORTED_TRANSFER_SYN
 _PIXEL_DATA = 0x7FE00010
 
 
-def compressed_ct(number: int, transfer_syntax: str, *, frames: int = 1, rows: int = 64) -> Instance:
-    """CT pixels in a compressed transfer syntax; all frames have the same."""
+def compressed_ct(
+    number: int, transfer_syntax: str, *, frames: int = 1, rows: int = 64, pixels: bytes | None = None
+) -> Instance:
+    """CT pixels, given or noise, in a compressed transfer syntax; all frames have the same."""
     one = ct_slice(number, rows=rows)
-    if frames > 1:
-        pixels = one.dataset[-rows * rows * 2 :] * frames
+    if frames > 1 or pixels is not None:
+        frame = pixels or one.dataset[-rows * rows * 2 :]
+        assert len(frame) == rows * rows * 2
         changes = {
             0x00280008: explicit(0x00280008, b"IS", text(str(frames))),
-            _PIXEL_DATA: explicit(_PIXEL_DATA, b"OW", pixels),
+            _PIXEL_DATA: explicit(_PIXEL_DATA, b"OW", frame * frames),
         }
         one = ct_slice(number, rows=rows, changes=changes)
     dataset = _core.transcode(one.dataset, EXPLICIT, transfer_syntax, 1 << 33, threads=4)

@@ -75,47 +75,124 @@ pub(super) fn in_order(
     })
 }
 
-/// Runs `work` for the frames 0 to `count - 1`, in any order: it sees to its result itself, with memory that stays its thread's from frame
-/// to frame. `done` hears of those that this thread worked on.
+/// Runs `work` for the frames 0 to `count - 1`, in any order: it sees to its result itself. `done` hears of those that this
+/// thread worked on.
 ///
 /// # Errors
 /// The first one, in the order of the frames.
 pub(super) fn in_place(
     count: usize,
     threads: usize,
-    work: impl Fn(usize, &mut Vec<u8>) -> Result<(), TranscodeError> + Sync,
+    work: impl Fn(usize) -> Result<(), TranscodeError> + Sync,
     mut done: impl FnMut(),
 ) -> Result<(), TranscodeError> {
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<(usize, TranscodeError)>> = Mutex::default();
+    let queue = Queue::new(count);
     let run = |done: &mut dyn FnMut()| {
-        let mut memory = Vec::new();
-        loop {
-            let frame = next.fetch_add(1, Ordering::Relaxed);
-            if frame >= count {
-                return;
-            }
-            match work(frame, &mut memory) {
+        while let Some(frame) = queue.claim() {
+            match work(frame) {
                 Ok(()) => done(),
-                Err(error) => {
-                    next.fetch_max(count, Ordering::Relaxed);
-                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    // All frames before this one are done or on their way.
-                    if failed.as_ref().is_none_or(|(first, _)| frame < *first) {
-                        *failed = Some((frame, error));
-                    }
-                }
+                Err(error) => queue.fail(frame, error),
             }
         }
     };
+    on_threads(threads.min(count), run, &mut done);
+    queue.result()
+}
+
+/// Has the frames 0 to `count - 1` decoded and written, in any order, where threads that write at the same time would wait for each
+/// other: who finds another writing decodes its next frame first. `done` hears of those that this thread wrote.
+///
+/// `decode` gets memory that was used for a frame before, or none.
+///
+/// # Errors
+/// The first one, in the order of the frames.
+pub(super) fn by_turns(
+    count: usize,
+    threads: usize,
+    decode: impl Fn(usize, &mut Vec<u8>) -> Result<(), TranscodeError> + Sync,
+    write: impl Fn(usize, &[u8]) -> Result<(), TranscodeError> + Sync,
+    mut done: impl FnMut(),
+) -> Result<(), TranscodeError> {
+    let queue = Queue::new(count);
+    let writing = AtomicUsize::new(0);
+    let run = |done: &mut dyn FnMut()| {
+        let mut decoded: Vec<(usize, Vec<u8>)> = Vec::new();
+        let mut unused: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let frame = queue.claim();
+            if let Some(frame) = frame {
+                let mut memory = unused.pop().unwrap_or_default();
+                match decode(frame, &mut memory) {
+                    Ok(()) => decoded.push((frame, memory)),
+                    Err(error) => queue.fail(frame, error),
+                }
+                // A hint: who writes all the same waits for its turn.
+                if writing.load(Ordering::Relaxed) > 0 && decoded.len() < AHEAD {
+                    continue;
+                }
+            }
+            writing.fetch_add(1, Ordering::Relaxed);
+            for (frame, memory) in decoded.drain(..) {
+                match write(frame, &memory) {
+                    Ok(()) => done(),
+                    Err(error) => queue.fail(frame, error),
+                }
+                unused.push(memory);
+            }
+            writing.fetch_sub(1, Ordering::Relaxed);
+            if frame.is_none() {
+                return;
+            }
+        }
+    };
+    on_threads(threads.min(count), run, &mut done);
+    queue.result()
+}
+
+/// Frames that are handed out in their order until one fails.
+struct Queue {
+    count: usize,
+    next: AtomicUsize,
+    failed: Mutex<Option<(usize, TranscodeError)>>,
+}
+
+impl Queue {
+    fn new(count: usize) -> Self {
+        Self {
+            count,
+            next: AtomicUsize::new(0),
+            failed: Mutex::default(),
+        }
+    }
+
+    fn claim(&self) -> Option<usize> {
+        let frame = self.next.fetch_add(1, Ordering::Relaxed);
+        (frame < self.count).then_some(frame)
+    }
+
+    fn fail(&self, frame: usize, error: TranscodeError) {
+        self.next.fetch_max(self.count, Ordering::Relaxed);
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        // All frames before this one are done or on their way.
+        if failed.as_ref().is_none_or(|(first, _)| frame < *first) {
+            *failed = Some((frame, error));
+        }
+    }
+
+    fn result(self) -> Result<(), TranscodeError> {
+        let failed = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
+/// Runs the same on so many threads, of which this is one; only this one tells `done`.
+fn on_threads(threads: usize, run: impl Fn(&mut dyn FnMut()) + Sync, done: &mut dyn FnMut()) {
     std::thread::scope(|scope| {
-        for _ in 1..threads.min(count) {
+        for _ in 1..threads {
             scope.spawn(|| run(&mut || ()));
         }
-        run(&mut done);
+        run(done);
     });
-    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failed.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 #[cfg(test)]
@@ -178,7 +255,7 @@ mod tests {
             in_place(
                 100,
                 threads,
-                |frame, _| {
+                |frame| {
                     seen[frame].fetch_add(1, Ordering::SeqCst);
                     Ok(())
                 },
@@ -192,7 +269,7 @@ mod tests {
             let error = in_place(
                 1000,
                 threads,
-                |frame, _| {
+                |frame| {
                     begun.fetch_add(1, Ordering::SeqCst);
                     if frame >= 7 {
                         return Err(TranscodeError::NotExact(frame));
@@ -203,6 +280,55 @@ mod tests {
             );
             assert!(matches!(error, Err(TranscodeError::NotExact(7))));
             assert!(begun.load(Ordering::SeqCst) < 7 + 1 + 2 * threads);
+        }
+    }
+
+    #[test]
+    fn each_frame_is_decoded_and_written_once_in_bounded_memory_and_the_first_error_counts() {
+        let byte = |frame: usize| u8::try_from(frame).unwrap();
+        for threads in [1, 2, 4] {
+            let written: Vec<_> = (0..100).map(|_| AtomicUsize::new(0)).collect();
+            let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let mut told = 0;
+            by_turns(
+                100,
+                threads,
+                |frame, memory| {
+                    most.fetch_max(held.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    memory.clear();
+                    memory.push(byte(frame));
+                    Ok(())
+                },
+                |frame, memory| {
+                    assert_eq!(memory, [byte(frame)]);
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                    held.fetch_sub(1, Ordering::SeqCst);
+                    written[frame].fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                },
+                || told += 1,
+            )
+            .unwrap();
+            assert!(written.iter().all(|times| times.load(Ordering::SeqCst) == 1));
+            assert!(most.load(Ordering::SeqCst) <= threads * AHEAD);
+            assert!(told <= 100 && (threads > 1 || told == 100));
+
+            for fails_in_decoder in [true, false] {
+                let at = |decoding: bool, frame: usize| {
+                    if decoding == fails_in_decoder && frame >= 7 {
+                        return Err(TranscodeError::NotExact(frame));
+                    }
+                    Ok(())
+                };
+                let error = by_turns(
+                    1000,
+                    threads,
+                    |frame, _| at(true, frame),
+                    |frame, _| at(false, frame),
+                    || (),
+                );
+                assert!(matches!(error, Err(TranscodeError::NotExact(7))));
+            }
         }
     }
 }

@@ -338,7 +338,7 @@ impl<'i> Pixels<'i> {
         let frame_bytes = self.geometry.frame_bytes();
         if let Some(memory) = out.memory(total) {
             let places: Vec<_> = memory.chunks_exact_mut(frame_bytes).map(Mutex::new).collect();
-            let decode = |frame: usize, _: &mut Vec<u8>| match places.get(frame) {
+            let decode = |frame: usize| match places.get(frame) {
                 Some(place) => {
                     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
                     self.native_frame_to(frame, &mut place)
@@ -349,11 +349,18 @@ impl<'i> Pixels<'i> {
         }
         if self.count > 1 {
             if let Some(room) = out.room(total)? {
-                let write = |frame: usize, memory: &mut Vec<u8>| {
-                    let native = self.native_frame_in(frame, memory)?;
-                    Ok(room.write_at((frame * frame_bytes) as u64, &native)?)
+                let write = |frame: usize, native: &[u8]| {
+                    Ok(room.write_at((frame * frame_bytes) as u64, native)?)
                 };
-                return frames::in_place(self.count, self.threads, write, progress);
+                if matches!(self.frames, Frames::Native { .. }) {
+                    let copy = |frame| write(frame, &self.native_frame(frame)?);
+                    return frames::in_place(self.count, self.threads, copy, progress);
+                }
+                let decode = |frame: usize, memory: &mut Vec<u8>| {
+                    memory.resize(frame_bytes, 0);
+                    self.native_frame_to(frame, memory)
+                };
+                return frames::by_turns(self.count, self.threads, decode, write, progress);
             }
         }
         self.each_frame(
@@ -446,20 +453,6 @@ impl<'i> Pixels<'i> {
         }
         place.copy_from_slice(&self.native_frame(frame)?);
         Ok(())
-    }
-
-    /// The same; where it has to be decoded, in memory that can be used again.
-    fn native_frame_in<'m>(
-        &'m self,
-        frame: usize,
-        memory: &'m mut Vec<u8>,
-    ) -> Result<Cow<'m, [u8]>, TranscodeError> {
-        if matches!(self.frames, Frames::Native { .. }) {
-            return self.native_frame(frame);
-        }
-        memory.resize(self.geometry.frame_bytes(), 0);
-        self.native_frame_to(frame, memory)?;
-        Ok(Cow::Borrowed(memory))
     }
 
     /// The bytes of a compressed frame, which is what the first one is.
