@@ -27,6 +27,7 @@ mod imp {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::fs::{AtFlags, MemfdFlags, Mode, ResolveFlags, SealFlags, CWD};
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
     pub(crate) const MESSAGES: SocketType = SocketType::SEQPACKET;
     pub(crate) const SOCKET: SocketFlags = SocketFlags::CLOEXEC;
@@ -52,6 +53,22 @@ mod imp {
     pub(crate) fn nameless_file(folder: impl AsFd) -> rustix::io::Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         rustix::fs::openat(folder, ".", flags, Mode::from_raw_mode(0o644))
+    }
+
+    pub(crate) fn this_processor() -> usize {
+        rustix::thread::sched_getcpu()
+    }
+
+    /// Moves this thread from that processor to another that it may use, if there is one; it may come back.
+    pub(crate) fn leave_processor(processor: usize) -> rustix::io::Result<()> {
+        let allowed = sched_getaffinity(None)?;
+        let mut others = allowed;
+        others.unset(processor);
+        if others.count() > 0 {
+            sched_setaffinity(None, &others)?;
+            sched_setaffinity(None, &allowed)?;
+        }
+        Ok(())
     }
 
     /// Before Linux 6.10 it takes a privilege to name a file by its descriptor alone, and without it there is "no such file",
@@ -115,6 +132,15 @@ mod imp {
     pub(crate) const SEND: SendFlags = SendFlags::empty();
     pub(crate) const RECEIVE: RecvFlags = RecvFlags::empty();
 
+    /// Nobody there says which.
+    pub(crate) fn this_processor() -> usize {
+        0
+    }
+
+    pub(crate) fn leave_processor(_processor: usize) -> rustix::io::Result<()> {
+        Ok(())
+    }
+
     pub(crate) fn open_beneath(
         _root: impl AsFd,
         _relative: &str,
@@ -172,8 +198,8 @@ mod imp {
 /// durable only with or behind what was written to the file before it was named.
 /// `memory_file` is one that another process can map, and on Linux not cut.
 pub(crate) use imp::{
-    accept, give_name, keeps_order, memory_file, nameless_file, open_beneath, pass_cache, sync_folder,
-    MESSAGES, RECEIVE, SEND, SOCKET,
+    accept, give_name, keeps_order, leave_processor, memory_file, nameless_file, open_beneath, pass_cache,
+    sync_folder, this_processor, MESSAGES, RECEIVE, SEND, SOCKET,
 };
 
 #[cfg(all(test, target_os = "linux"))]
@@ -194,6 +220,13 @@ mod tests {
         assert_eq!(imp::give_name_by_path(make(), &handle, "new"), Err(Errno::EXIST));
         drop(folder);
         assert_eq!(give_name(make_in_parent(), &handle, "x"), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn who_leaves_a_processor_may_come_back() {
+        let before = rustix::thread::sched_getaffinity(None).unwrap();
+        leave_processor(this_processor()).unwrap();
+        assert_eq!(rustix::thread::sched_getaffinity(None).unwrap(), before);
     }
 
     fn make_in_parent() -> OwnedFd {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::TranscodeError;
+use crate::os;
 
 /// Frames finished or on their way beyond the one that is written next, for each thread.
 const AHEAD: usize = 2;
@@ -186,10 +187,21 @@ impl Queue {
 }
 
 /// Runs the same on so many threads, of which this is one; only this one tells `done`.
+///
+/// Linux often queues a new thread behind its maker although another processor is idle, since that of a virtual machine does not
+/// look so while it is halted. There it would stay for a tick or two (4 ms each): it goes first and to another processor.
 fn on_threads(threads: usize, run: impl Fn(&mut dyn FnMut()) + Sync, done: &mut dyn FnMut()) {
+    let here = os::this_processor();
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(|| run(&mut || ()));
+            scope.spawn(|| {
+                // Where it may not choose, it waits.
+                os::leave_processor(here).ok();
+                run(&mut || ());
+            });
+        }
+        if threads > 1 {
+            std::thread::yield_now();
         }
         run(done);
     });

@@ -349,9 +349,8 @@ impl<'i> Pixels<'i> {
         }
         if self.count > 1 {
             if let Some(room) = out.room(total)? {
-                let write = |frame: usize, native: &[u8]| {
-                    Ok(room.write_at((frame * frame_bytes) as u64, native)?)
-                };
+                let write =
+                    |frame: usize, native: &[u8]| Ok(room.write_at((frame * frame_bytes) as u64, native)?);
                 if matches!(self.frames, Frames::Native { .. }) {
                     let copy = |frame| write(frame, &self.native_frame(frame)?);
                     return frames::in_place(self.count, self.threads, copy, progress);
