@@ -262,6 +262,8 @@ impl Sender {
                         return Err(SendError::Protocol("an answer to another message"));
                     }
                     let time = began.elapsed();
+                    // Associations of others that wait for this core come before the next instance of this one.
+                    std::thread::yield_now();
                     return Ok(Answer {
                         status,
                         comment,
