@@ -47,7 +47,7 @@ from support.scu import EXPLICIT
 
 WARM_UP = 24
 ROUNDS = int(os.environ.get("STORESCP_PEERS_ROUNDS", "15"))
-# Receivers and instances that take seconds take part in every third round, where that leaves them enough.
+# Receivers that take seconds take part in every third round, where that leaves them enough.
 SLOW_EVERY = 3
 LEAST_ROUNDS = 5
 # A receiver rests that used less than this in such a time; how often to look.
@@ -85,10 +85,6 @@ class Load:
     rows: int = 512
     frames: int = 1
     transfer_syntax: str = EXPLICIT
-
-    @property
-    def rounds(self) -> int:
-        return ROUNDS if self.frames == 1 else max(ROUNDS // SLOW_EVERY, min(ROUNDS, LEAST_ROUNDS))
 
     @property
     def before(self) -> int:
@@ -266,8 +262,8 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
     receivers = start_receivers(ALL if load.transfer_syntax == EXPLICIT else COMPRESSED, max_pdu)
     measured = {receiver.label: Measured() for receiver in receivers}
     idle = {receiver.label: receiver.rss_kib("VmRSS") for receiver in receivers}
-    slow_every = SLOW_EVERY if load.rounds >= SLOW_EVERY * LEAST_ROUNDS else 1
-    for number in range(load.rounds + 1):
+    slow_every = SLOW_EVERY if ROUNDS >= SLOW_EVERY * LEAST_ROUNDS else 1
+    for number in range(ROUNDS + 1):
         instances = load.make(number)
         megabytes = len(instances[0][1]) / 1e6
         some = [receiver for receiver in receivers if number % slow_every == 0 or not receiver.is_slow]
