@@ -9,6 +9,8 @@ use crate::os;
 
 /// Frames finished or on their way beyond the one that is written next, for each thread.
 const AHEAD: usize = 2;
+/// Larger frames are written at once: two of them for each thread could be more memory than a worker has.
+const LARGEST_HELD_BYTES: usize = 4 << 20;
 
 #[derive(Default)]
 struct Shared {
@@ -127,8 +129,12 @@ pub(super) fn by_turns(
                     Ok(()) => decoded.push((frame, memory)),
                     Err(error) => queue.fail(frame, error),
                 }
+                let may_hold = decoded.len() < AHEAD
+                    && decoded
+                        .iter()
+                        .all(|(_, memory)| memory.len() <= LARGEST_HELD_BYTES);
                 // A hint: who writes all the same waits for its turn.
-                if writing.load(Ordering::Relaxed) > 0 && decoded.len() < AHEAD {
+                if may_hold && writing.load(Ordering::Relaxed) > 0 {
                     continue;
                 }
             }
@@ -342,5 +348,27 @@ mod tests {
                 assert!(matches!(error, Err(TranscodeError::NotExact(7))));
             }
         }
+    }
+
+    #[test]
+    fn large_frames_are_written_at_once() {
+        let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        by_turns(
+            12,
+            2,
+            |_, memory| {
+                most.fetch_max(held.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                memory.resize(LARGEST_HELD_BYTES + 1, 0);
+                Ok(())
+            },
+            |_, _| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                held.fetch_sub(1, Ordering::SeqCst);
+                Ok(())
+            },
+            || (),
+        )
+        .unwrap();
+        assert!(most.load(Ordering::SeqCst) <= 2);
     }
 }
