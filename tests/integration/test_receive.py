@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
+from storescp import _core
 from support import scu
+from support.compressed import JPEG_LS, ONLY_EXPLICIT, compressed_ct
 from support.instances import CT, ct_slice, dataset_of
 from support.scu import EXPLICIT, Aborted, RawAssociation
 from support.service import ServiceProcess
@@ -112,6 +115,33 @@ def test_what_is_not_synced_has_no_name_until_it_is_complete(start_service: Star
     scp.kill()
     assert scp.temporary_files() == []
     assert len(scp.files()) == 20
+
+
+@pytest.mark.parametrize(
+    ("durability", "transfer_syntax", "is_written"),
+    [("none", EXPLICIT, True), ("none", JPEG_LS, False), ("full", EXPLICIT, False)],
+)
+def test_only_what_stays_as_it_is_unsynced_is_written_as_it_comes(
+    start_service: StartService, durability: str, transfer_syntax: str, is_written: bool
+) -> None:
+    scp = start_service(env={"STORESCP_LOCAL_STORAGE__DURABILITY": durability} | ONLY_EXPLICIT)
+    one = compressed_ct(1, transfer_syntax, rows=512)
+    with RawAssociation(scp.port, [(1, CT, [transfer_syntax])]) as association:
+        pdus = association.store_pdus(1, CT, one.sop_instance, one.dataset)
+        association.send(pdus[:300_000])
+        if is_written:
+            wait_until(lambda: scp.nameless_bytes() > 200_000, 5)
+        else:
+            # Long after the others are written.
+            time.sleep(0.5)
+            assert scp.nameless_bytes() == 0
+            assert scp.temporary_files() == []
+        association.send(pdus[300_000:])
+        assert association.read_response().status == 0
+        association.release()
+    [file] = scp.files()
+    native = one.dataset if transfer_syntax == EXPLICIT else _core.transcode(one.dataset, JPEG_LS, EXPLICIT, 1 << 30)
+    assert dataset_of(file) == native
 
 
 def test_a_data_set_without_end_is_cut_off(start_service: StartService) -> None:

@@ -147,9 +147,16 @@ class ServiceProcess:
     def nameless_files(self) -> int:
         return len([link for link in self._open() if is_nameless(link)])
 
+    def nameless_bytes(self) -> int:
+        """In the largest file without a name."""
+        return max((file.stat().st_size for file, link in self._opened() if is_nameless(link)), default=0)
+
     def _open(self) -> list[str]:
+        return [link for _, link in self._opened()]
+
+    def _opened(self) -> list[tuple[Path, str]]:
         links = []
         for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed in the meantime
-                links.append(str(descriptor.readlink()))
+                links.append((descriptor, str(descriptor.readlink())))
         return links

@@ -338,8 +338,10 @@ fn data_pdu(
             if exchange.fragment(chunk)? {
                 reader.keep(count);
             }
-            if reader.has_much() {
-                reader.hand_over(exchange, false);
+            let is_end = is_last && remaining == 0;
+            let has_time = !is_end && reader.has_time() && exchange.is_written_as_it_comes();
+            if has_time || reader.has_much() {
+                reader.hand_over(exchange, has_time);
             }
         }
         if is_last {

@@ -208,6 +208,17 @@ impl<'e> Exchange<'e> {
         Ok(false)
     }
 
+    /// Whether what it gets as a [`Keeper`] goes to a file at once.
+    pub(crate) fn is_written_as_it_comes(&self) -> bool {
+        match &self.expect {
+            Expect::Dataset {
+                state: DatasetState::Receiving(reception),
+                ..
+            } => reception.is_written_as_it_comes(),
+            _ => false,
+        }
+    }
+
     /// The last fragment of a command set or a data set.
     pub(crate) fn end_message_part(&mut self) -> Result<(), End> {
         match std::mem::replace(

@@ -26,7 +26,7 @@ use crate::transcode::plan::{plan, Plan};
 use crate::transcode::pool::{Pool, Task};
 use crate::transcode::TranscodeError;
 use crate::uid::Uid;
-use crate::wire::block::Block;
+use crate::wire::block::{Block, BLOCK_BYTES};
 
 /// What an association tells about all its instances.
 #[derive(Clone, Debug)]
@@ -179,7 +179,7 @@ impl<'e> Reception<'e> {
             temporary_name(trace_id, ".part"),
             transfer_syntax,
             &header,
-            config.spool_memory_bytes,
+            memory_for(engine, tenant.is_some(), transfer_syntax),
             std::mem::take(&mut scratch.received),
         )?;
         Ok(Self {
@@ -239,6 +239,11 @@ impl<'e> Reception<'e> {
     /// Takes bytes that were looked at, where they are.
     pub(crate) fn take(&mut self, block: Block) -> Result<(), Refusal> {
         Ok(self.spool.take_block(block)?)
+    }
+
+    /// Whether each block goes to the file by itself.
+    pub(crate) fn is_written_as_it_comes(&self) -> bool {
+        self.spool.writes_each_block()
     }
 
     /// Ends the data set: validates, stores, records. Returns only after both are as durable as configured.
@@ -313,11 +318,9 @@ impl<'e> Reception<'e> {
     /// What viewers cannot read becomes what they can. Where that fails, the original stays, and the record says so.
     fn transcode(&mut self) -> Result<Option<Attempt>, Refusal> {
         let engine = self.engine;
-        let config = engine.config();
         let source = self.received_transfer_syntax;
-        let target = config.transcoding.target.as_str();
-        let has_pixel_data = self.scan.has_pixel_data();
-        let error = match plan(source, has_pixel_data, &config.viewer_transfer_syntaxes, target) {
+        let target = engine.config().transcoding.target.as_str();
+        let error = match planned(engine, source, self.scan.has_pixel_data()) {
             Plan::AsReceived(_) => return Ok(None),
             Plan::Transcode(target) => match self.transcoded(engine.transcoders(), target) {
                 Ok(spool) => {
@@ -399,6 +402,26 @@ impl<'e> Reception<'e> {
         };
         by_element().unwrap_or_else(|| self.source.tenant.ok_or(Refusal::TenantNotAuthorised))
     }
+}
+
+/// Memory that an instance may fill before it goes to a file. What is not synced and stays where and as it is goes there block by
+/// block: its last byte has less behind it then. What is synced is written past the page cache, all at once.
+fn memory_for(engine: &Engine, has_tenant: bool, transfer_syntax: &str) -> usize {
+    let config = engine.config();
+    let most = config.spool_memory_bytes;
+    let may_move = !has_tenant || !matches!(planned(engine, transfer_syntax, true), Plan::AsReceived(_));
+    if config.durability.syncs_data() || may_move {
+        most
+    } else {
+        most.min(BLOCK_BYTES)
+    }
+}
+
+/// What becomes of an instance of a transfer syntax.
+fn planned<'e>(engine: &'e Engine, transfer_syntax: &str, has_pixel_data: bool) -> Plan<'e> {
+    let config = engine.config();
+    let (viewers, target) = (&config.viewer_transfer_syntaxes, &config.transcoding.target);
+    plan(transfer_syntax, has_pixel_data, viewers, target)
 }
 
 /// Of a file in `.incoming`.

@@ -122,6 +122,12 @@ impl<'s> Spool<'s> {
         Ok(())
     }
 
+    /// Whether no block waits for another one.
+    #[must_use]
+    pub fn writes_each_block(&self) -> bool {
+        self.memory_bytes <= BLOCK_BYTES
+    }
+
     /// What is not in the file.
     fn waiting(&self) -> impl Iterator<Item = &[u8]> {
         std::iter::once(self.buffer.as_slice()).chain(self.blocks.iter().flat_map(Block::parts))

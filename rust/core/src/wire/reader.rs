@@ -11,6 +11,8 @@ const LEAST_ROOM: usize = 32 * 1024;
 /// Before the end of a message a block is copied out of, and not given away, where less of it counts: memory would be bounded by
 /// what counts and not by what is held otherwise.
 const LEAST_KEPT: usize = 32 * 1024;
+/// Less of an unfinished message is not worth a system call of its own while the peer is waited for.
+const WORTH_WRITING: usize = 64 * 1024;
 /// As many as one system call can write.
 const MOST_PARTS: usize = 1024;
 
@@ -34,6 +36,8 @@ pub struct DeadlineReader<R> {
     block: Block,
     start: usize,
     end: usize,
+    /// The source had no more than that.
+    is_drained: bool,
     /// Blocks before it of which something counts.
     full: Vec<Block>,
     received: u64,
@@ -48,6 +52,7 @@ impl<R: Read> DeadlineReader<R> {
             blocks,
             start: 0,
             end: 0,
+            is_drained: false,
             full: Vec::new(),
             received: 0,
         }
@@ -96,8 +101,13 @@ impl<R: Read> DeadlineReader<R> {
         !self.full.is_empty() || self.block.part_count() >= MOST_PARTS
     }
 
-    /// Hands over what counts, in its order; `is_last` at the end of a message.
-    pub fn hand_over(&mut self, keeper: &mut impl Keeper, is_last: bool) {
+    /// Whether the peer has to be waited for, with something in hand that could be written meanwhile.
+    pub fn has_time(&self) -> bool {
+        self.is_drained && self.start == self.end && self.block.kept_bytes() >= WORTH_WRITING
+    }
+
+    /// Hands over what counts, in its order; `all` of it, as at the end of a message, or what is in blocks that are full.
+    pub fn hand_over(&mut self, keeper: &mut impl Keeper, all: bool) {
         for block in self.full.drain(..) {
             if block.kept_bytes() >= LEAST_KEPT {
                 keeper.take(block);
@@ -106,11 +116,11 @@ impl<R: Read> DeadlineReader<R> {
             }
         }
         let kept = self.block.kept_bytes();
-        if kept == 0 || !(is_last || self.block.part_count() >= MOST_PARTS) {
+        if kept == 0 || !(all || self.block.part_count() >= MOST_PARTS) {
             return;
         }
         // What is not consumed has to be moved where the block goes away.
-        if self.end - self.start <= kept && (is_last || kept >= LEAST_KEPT) {
+        if self.end - self.start <= kept && (all || kept >= LEAST_KEPT) {
             let block = self.turn_over();
             keeper.take(block);
         } else {
@@ -141,6 +151,7 @@ impl<R: Read> DeadlineReader<R> {
         }
         loop {
             let room = self.block.memory().get_mut(self.end..).unwrap_or_default();
+            let most = room.len();
             let started = Instant::now();
             let outcome = self.source.read(room);
             let waited = patience.spend(started.elapsed());
@@ -148,6 +159,7 @@ impl<R: Read> DeadlineReader<R> {
                 Ok(0) => return Err(ReadEnd::Closed),
                 Ok(count) => {
                     self.end += count;
+                    self.is_drained = count < most;
                     self.received += count as u64;
                     return waited;
                 }
@@ -334,6 +346,35 @@ mod tests {
                 assert!(kept.bytes == wanted, "{at_a_time} {message}");
             }
         }
+    }
+
+    #[test]
+    fn there_is_time_to_write_only_while_the_peer_is_waited_for() {
+        const PIECE: usize = 40_000;
+        let mut reader = DeadlineReader::new(
+            Pieces(vec![7; 3 * PIECE + 2 * BLOCK_BYTES], 0, PIECE),
+            Arc::default(),
+        );
+        let mut patience = Patience::new(Duration::from_secs(60));
+        let mut kept = Collected::default();
+        let mut take = |reader: &mut DeadlineReader<Pieces>, most| {
+            let count = reader.chunk(most, &mut patience).unwrap().len();
+            reader.keep(count);
+        };
+        // Too little; enough, but something is left; all of it.
+        take(&mut reader, PIECE);
+        assert!(!reader.has_time());
+        take(&mut reader, PIECE - 1);
+        assert!(!reader.has_time());
+        take(&mut reader, PIECE);
+        assert!(reader.has_time());
+        reader.hand_over(&mut kept, true);
+        assert_eq!((kept.bytes.len(), kept.blocks), (2 * PIECE, 1));
+        assert!(!reader.has_time());
+        // As much as there is room for: more may be there already.
+        reader.source.2 = usize::MAX;
+        take(&mut reader, usize::MAX);
+        assert!(!reader.has_time());
     }
 
     #[test]
