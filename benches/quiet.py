@@ -32,16 +32,16 @@ def fill_page_cache(file: Path) -> None:
 def quiet(folder: Path, most_bytes: int = 0) -> None:
     """Waits for the disk, and touches the memory that the round will use: what it writes is `most_bytes` or little.
 
-    What earlier rounds wrote is written back first. Then a scratch file is written and deleted: on a virtual machine
-    the first touch of a page can cost more than the write that is measured, and pages that a deleted file leaves are
-    used again before others.
+    What earlier rounds wrote is written back first. Then a scratch file is written and made empty: on a virtual machine
+    the first touch of a page can cost more than the write that is measured, and pages that a file leaves are used again
+    before others. It is not deleted, because ext4 looks at all inodes that were lately when it makes a file.
     """
     os.sync()
     scratch = folder / "scratch"
     with scratch.open("wb", buffering=0) as file:
         for _ in range(max(_SCRATCH_BYTES, most_bytes) // len(_BLOCK) + 1):
             file.write(_BLOCK)
-    scratch.unlink()
+    os.truncate(scratch, 0)
 
 
 def empty_large_files(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from storescp.config import load
 from storescp.settings import Settings
+from support.broker import libraries
 from support.pages import Command, Written, matches, steps, tables, terminal
 
 CHECKOUT = Path(__file__).parents[2]
@@ -46,6 +47,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in CHECKOUT.iterdir():
         if entry.name not in (".git", "storescp-data", "build", "dist"):
             (folder / entry.name).symlink_to(entry)
+    # The terminals have a network of their own, in which nothing can be fetched.
+    libraries()
     return folder
 
 
