@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -132,8 +131,7 @@ def test_only_what_stays_as_it_is_unsynced_is_written_as_it_comes(
         if is_written:
             wait_until(lambda: scp.nameless_bytes() > 200_000, 5)
         else:
-            # Long after the others are written.
-            time.sleep(0.5)
+            wait_until(lambda: scp.has_taken_all(association.socket.getsockname()[1]), 5)
             assert scp.nameless_bytes() == 0
             assert scp.temporary_files() == []
         association.send(pdus[300_000:])

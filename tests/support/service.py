@@ -147,6 +147,18 @@ class ServiceProcess:
     def nameless_files(self) -> int:
         return len([link for link in self._open() if is_nameless(link)])
 
+    def has_taken_all(self, client_port: int) -> bool:
+        """What a connection brought is read, and all threads wait for something."""
+        ends = {f"0100007F:{self.port:04X}", f"0100007F:{client_port:04X}"}
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        # Bytes on their way from one end, and those that the other one has not read (proc_net_tcp).
+        queues = [row[4] for row in rows if {row[1], row[2]} == ends]
+        states = set()
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # ended in the meantime
+                states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+        return len(queues) == 2 and set(queues) == {"00000000:00000000"} and states == {"S"}
+
     def nameless_bytes(self) -> int:
         """In the largest file without a name."""
         return max((file.stat().st_size for file, link in self._opened() if is_nameless(link)), default=0)
