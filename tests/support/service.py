@@ -155,7 +155,7 @@ class ServiceProcess:
         queues = [row[4] for row in rows if {row[1], row[2]} == ends]
         states = set()
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # ended in the meantime
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended in the meantime
                 states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
         return len(queues) == 2 and set(queues) == {"00000000:00000000"} and states == {"S"}
 
