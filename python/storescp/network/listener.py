@@ -183,14 +183,18 @@ class Listener:
                 log.exception("connection.failed")
 
     def _take_one(self) -> None:
-        """Waits for the next connection; tells of one that needed nobody, and lets another one in."""
+        """Waits; tells of associations that needed nobody, and lets in whoever needs somebody."""
         timeout = _REPORT_SECONDS if self._report.has_untold else _WAIT_SECONDS
-        visitor = self._desk.next(self._engine, timeout, may_be_last=self._is_complete())
-        self._report_refused()
-        if isinstance(visitor, _core.Served):
-            self._tell(visitor)
-        elif visitor is not None:
-            self._let_in(visitor)
+        served, connection = self._desk.next(self._engine, timeout, may_be_last=self._is_complete())
+        try:
+            self._report_refused()
+            for one in served:
+                self._tell(one)
+                # An association that is on its way goes first.
+                os.sched_yield()
+        finally:
+            if connection is not None:
+                self._let_in(connection)
 
     def _tell(self, served: _core.Served) -> None:
         """The line of an association that needed nobody."""

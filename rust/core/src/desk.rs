@@ -1,10 +1,12 @@
 //! Where connections are waited for. A request that was answered before is answered at once, and its association is
 //! served, without asking anybody; every other one goes to whoever negotiates.
 
+mod untold;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::association::{receive, Agreement, Summary};
 use crate::engine::Engine;
@@ -12,6 +14,7 @@ use crate::ingest::Source;
 use crate::net::admission::{Admission, Place};
 use crate::net::answers::{titles, Answer, Answers};
 use crate::net::gate::{Connection, Gate};
+use untold::Untold;
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -21,15 +24,16 @@ pub struct Desk {
     answers: Arc<Answers>,
     serves: bool,
     waiting: AtomicUsize,
+    untold: Untold<Served>,
 }
 
-/// Who came.
-#[derive(Debug)]
-pub enum Visitor {
+/// What there is to do after a wait; nothing when time is up, some were turned away, or the gate stops.
+#[derive(Debug, Default)]
+pub struct Visit {
+    /// To tell of: associations that are over, in the order in which they ended.
+    pub served: Vec<Served>,
     /// Somebody to negotiate with, or to refuse.
-    Unknown(Box<Connection>),
-    /// An association that is over already.
-    Served(Box<Served>),
+    pub unknown: Option<Box<Connection>>,
 }
 
 /// An association that needed nobody.
@@ -62,6 +66,7 @@ impl Desk {
             answers,
             serves,
             waiting: AtomicUsize::new(0),
+            untold: Untold::new(),
         }
     }
 
@@ -71,21 +76,50 @@ impl Desk {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// Waits for the next connection, and serves it where it can be. `None` when time is up, some were turned away, or the
-    /// gate stops. Where nobody else would wait meanwhile, nobody is served unless `may_be_last`: the caller gets the
-    /// connection, and can see to it that somebody does.
+    /// Waits for connections, and serves those that can be, until there is something else to do. Where nobody else would wait
+    /// meanwhile, nobody is served unless `may_be_last`: the caller gets the connection, and can see to it that somebody does.
     #[must_use]
-    pub fn next(&self, engine: &Engine, timeout: Duration, may_be_last: bool) -> Option<Visitor> {
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        let connection = self.gate.next(timeout);
-        let is_last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
-        let connection = connection?;
-        if !self.serves || (is_last && !may_be_last) {
-            return Some(Visitor::Unknown(Box::new(connection)));
+    pub fn next(&self, engine: &Engine, timeout: Duration, may_be_last: bool) -> Visit {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let began = Instant::now();
+            let rest = deadline.saturating_duration_since(began);
+            let look = self.untold.watch();
+            let patience = look.map_or(rest, |look| look.min(rest));
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            let connection = self.gate.next(patience);
+            let is_last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
+            let due = if look.is_some() {
+                self.untold.leave(connection.is_some())
+            } else {
+                Vec::new()
+            };
+            let Some(connection) = connection else {
+                if due.is_empty() && patience < rest && began.elapsed() >= patience {
+                    continue;
+                }
+                return self.visit(due, None);
+            };
+            // What has to be told of does not wait for an association that may take hours.
+            if !due.is_empty() || !self.serves || (is_last && !may_be_last) {
+                return self.visit(due, Some(connection));
+            }
+            let Some(welcome) = self.welcome(engine, &connection) else {
+                return self.visit(due, Some(connection));
+            };
+            let due = self.untold.push(serve(engine, connection, welcome));
+            if !due.is_empty() {
+                return self.visit(due, None);
+            }
         }
-        match self.welcome(engine, &connection) {
-            Some(welcome) => Some(Visitor::Served(Box::new(serve(engine, connection, welcome)))),
-            None => Some(Visitor::Unknown(Box::new(connection))),
+    }
+
+    /// Whoever goes to tell takes all with him.
+    fn visit(&self, mut served: Vec<Served>, unknown: Option<Connection>) -> Visit {
+        served.extend(self.untold.take());
+        Visit {
+            served,
+            unknown: unknown.map(Box::new),
         }
     }
 

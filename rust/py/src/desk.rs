@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use storescp_core::desk::{self, Visitor};
+use storescp_core::desk;
 use storescp_core::net::{admission, answers};
 
 use crate::boundary::{run, CoreError};
@@ -43,13 +43,6 @@ pub struct Served {
     called_ae_title: String,
     tenant: Option<String>,
     rejected_contexts: usize,
-}
-
-/// What `Desk.next` returns.
-#[derive(IntoPyObject)]
-pub enum Next {
-    Unknown(Py<Connection>),
-    Served(Py<Served>),
 }
 
 fn address(text: &str) -> PyResult<IpAddr> {
@@ -248,39 +241,35 @@ impl Desk {
         self.0.waiting()
     }
 
-    /// The next connection whose request is complete, or an association that was known and is over. None after `timeout`
-    /// seconds, when some were turned away, or when the gate stops. Where nobody else would wait meanwhile, nobody is served
-    /// here unless `may_be_last`.
+    /// Associations that were known and are over, and the next connection that is not known. Neither after `timeout` seconds,
+    /// when some were turned away, or when the gate stops. Where nobody else would wait meanwhile, nobody is served here unless
+    /// `may_be_last`.
     fn next(
         &self,
         py: Python<'_>,
         engine: &Engine,
         timeout: f64,
         may_be_last: bool,
-    ) -> PyResult<Option<Next>> {
+    ) -> PyResult<(Vec<Served>, Option<Connection>)> {
         let engine = engine.inner()?;
-        let visitor = run(py, || {
+        let visit = run(py, || {
             let timeout = Duration::try_from_secs_f64(timeout)?;
             Ok::<_, std::time::TryFromFloatSecsError>(self.0.next(&engine, timeout, may_be_last))
         })?;
-        Ok(match visitor {
-            None => None,
-            Some(Visitor::Unknown(connection)) => {
-                let connection = Connection(Mutex::new(Some(*connection)));
-                Some(Next::Unknown(Py::new(py, connection)?))
-            }
-            Some(Visitor::Served(served)) => {
-                let source = served.source;
-                let served = Served {
-                    summary: Py::new(py, AssociationSummary::from(served.summary))?,
-                    peer: (source.address, served.peer.port()),
-                    calling_ae_title: source.calling_ae_title,
-                    called_ae_title: source.called_ae_title,
-                    tenant: source.tenant.map(|tenant| tenant.as_str().to_owned()),
-                    rejected_contexts: served.rejected_contexts,
-                };
-                Some(Next::Served(Py::new(py, served)?))
-            }
-        })
+        let served = visit.served.into_iter().map(|served| {
+            let source = served.source;
+            Ok(Served {
+                summary: Py::new(py, AssociationSummary::from(served.summary))?,
+                peer: (source.address, served.peer.port()),
+                calling_ae_title: source.calling_ae_title,
+                called_ae_title: source.called_ae_title,
+                tenant: source.tenant.map(|tenant| tenant.as_str().to_owned()),
+                rejected_contexts: served.rejected_contexts,
+            })
+        });
+        let unknown = visit
+            .unknown
+            .map(|connection| Connection(Mutex::new(Some(*connection))));
+        Ok((served.collect::<PyResult<_>>()?, unknown))
     }
 }

@@ -95,7 +95,7 @@ impl Fixture {
         self.answers.remember(request, Arc::new(answer));
     }
 
-    fn next(&self) -> Option<Visitor> {
+    fn next(&self) -> Visit {
         self.desk.next(&self.engine, SOON, true)
     }
 
@@ -104,9 +104,7 @@ impl Fixture {
         let address = self.address;
         let calling = calling.to_owned();
         let sender = thread::spawn(move || connect(address, &calling).is_err());
-        let Some(Visitor::Unknown(connection)) = self.next() else {
-            panic!("was served");
-        };
+        let connection = self.next().unknown.expect("was served");
         let request = connection.request().to_vec();
         drop(connection);
         assert!(sender.join().unwrap(), "nobody answered");
@@ -161,9 +159,7 @@ fn a_known_request_is_served_to_its_end_with_its_own_titles() {
         sender.release().unwrap();
         answer
     });
-    let Some(Visitor::Served(served)) = fixture.next() else {
-        panic!("nobody was needed");
-    };
+    let served = fixture.next().served.pop().expect("nobody was needed");
     assert_eq!(sender.join().unwrap().comment, "");
     assert_eq!(served.summary.outcome, Outcome::Released);
     assert_eq!(served.summary.statuses.get(&0), Some(&1));
@@ -188,11 +184,16 @@ fn who_comes_again_at_once_finds_the_place_free() {
             connect(address, "CT1").unwrap().release().unwrap();
         }
     });
+    let told = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                for _ in 0..25 {
-                    assert!(matches!(fixture.next(), Some(Visitor::Served(_))));
+                while told.load(Ordering::SeqCst) < 50 {
+                    let visit = fixture
+                        .desk
+                        .next(&fixture.engine, Duration::from_millis(100), true);
+                    assert!(visit.unknown.is_none());
+                    told.fetch_add(visit.served.len(), Ordering::SeqCst);
                 }
             });
         }
@@ -234,13 +235,43 @@ fn the_last_that_waits_serves_nobody_unless_it_may() {
     fixture.remember(&request);
     let mut client = TcpStream::connect(fixture.address).unwrap();
     client.write_all(&request).unwrap();
-    let visitor = fixture.desk.next(&fixture.engine, SOON, false);
-    assert!(matches!(visitor, Some(Visitor::Unknown(_))));
-    drop(visitor);
+    let visit = fixture.desk.next(&fixture.engine, SOON, false);
+    assert!(visit.unknown.is_some());
+    drop(visit);
     assert_eq!(client.read(&mut [0; 1]).unwrap_or(0), 0);
-    assert!(fixture
-        .desk
-        .next(&fixture.engine, Duration::from_millis(1), true)
-        .is_none());
+    let visit = fixture.desk.next(&fixture.engine, Duration::from_millis(1), true);
+    assert!(visit.unknown.is_none() && visit.served.is_empty());
     assert_eq!(fixture.desk.waiting(), 0);
+}
+
+#[test]
+fn of_associations_that_follow_each_other_each_is_told_of_once() {
+    const COUNT: usize = 60;
+    let fixture = fixture(&serde_json::json!({}));
+    fixture.remember(&fixture.unknown("CT1"));
+    let address = fixture.address;
+    let sender = thread::spawn(move || {
+        let mut over = 0;
+        while over < COUNT {
+            // Where nobody is left to wait, one is given to who negotiates, which is nobody here.
+            over += usize::from(connect(address, "CT1").is_ok_and(|sender| sender.release().is_ok()));
+        }
+    });
+    let told = std::sync::Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while told.lock().unwrap().len() < COUNT {
+                    let visit = fixture.desk.next(&fixture.engine, SOON / 100, true);
+                    let numbers = visit.served.iter().map(|one| one.summary.association);
+                    told.lock().unwrap().extend(numbers);
+                }
+            });
+        }
+    });
+    sender.join().unwrap();
+    let mut told = told.into_inner().unwrap();
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told.len(), COUNT);
 }
