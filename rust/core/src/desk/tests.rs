@@ -174,31 +174,54 @@ fn a_known_request_is_served_to_its_end_with_its_own_titles() {
     assert_eq!(fixture.admission.counts(), (0, 1));
 }
 
-#[test]
-fn who_comes_again_at_once_finds_the_place_free() {
-    let fixture = fixture(&serde_json::json!({"max_associations": 1}));
-    fixture.remember(&fixture.unknown("CT1"));
+/// Associations one after the other, with some who wait for them; their numbers, each as often as it was told of.
+fn follow_each_other(fixture: &Fixture, count: usize) -> Vec<u64> {
     let address = fixture.address;
     let sender = thread::spawn(move || {
-        for _ in 0..50 {
-            connect(address, "CT1").unwrap().release().unwrap();
+        let mut over = 0;
+        while over < count {
+            // Where nobody else is left to wait, one is given to who negotiates, which is nobody here.
+            over += usize::from(connect(address, "CT1").is_ok_and(|sender| sender.release().is_ok()));
         }
     });
-    let told = AtomicUsize::new(0);
+    let told = std::sync::Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..4 {
             scope.spawn(|| {
-                while told.load(Ordering::SeqCst) < 50 {
-                    let visit = fixture
-                        .desk
-                        .next(&fixture.engine, Duration::from_millis(100), true);
-                    assert!(visit.unknown.is_none());
-                    told.fetch_add(visit.served.len(), Ordering::SeqCst);
+                while told.lock().unwrap().len() < count {
+                    let visit = fixture.desk.next(&fixture.engine, SOON / 100, true);
+                    let places = fixture.admission.counts().0;
+                    assert!(
+                        visit.unknown.is_none() || places == 0,
+                        "there was no place for one who came again"
+                    );
+                    let numbers = visit.served.iter().map(|one| one.summary.association);
+                    told.lock().unwrap().extend(numbers);
                 }
             });
         }
     });
     sender.join().unwrap();
+    told.into_inner().unwrap()
+}
+
+#[test]
+fn who_comes_again_at_once_finds_the_place_free() {
+    let fixture = fixture(&serde_json::json!({"max_associations": 1}));
+    fixture.remember(&fixture.unknown("CT1"));
+    follow_each_other(&fixture, 50);
+    assert_eq!(fixture.admission.counts(), (0, 50));
+}
+
+#[test]
+fn of_associations_that_follow_each_other_each_is_told_of_once() {
+    let fixture = fixture(&serde_json::json!({}));
+    fixture.remember(&fixture.unknown("CT1"));
+    let mut told = follow_each_other(&fixture, 60);
+    assert_eq!(told.len(), 60);
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told.len(), 60);
 }
 
 #[test]
@@ -242,36 +265,4 @@ fn the_last_that_waits_serves_nobody_unless_it_may() {
     let visit = fixture.desk.next(&fixture.engine, Duration::from_millis(1), true);
     assert!(visit.unknown.is_none() && visit.served.is_empty());
     assert_eq!(fixture.desk.waiting(), 0);
-}
-
-#[test]
-fn of_associations_that_follow_each_other_each_is_told_of_once() {
-    const COUNT: usize = 60;
-    let fixture = fixture(&serde_json::json!({}));
-    fixture.remember(&fixture.unknown("CT1"));
-    let address = fixture.address;
-    let sender = thread::spawn(move || {
-        let mut over = 0;
-        while over < COUNT {
-            // Where nobody is left to wait, one is given to who negotiates, which is nobody here.
-            over += usize::from(connect(address, "CT1").is_ok_and(|sender| sender.release().is_ok()));
-        }
-    });
-    let told = std::sync::Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while told.lock().unwrap().len() < COUNT {
-                    let visit = fixture.desk.next(&fixture.engine, SOON / 100, true);
-                    let numbers = visit.served.iter().map(|one| one.summary.association);
-                    told.lock().unwrap().extend(numbers);
-                }
-            });
-        }
-    });
-    sender.join().unwrap();
-    let mut told = told.into_inner().unwrap();
-    told.sort_unstable();
-    told.dedup();
-    assert_eq!(told.len(), COUNT);
 }
