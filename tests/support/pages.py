@@ -132,7 +132,9 @@ class Terminal:
         assert self._network.stdout is not None
         assert self._network.stdout.readline() == b"up\n"
         enter = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        self._enter = ["nsenter", "--target", str(self._network.pid), "--net", *enter]
+        # What is started in the background, as the tests may be, ignores what a reader's Ctrl-C sends.
+        reader = ["env", "--default-signal=INT"]
+        self._enter = ["nsenter", "--target", str(self._network.pid), "--net", *enter, *reader]
 
     def run(self, command: Command) -> str:
         """Runs it, again where that helps; what it printed so far.
