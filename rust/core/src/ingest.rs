@@ -222,7 +222,7 @@ impl<'e> Reception<'e> {
         if self.received > most {
             return Err(Refusal::TooLarge(most));
         }
-        if self.scan.skips(bytes.len()) {
+        if self.scan.skipping() > bytes.len() as u64 {
             return Ok(self.scan.feed(bytes)?);
         }
         let began = Instant::now();
@@ -238,6 +238,7 @@ impl<'e> Reception<'e> {
 
     /// Takes bytes that were looked at, where they are.
     pub(crate) fn take(&mut self, block: Block) -> Result<(), Refusal> {
+        self.spool.expect(self.received + self.scan.skipping());
         Ok(self.spool.take_block(block)?)
     }
 

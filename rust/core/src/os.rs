@@ -12,7 +12,16 @@ use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 /// # Errors
 /// What else the file system says.
 pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, bytes) {
+    reserved(file, FallocateFlags::empty(), offset, bytes)
+}
+
+/// The same, and the file is no longer than what is written to it.
+pub(crate) fn reserve(file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
+    reserved(file, FallocateFlags::KEEP_SIZE, offset, bytes)
+}
+
+fn reserved(file: &File, flags: FallocateFlags, offset: u64, bytes: u64) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, flags, offset, bytes) {
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOSPC | Errno::DQUOT | Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -36,7 +45,8 @@ mod imp {
     /// What `O_NOFOLLOW` does for the last name of a path, for all of them.
     const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
     /// Of ext2, ext3 and ext4, and of XFS (statfs(2)). Without a journal they do not: start-up removes what is left then.
-    const ORDERED: [u64; 2] = [0xEF53, 0x5846_5342];
+    const ORDERED: [u64; 2] = [EXT, 0x5846_5342];
+    const EXT: u64 = 0xEF53;
 
     pub(crate) fn open_beneath(
         root: impl AsFd,
@@ -102,9 +112,16 @@ mod imp {
         rustix::fs::fcntl_setfl(file, flags)
     }
 
+    fn kind(folder: impl AsFd) -> Option<u64> {
+        u64::try_from(rustix::fs::fstatfs(folder).ok()?.f_type).ok()
+    }
+
     pub(crate) fn keeps_order(folder: impl AsFd) -> bool {
-        let kind = rustix::fs::fstatfs(folder).map(|facts| u64::try_from(facts.f_type));
-        matches!(kind, Ok(Ok(kind)) if ORDERED.contains(&kind))
+        kind(folder).is_some_and(|kind| ORDERED.contains(&kind))
+    }
+
+    pub(crate) fn rewards_reserving(folder: impl AsFd) -> bool {
+        kind(folder) == Some(EXT)
     }
 
     pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
@@ -170,6 +187,10 @@ mod imp {
         false
     }
 
+    pub(crate) fn rewards_reserving(_folder: impl AsFd) -> bool {
+        false
+    }
+
     pub(crate) fn accept(listener: impl AsFd) -> rustix::io::Result<(OwnedFd, Option<SocketAddrAny>)> {
         let (socket, peer) = rustix::net::acceptfrom(listener)?;
         fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
@@ -195,11 +216,12 @@ mod imp {
 /// `sync_folder` makes the names in a folder durable. `accept` takes a connection that waits; it does not block.
 /// `nameless_file` makes a file in a folder that has no name there until `give_name` gives it one, which replaces nothing.
 /// `pass_cache` sets whether what is written goes past the page cache. `keeps_order` tells whether a file system makes a name
-/// durable only with or behind what was written to the file before it was named.
+/// durable only with or behind what was written to the file before it was named. `rewards_reserving` tells whether one
+/// takes bytes into its cache for less where their place on the disk is settled.
 /// `memory_file` is one that another process can map, and on Linux not cut.
 pub(crate) use imp::{
     accept, give_name, keeps_order, leave_processor, memory_file, nameless_file, open_beneath, pass_cache,
-    sync_folder, this_processor, MESSAGES, RECEIVE, SEND, SOCKET,
+    rewards_reserving, sync_folder, this_processor, MESSAGES, RECEIVE, SEND, SOCKET,
 };
 
 #[cfg(all(test, target_os = "linux"))]

@@ -193,10 +193,13 @@ impl Scanner {
         }
     }
 
-    /// Whether so many more bytes are all within a value that is skipped.
+    /// Bytes that are left of a value that is skipped: the data set has so many more, at least.
     #[must_use]
-    pub fn skips(&self, count: usize) -> bool {
-        matches!(self.state, State::Skip { left } if left > count as u64)
+    pub fn skipping(&self) -> u64 {
+        match self.state {
+            State::Skip { left } => left,
+            State::Header | State::Capture { .. } => 0,
+        }
     }
 
     /// The captured values, in the order of `wanted`.

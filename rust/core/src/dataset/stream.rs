@@ -79,10 +79,14 @@ impl DatasetScan {
         self.scanner.finish()
     }
 
-    /// Whether so many more bytes as received are all within a value that is skipped: feeding them costs nothing then.
+    /// Bytes, as received, that are left of a value that is skipped: feeding fewer costs nothing, and so many more come at
+    /// least. 0 where that is not known.
     #[must_use]
-    pub fn skips(&self, count: usize) -> bool {
-        self.inflater.is_none() && self.scanner.skips(count)
+    pub fn skipping(&self) -> u64 {
+        match self.inflater {
+            None => self.scanner.skipping(),
+            Some(_) => 0,
+        }
     }
 
     /// The captured values, in the order of `wanted`.
@@ -184,6 +188,18 @@ mod tests {
         bytes.chunks(piece).try_for_each(|part| scan.feed(part))?;
         scan.finish()?;
         Ok(scan)
+    }
+
+    #[test]
+    fn what_is_left_of_a_value_is_known_unless_it_is_deflated() {
+        let (native, deflated) = (dataset(1000), deflate(&dataset(1000)));
+        for (syntax, bytes, expected) in [("1.2.840.10008.1.2.1", &native, 990), (DEFLATED, &deflated, 0)] {
+            let mut scan = DatasetScan::new(syntax, &[STUDY], ScanLimits::default(), 1 << 30);
+            assert_eq!(scan.skipping(), 0);
+            scan.feed(bytes.get(..bytes.len().min(native.len() - 990)).unwrap())
+                .unwrap();
+            assert_eq!(scan.skipping(), expected);
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub struct Store {
     incoming: OwnedFd,
     durability: Durability,
     keeps_order: bool,
+    reserves: bool,
     nameless: Nameless,
     direct: Direct,
     folders: Folders,
@@ -106,6 +107,7 @@ impl Store {
             bytes: AtomicU64::new(0),
         };
         let keeps_order = crate::os::keeps_order(&incoming);
+        let reserves = crate::os::rewards_reserving(&incoming);
         let nameless = if keeps_order || !durability.syncs_data() {
             Nameless::probe(&incoming)
         } else {
@@ -122,6 +124,7 @@ impl Store {
             incoming,
             durability,
             keeps_order,
+            reserves,
             nameless,
             direct,
             folders: Folders::new(root_fd),

@@ -22,6 +22,11 @@ use crate::wire::block::{Block, BLOCK_BYTES};
 const WRITE_BYTES: usize = 256 * 1024;
 /// How much of a large file goes on its way to the disk at a time, where it will be synced: while the next part comes in.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
+/// Room on the disk is not reserved for less.
+const LEAST_RESERVED_BYTES: u64 = 64 * 1024;
+/// For what a peer only says is to come, as much as came already is reserved, within these.
+const LEAST_AHEAD_BYTES: u64 = 1 << 20;
+const MOST_AHEAD_BYTES: u64 = 16 << 20;
 /// What is read back at a time: it stays in the cache, and malloc has it at hand.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -43,6 +48,9 @@ pub struct Spool<'s> {
     /// Bytes in the file, and those that are on their way to the disk.
     written: u64,
     written_back: u64,
+    /// Room in the file, and what it will need at least.
+    reserved: u64,
+    expected: u64,
     size: u64,
     header_bytes: u64,
     digest: Digester,
@@ -75,6 +83,8 @@ impl<'s> Spool<'s> {
             published: false,
             written: 0,
             written_back: 0,
+            reserved: 0,
+            expected: 0,
             size: 0,
             header_bytes: header.len() as u64,
             digest: Digester::default(),
@@ -95,6 +105,11 @@ impl<'s> Spool<'s> {
         self.size += bytes.len() as u64;
         self.buffer.extend_from_slice(bytes);
         self.write_what_is_much()
+    }
+
+    /// Learns how many bytes the data set will have at least.
+    pub fn expect(&mut self, dataset_bytes: u64) {
+        self.expected = self.header_bytes + dataset_bytes;
     }
 
     /// Takes the next bytes where they were received.
@@ -143,6 +158,7 @@ impl<'s> Spool<'s> {
             self.expect_file_of(self.size)?;
         }
         self.made_file()?;
+        self.reserve()?;
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
@@ -158,6 +174,20 @@ impl<'s> Spool<'s> {
         // It will be synced in the end, so it may as well go to the disk while the rest comes.
         if self.store.durability.syncs_data() && self.written - self.written_back >= WRITE_BACK_BYTES {
             self.begin_write_back()?;
+        }
+        Ok(())
+    }
+
+    /// Settles where on the disk what is written next will be, once for many blocks instead of for each.
+    fn reserve(&mut self) -> io::Result<()> {
+        let ahead = self.size.clamp(LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES);
+        let until = self.expected.min(self.size + ahead).max(self.size);
+        let from = self.reserved.max(self.written);
+        if self.store.reserves && self.size > from && until - from >= LEAST_RESERVED_BYTES {
+            if let Some(file) = &self.file {
+                os::reserve(file, from, until - from)?;
+            }
+            self.reserved = until;
         }
         Ok(())
     }
@@ -272,6 +302,7 @@ impl<'s> Spool<'s> {
         let copied = old.rewind().and_then(|()| io::copy(old, &mut new));
         // From here on the new file is the one that goes when this is dropped.
         self.file = Some(new);
+        self.reserved = 0;
         let from = std::mem::replace(&mut self.store, store);
         if std::mem::replace(&mut self.is_named, is_named) {
             rustix::fs::unlinkat(from.incoming(), self.name.as_str(), AtFlags::empty())?;

@@ -220,6 +220,59 @@ fn what_stays_where_it_was_received_is_as_what_was_copied() {
 }
 
 #[test]
+fn room_is_reserved_for_what_comes_and_no_more_than_a_part_of_what_is_said_to_come() {
+    let blocks = std::sync::Arc::<Blocks>::default();
+    let reserved = |spool: &Spool<'_>| spool.file.as_ref().unwrap().metadata().unwrap().blocks() * 512;
+    let dataset: Vec<u8> = (0..700_000u32).map(|i| (i / 7).to_le_bytes()[0]).collect();
+    for (expected, least, most) in [
+        (0, 100_000, 200_000),
+        (700_000, 700_000, 800_000),
+        (1 << 40, LEAST_AHEAD_BYTES, LEAST_AHEAD_BYTES + 200_000),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let mut store = Way::Unsynced.open(root.path());
+        store.reserves = true;
+        let mut taken = spool(&store, "a.part", &[], 1);
+        for (number, piece) in dataset.chunks(100_000).enumerate() {
+            taken.expect(expected);
+            let mut block = blocks.take();
+            block.fill_for_test(piece, 16_000);
+            taken.take_block(block).unwrap();
+            if number == 0 {
+                let reserved = reserved(&taken);
+                assert!((least..most).contains(&reserved), "{reserved} of {expected}");
+            }
+            let written = taken.file.as_ref().unwrap().metadata().unwrap().len();
+            assert_eq!(written, taken.size(), "what is reserved is no part of the file");
+        }
+        let folder = store.folders().create(&path()).unwrap();
+        taken.publish(&folder, "3.dcm").unwrap();
+        assert_eq!(
+            std::fs::read(root.path().join(path().relative())).unwrap(),
+            [header(), dataset.clone()].concat()
+        );
+    }
+}
+
+#[test]
+fn no_room_is_reserved_for_what_is_small() {
+    let root = tempfile::tempdir().unwrap();
+    let mut store = Way::Unsynced.open(root.path());
+    store.reserves = true;
+    let mut small = spool(&store, "a.part", &[1; 5000], 1 << 20);
+    small.expect(5000);
+    small.write_out().unwrap();
+    assert_eq!(small.reserved, 0);
+    let mut large = spool(&store, "b.part", &vec![1; 90_000], 1 << 20);
+    large.write_out().unwrap();
+    assert_eq!(
+        large.reserved,
+        large.size(),
+        "also where nobody said what would come"
+    );
+}
+
+#[test]
 fn a_spool_that_moves_leaves_nothing_where_it_was() {
     for (memory_bytes, from) in ways() {
         for to in Way::ALL {
