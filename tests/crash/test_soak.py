@@ -22,6 +22,9 @@ IS_FULL = "STORESCP_CRASH_ROUNDS" in os.environ
 SENDERS = 8
 SERIES = 250
 TENTHS = 10
+# In seconds a leak cannot be told from the rows that are in memory by turns: some 4,096 that are not in the database yet, and
+# the batches of two topics, of about 2 KiB each.
+MOST_GROWTH_KIB = 8192 if IS_FULL else 16384
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Sample:
 
 @pytest.mark.timeout(0)
 def test_nothing_grows_with_the_number_of_instances(start_service: StartService) -> None:
-    count = rounds(500_000, 6_000)
+    count = rounds(500_000, 20_000)
     row = Row("R17 soak", count)
     service = start_service()
     ledger = Ledger()
@@ -96,7 +99,7 @@ def test_nothing_grows_with_the_number_of_instances(start_service: StartService)
     row.check()
     # An association more or less may be beginning or ending at the moment of a sample.
     assert settled[-1].threads <= settled[0].threads + SENDERS
-    assert settled[-1].rss_kib - settled[0].rss_kib < 8192
+    assert settled[-1].rss_kib - settled[0].rss_kib < MOST_GROWTH_KIB
     if IS_FULL:
         assert slope < 1
         assert rates[-1] >= 0.9 * rates[0]
