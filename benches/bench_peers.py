@@ -183,6 +183,7 @@ class Measured:
             f"{p50:.2f}",
             f"{p99:.2f} ({p99 / p50:.1f})",
             f"{cpu:.2f} ({cpu / statistics.median(sink.cpu_ms):.2f})",
+            f"{cpu / megabytes:.2f}",
             f"{self.grown_kib / 1024:.0f}",
         ]
         return " | ".join(cells)
@@ -295,9 +296,9 @@ def test_receive(bench_folder: Path, start_receivers: StartReceivers, load: Load
     print(f"\n{load.label}, PDU {max_pdu}\n")
     print(
         "| receiver | syncs | instances/s (range) | of the sink | MB/s | p50 ms | p99 ms (of p50) | "
-        "CPU ms each (of the sink's) | peak RSS MiB above idle |"
+        "CPU ms each (of the sink's) | CPU s per GB | peak RSS MiB above idle |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for receiver in receivers:
         sink = measured[(Sink if receiver.syncs == "no" else DurableSink).label]
         found = measured[receiver.label]
