@@ -1,6 +1,7 @@
 //! What Linux has and macOS does differently. The service is made for Linux; on macOS it is for development.
 
 use std::fs::File;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -11,20 +12,44 @@ use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 ///
 /// # Errors
 /// What else the file system says.
-pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
+pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     reserved(file, FallocateFlags::empty(), offset, bytes)
 }
 
 /// The same, and the file is no longer than what is written to it.
-pub(crate) fn reserve(file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
+pub(crate) fn reserve(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     reserved(file, FallocateFlags::KEEP_SIZE, offset, bytes)
 }
 
-fn reserved(file: &File, flags: FallocateFlags, offset: u64, bytes: u64) -> std::io::Result<()> {
+fn reserved(file: &File, flags: FallocateFlags, offset: u64, bytes: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, flags, offset, bytes) {
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOSPC | Errno::DQUOT | Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Writes all parts; `write` writes some of those it gets, and learns how many bytes were written before.
+///
+/// # Errors
+/// What `write` says.
+pub(crate) fn write_all(
+    mut parts: &mut [IoSlice<'_>],
+    mut write: impl FnMut(&[IoSlice<'_>], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut so_far = 0;
+    IoSlice::advance_slices(&mut parts, 0); // empty ones at the beginning
+    while !parts.is_empty() {
+        match write(parts, so_far) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                so_far += count as u64;
+                IoSlice::advance_slices(&mut parts, count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]

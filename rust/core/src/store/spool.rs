@@ -159,13 +159,13 @@ impl<'s> Spool<'s> {
         }
         self.made_file()?;
         self.reserve()?;
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let mut parts: Vec<_> = self.waiting().map(IoSlice::new).collect();
         let count: usize = parts.iter().map(|part| part.len()).sum();
         let written = if self.written == 0 && self.store.direct.is_for(count) {
             Direct::write(file, &parts)
         } else {
-            write_all(file, &mut parts).map(|()| 0)
+            os::write_all(&mut parts, |parts, _| file.write_vectored(parts)).map(|()| 0)
         };
         self.written_back += written?;
         self.written += count as u64;
@@ -411,19 +411,6 @@ fn same_as<'p>(parts: impl Iterator<Item = &'p [u8]>, file: &File, mut at: u64) 
         at += ours.len() as u64;
     }
     Ok(true)
-}
-
-fn write_all(mut file: &File, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
-    IoSlice::advance_slices(&mut parts, 0); // empty ones at the beginning
-    while !parts.is_empty() {
-        match file.write_vectored(parts) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(&mut parts, count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// A temporary file, and whether it has its name in `.incoming`.

@@ -1,9 +1,11 @@
 //! Frames through a codec, several at a time: in order, with a bounded number in memory, or each to its place.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use super::output::{Room, Run};
 use super::TranscodeError;
 use crate::os;
 
@@ -11,6 +13,9 @@ use crate::os;
 const AHEAD: usize = 2;
 /// Larger frames are written at once: two of them for each thread could be more memory than a worker has.
 const LARGEST_HELD_BYTES: usize = 4 << 20;
+/// Frames that one thread decodes one after the other, to write them together: about so many bytes, and so many of them.
+const LONGEST_RUN_BYTES: usize = 4 << 20;
+const MOST_IN_A_RUN: usize = 256;
 
 #[derive(Default)]
 struct Shared {
@@ -102,8 +107,9 @@ pub(super) fn in_place(
     queue.result()
 }
 
-/// Has the frames 0 to `count - 1` decoded and written, in any order, where threads that write at the same time would wait for each
-/// other: who finds another writing decodes its next frame first. `done` hears of those that this thread wrote.
+/// Has the frames 0 to `count - 1` decoded, each to `frame_bytes` bytes, and written to the room, in any order. Threads that write at
+/// the same time would wait for each other: who finds another writing decodes its next frame first. `done` hears of those that
+/// this thread decoded.
 ///
 /// `decode` gets memory that was used for a frame before, or none.
 ///
@@ -112,75 +118,91 @@ pub(super) fn in_place(
 pub(super) fn by_turns(
     count: usize,
     threads: usize,
+    frame_bytes: usize,
     decode: impl Fn(usize, &mut Vec<u8>) -> Result<(), TranscodeError> + Sync,
-    write: impl Fn(usize, &[u8]) -> Result<(), TranscodeError> + Sync,
+    room: &Room<'_>,
     mut done: impl FnMut(),
 ) -> Result<(), TranscodeError> {
+    let threads = threads.min(count);
     let queue = Queue::new(count);
     let writing = AtomicUsize::new(0);
+    let longest = (LONGEST_RUN_BYTES / frame_bytes.max(1)).clamp(1, MOST_IN_A_RUN);
+    let may_hold = frame_bytes <= LARGEST_HELD_BYTES;
     let run = |done: &mut dyn FnMut()| {
-        let mut decoded: Vec<(usize, Vec<u8>)> = Vec::new();
         let mut unused: Vec<Vec<u8>> = Vec::new();
-        loop {
-            let frame = queue.claim();
-            if let Some(frame) = frame {
-                let mut memory = unused.pop().unwrap_or_default();
-                match decode(frame, &mut memory) {
-                    Ok(()) => decoded.push((frame, memory)),
-                    Err(error) => queue.fail(frame, error),
-                }
-                let may_hold = decoded.len() < AHEAD
-                    && decoded
-                        .iter()
-                        .all(|(_, memory)| memory.len() <= LARGEST_HELD_BYTES);
-                // A hint: who writes all the same waits for its turn.
-                if may_hold && writing.load(Ordering::Relaxed) > 0 {
-                    continue;
-                }
+        let mut attempt = |run: &mut Run<'_>, frame: usize, is_last: bool| {
+            let mut memory = unused.pop().unwrap_or_default();
+            decode(frame, &mut memory)?;
+            run.push(memory);
+            // A hint: who writes all the same waits for its turn.
+            let may_wait = may_hold && run.held() <= AHEAD && writing.load(Ordering::Relaxed) > 0;
+            if is_last || !(may_wait || may_hold && run.is_short()) {
+                writing.fetch_add(1, Ordering::Relaxed);
+                let written = run.write(is_last || !may_hold, &mut unused);
+                writing.fetch_sub(1, Ordering::Relaxed);
+                written?;
             }
-            writing.fetch_add(1, Ordering::Relaxed);
-            for (frame, memory) in decoded.drain(..) {
-                match write(frame, &memory) {
+            Ok(())
+        };
+        while let Some(frames) = queue.claim_run(longest, threads) {
+            let mut run = room.run((frames.start * frame_bytes) as u64);
+            let last = frames.end - 1;
+            for frame in frames {
+                if queue.is_given_up(frame) {
+                    break;
+                }
+                match attempt(&mut run, frame, frame == last) {
                     Ok(()) => done(),
                     Err(error) => queue.fail(frame, error),
                 }
-                unused.push(memory);
-            }
-            writing.fetch_sub(1, Ordering::Relaxed);
-            if frame.is_none() {
-                return;
             }
         }
     };
-    on_threads(threads.min(count), run, &mut done);
+    on_threads(threads, run, &mut done);
     queue.result()
 }
 
 /// Frames that are handed out in their order until one fails.
 struct Queue {
-    count: usize,
     next: AtomicUsize,
+    /// The first that is not worth working on: there are no more, or the one before it failed.
+    until: AtomicUsize,
     failed: Mutex<Option<(usize, TranscodeError)>>,
 }
 
 impl Queue {
     fn new(count: usize) -> Self {
         Self {
-            count,
             next: AtomicUsize::new(0),
+            until: AtomicUsize::new(count),
             failed: Mutex::default(),
         }
     }
 
     fn claim(&self) -> Option<usize> {
         let frame = self.next.fetch_add(1, Ordering::Relaxed);
-        (frame < self.count).then_some(frame)
+        (!self.is_given_up(frame)).then_some(frame)
     }
 
+    /// Frames that follow each other: fewer towards the end, so that the threads end together.
+    fn claim_run(&self, longest: usize, threads: usize) -> Option<Range<usize>> {
+        let until = self.until.load(Ordering::Relaxed);
+        let end = |first: usize| {
+            let left = until.checked_sub(first).filter(|left| *left > 0)?;
+            Some(first + (left / (2 * threads)).clamp(1, longest))
+        };
+        let first = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, end);
+        first.ok().and_then(|first| Some(first..end(first)?))
+    }
+
+    fn is_given_up(&self, frame: usize) -> bool {
+        frame >= self.until.load(Ordering::Relaxed)
+    }
+
+    /// All frames before this one are done or on their way, and stay so.
     fn fail(&self, frame: usize, error: TranscodeError) {
-        self.next.fetch_max(self.count, Ordering::Relaxed);
+        self.until.fetch_min(frame, Ordering::Relaxed);
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        // All frames before this one are done or on their way.
         if failed.as_ref().is_none_or(|(first, _)| frame < *first) {
             *failed = Some((frame, error));
         }
@@ -215,6 +237,10 @@ fn on_threads(threads: usize, run: impl Fn(&mut dyn FnMut()) + Sync, done: &mut 
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::super::output::{FileOutput, Output as _, CUT_BYTES};
     use super::*;
 
     #[test]
@@ -303,72 +329,95 @@ mod tests {
 
     #[test]
     fn each_frame_is_decoded_and_written_once_in_bounded_memory_and_the_first_error_counts() {
-        let byte = |frame: usize| u8::try_from(frame).unwrap();
-        for threads in [1, 2, 4] {
-            let written: Vec<_> = (0..100).map(|_| AtomicUsize::new(0)).collect();
-            let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            let mut told = 0;
-            by_turns(
-                100,
-                threads,
-                |frame, memory| {
-                    most.fetch_max(held.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    memory.clear();
-                    memory.push(byte(frame));
-                    Ok(())
-                },
-                |frame, memory| {
-                    assert_eq!(memory, [byte(frame)]);
-                    std::thread::sleep(std::time::Duration::from_micros(50));
-                    held.fetch_sub(1, Ordering::SeqCst);
-                    written[frame].fetch_add(1, Ordering::SeqCst);
-                    Ok(())
-                },
-                || told += 1,
-            )
-            .unwrap();
-            assert!(written.iter().all(|times| times.load(Ordering::SeqCst) == 1));
-            assert!(most.load(Ordering::SeqCst) <= threads * AHEAD);
-            assert!(told <= 100 && (threads > 1 || told == 100));
-
-            for fails_in_decoder in [true, false] {
-                let at = |decoding: bool, frame: usize| {
-                    if decoding == fails_in_decoder && frame >= 7 {
-                        return Err(TranscodeError::NotExact(frame));
-                    }
-                    Ok(())
-                };
-                let error = by_turns(
-                    1000,
+        // Around the places up to which the file is written: smaller, larger, and odd.
+        for (frame_bytes, count) in [(1, 3000), (1000, 900), (100_001, 40), (600_000, 25), (524_288, 9)] {
+            for threads in [1, 2, 4] {
+                let file = tempfile::tempfile().unwrap();
+                let mut out = FileOutput::new(&file, 77);
+                let room = out.room((count * frame_bytes) as u64).unwrap().unwrap();
+                let (alive, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+                let mut told = 0;
+                by_turns(
+                    count,
                     threads,
-                    |frame, _| at(true, frame),
-                    |frame, _| at(false, frame),
-                    || (),
-                );
-                assert!(matches!(error, Err(TranscodeError::NotExact(7))));
+                    frame_bytes,
+                    |frame, memory| {
+                        if memory.capacity() == 0 {
+                            most.fetch_max(alive.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        }
+                        memory.clear();
+                        memory.resize(frame_bytes, filling(frame));
+                        Ok(())
+                    },
+                    &room,
+                    || told += 1,
+                )
+                .unwrap();
+                let mut written = vec![0; 77 + count * frame_bytes];
+                file.read_exact_at(&mut written, 0).unwrap();
+                assert_eq!(file.metadata().unwrap().len(), written.len() as u64);
+                for (frame, bytes) in written[77..].chunks(frame_bytes).enumerate() {
+                    assert!(bytes.iter().all(|byte| *byte == filling(frame)));
+                }
+                assert!(told <= count && (threads > 1 || told == count));
+                let to_a_cut = usize::try_from(CUT_BYTES).unwrap() / frame_bytes + 1;
+                let held = (to_a_cut + AHEAD + 1).min(MOST_IN_A_RUN);
+                assert!(most.load(Ordering::SeqCst) <= threads * held);
             }
         }
     }
 
     #[test]
+    fn the_first_error_of_frames_that_are_written_together_counts() {
+        for threads in [1, 2, 4] {
+            for first in [0, 7, 30, 999] {
+                let decoded = AtomicUsize::new(0);
+                let file = tempfile::tempfile().unwrap();
+                let mut out = FileOutput::new(&file, 0);
+                let room = out.room(1000 * 100_000).unwrap().unwrap();
+                let fails = |frame: usize, memory: &mut Vec<u8>| {
+                    decoded.fetch_add(1, Ordering::SeqCst);
+                    memory.resize(100_000, 0);
+                    if frame >= first {
+                        return Err(TranscodeError::NotExact(frame));
+                    }
+                    Ok(())
+                };
+                let error = by_turns(1000, threads, 100_000, fails, &room, || ());
+                assert!(matches!(error, Err(TranscodeError::NotExact(frame)) if frame == first));
+                let longest = LONGEST_RUN_BYTES / 100_000;
+                assert!(decoded.load(Ordering::SeqCst) <= first + 1 + 2 * threads * longest);
+            }
+
+            let cannot_write = File::open("/dev/null").unwrap();
+            let mut out = FileOutput::new(&cannot_write, 0);
+            let room = out.room(10 * 10).unwrap().unwrap();
+            let decode = |_, memory: &mut Vec<u8>| {
+                memory.resize(10, 0);
+                Ok(())
+            };
+            let error = by_turns(10, threads, 10, decode, &room, || ());
+            assert!(matches!(error, Err(TranscodeError::Io(_))));
+        }
+    }
+
+    #[test]
     fn large_frames_are_written_at_once() {
-        let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        by_turns(
-            12,
-            2,
-            |_, memory| {
-                most.fetch_max(held.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                memory.resize(LARGEST_HELD_BYTES + 1, 0);
-                Ok(())
-            },
-            |_, _| {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                held.fetch_sub(1, Ordering::SeqCst);
-                Ok(())
-            },
-            || (),
-        )
-        .unwrap();
-        assert!(most.load(Ordering::SeqCst) <= 2);
+        let file = tempfile::tempfile().unwrap();
+        let frame_bytes = LARGEST_HELD_BYTES + 1;
+        let mut out = FileOutput::new(&file, 0);
+        let room = out.room(12 * frame_bytes as u64).unwrap().unwrap();
+        let made = AtomicUsize::new(0);
+        let decode = |_, memory: &mut Vec<u8>| {
+            made.fetch_add(usize::from(memory.capacity() == 0), Ordering::SeqCst);
+            memory.resize(frame_bytes, 0);
+            Ok(())
+        };
+        by_turns(12, 2, frame_bytes, decode, &room, || ()).unwrap();
+        assert!(made.load(Ordering::SeqCst) <= 2);
+    }
+
+    fn filling(frame: usize) -> u8 {
+        u8::try_from(frame % 251).unwrap()
     }
 }
