@@ -24,14 +24,8 @@ ROUNDS = int(os.environ.get("STORESCP_PEERS_ROUNDS", "5")) * 3
 INSTANCES = 10000
 SCRAPES = 60
 SCRAPES_A_SECOND = 20
-TICKS = os.sysconf("SC_CLK_TCK")
 
 Start = Callable[..., ServiceProcess]
-
-
-def cpu_seconds(service: ServiceProcess) -> float:
-    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def scrape(port: int, over: threading.Event, texts: list[str]) -> None:
@@ -94,9 +88,9 @@ def test_being_watched(bench_folder: Path, start_bench_service: Start) -> None:
         )
     cost = (1 - ratios["scraped"]) / SCRAPES_A_SECOND
     print(f"a scrape a second costs {cost:.2%} of the throughput")
-    before = cpu_seconds(service)
+    before = service.cpu_seconds()
     for _ in range(SCRAPES):
         get(port, "/metrics")
-    each = (cpu_seconds(service) - before) / SCRAPES
+    each = (service.cpu_seconds() - before) / SCRAPES
     share = each / len(os.sched_getaffinity(0))
     print(f"a scrape takes {each * 1000:.1f} ms of one core: once a second {share:.2%} of the machine")

@@ -30,7 +30,6 @@ RULES = {
         [{"tenant_id": f"tenant-{number:03}", "called_ae": f"HOSP_{number:03}"} for number in range(TENANTS)]
     )
 }
-TICKS = os.sysconf("SC_CLK_TCK")
 
 Start = Callable[..., ServiceProcess]
 
@@ -104,17 +103,12 @@ def test_a_hundred_tenants(bench_folder: Path, start: Start) -> None:
 def test_idling(start: Start) -> None:
     service = start("idle")
     association = _core.Sender("127.0.0.1", service.port, "BENCH", "ANY-SCP", [(CT, EXPLICIT)], 60)
-    before = _cpu_seconds(service)
+    before = service.cpu_seconds()
     with pytest.raises(subprocess.TimeoutExpired):
         service.process.wait(IDLE_SECONDS)
-    spent = _cpu_seconds(service) - before
+    spent = service.cpu_seconds() - before
     association.release()
     print(f"\nidle, one association open: {spent / IDLE_SECONDS * 100:.2f} % of a core")
-
-
-def _cpu_seconds(service: ServiceProcess) -> float:
-    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def _compare(services: dict[str, ServiceProcess], load: Load, folder: Path) -> None:

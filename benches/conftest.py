@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quiet import fill_page_cache
+from support.memory import fill_page_cache
 from support.service import ServiceProcess
 
 

@@ -8,25 +8,6 @@ from pathlib import Path
 _BLOCK = os.urandom(1 << 20)
 _SCRATCH_BYTES = 256 << 20
 _LARGE_BYTES = 64 * 1024
-# So much of the memory is free on a machine that has stored for a while; more than the latter is not filled.
-_USUALLY_FREE = 1 / 8
-_MOST_FILLED_BYTES = 64 << 30
-_FILL_BYTES = 64 << 20
-
-
-def fill_page_cache(file: Path) -> None:
-    """Has the kernel keep all memory in use, as that of a machine is that has stored for a day, with a file of holes.
-
-    A virtual machine gives memory that was free for some seconds back to its host. To touch it again costs more than
-    all that is measured, and who has to depends on who came before.
-    """
-    page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    with file.open("a+b", buffering=0) as holes:
-        holes.truncate(min(page * pages, _MOST_FILLED_BYTES))
-        holes.seek(0)
-        block = bytearray(_FILL_BYTES)
-        while os.sysconf("SC_AVPHYS_PAGES") > pages * _USUALLY_FREE and holes.readinto(block):
-            pass
 
 
 def quiet(folder: Path, most_bytes: int = 0) -> None:
