@@ -11,9 +11,8 @@ use crate::os;
 
 /// Frames finished or on their way beyond the one that is written next, for each thread.
 const AHEAD: usize = 2;
-/// Larger frames are written at once: two of them for each thread could be more memory than a worker has.
-const LARGEST_HELD_BYTES: usize = 4 << 20;
-/// Frames that one thread decodes one after the other, to write them together: about so many bytes, and so many of them.
+/// Frames that one thread decodes one after the other, to write them together: so many bytes, and so many of them. A larger frame is
+/// written at once: two of them for each thread could be more memory than a worker has.
 const LONGEST_RUN_BYTES: usize = 4 << 20;
 const MOST_IN_A_RUN: usize = 256;
 
@@ -127,7 +126,6 @@ pub(super) fn by_turns(
     let queue = Queue::new(count);
     let writing = AtomicUsize::new(0);
     let longest = (LONGEST_RUN_BYTES / frame_bytes.max(1)).clamp(1, MOST_IN_A_RUN);
-    let may_hold = frame_bytes <= LARGEST_HELD_BYTES;
     let run = |done: &mut dyn FnMut()| {
         let mut unused: Vec<Vec<u8>> = Vec::new();
         let mut attempt = |run: &mut Run<'_>, frame: usize, is_last: bool| {
@@ -135,10 +133,10 @@ pub(super) fn by_turns(
             decode(frame, &mut memory)?;
             run.push(memory);
             // A hint: who writes all the same waits for its turn.
-            let may_wait = may_hold && run.held() <= AHEAD && writing.load(Ordering::Relaxed) > 0;
-            if is_last || !(may_wait || may_hold && run.is_short()) {
+            let may_wait = run.held() <= AHEAD && writing.load(Ordering::Relaxed) > 0;
+            if is_last || !(may_wait || run.is_short()) {
                 writing.fetch_add(1, Ordering::Relaxed);
-                let written = run.write(is_last || !may_hold, &mut unused);
+                let written = run.write(is_last, &mut unused);
                 writing.fetch_sub(1, Ordering::Relaxed);
                 written?;
             }
@@ -404,7 +402,7 @@ mod tests {
     #[test]
     fn large_frames_are_written_at_once() {
         let file = tempfile::tempfile().unwrap();
-        let frame_bytes = LARGEST_HELD_BYTES + 1;
+        let frame_bytes = LONGEST_RUN_BYTES / 2 + 1;
         let mut out = FileOutput::new(&file, 0);
         let room = out.room(12 * frame_bytes as u64).unwrap().unwrap();
         let made = AtomicUsize::new(0);
