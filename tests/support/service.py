@@ -22,6 +22,11 @@ def is_nameless(link: str) -> bool:
     return re.search(r"/\.incoming/#\d+ \(deleted\)$", link) is not None
 
 
+def whole_lines(file: Path) -> list[str]:
+    """The lines of a file that is being written: what is written at once can be seen up to the end of a page only."""
+    return file.read_bytes().rpartition(b"\n")[0].decode().splitlines()
+
+
 class ServiceProcess:
     """Starts `python -m storescp`, waits for its line, and stops what it started.
 
@@ -91,7 +96,7 @@ class ServiceProcess:
         return self.log_path.read_text()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        lines = (json.loads(line) for line in whole_lines(self.log_path) if line.startswith("{"))
         return [line for line in lines if line.get("event") == name]
 
     def wait_for_event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
@@ -122,7 +127,7 @@ class ServiceProcess:
         file = self.root / ".outbox" / "events" / f"{topic}.jsonl"
         deadline = time.monotonic() + 20
         while True:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            lines = whole_lines(file) if file.exists() else []
             if count is None or len(lines) >= count or time.monotonic() > deadline:
                 return [json.loads(line) for line in lines]
             self.wait_a_moment()
