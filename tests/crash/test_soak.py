@@ -66,8 +66,6 @@ class Tenth:
 @pytest.mark.timeout(0)
 def test_nothing_grows_with_the_number_of_instances(start_service: StartService, tmp_path: Path) -> None:
     count = rounds(500_000, 20_000)
-    # Memory settles at what the heaps of all threads have needed at one time or another, in some hundred thousand instances.
-    before = count if IS_FULL else 0
     row = Row("R17 soak", count)
     if IS_FULL:
         # Else the first are stored in memory that the machine has at hand, and the last in what its host has to find.
@@ -93,8 +91,8 @@ def test_nothing_grows_with_the_number_of_instances(start_service: StartService,
         for sender in senders:
             sender.start()
         for tenth in range(1, 2 * TENTHS + 1):
-            goal = before + count * tenth / (2 * TENTHS)
-            wait_until(lambda goal=goal: ledger.statuses[0] >= goal, 900)  # type: ignore[misc]
+            goal = count * tenth / (2 * TENTHS)
+            wait_until(lambda goal=goal: ledger.statuses[0] >= goal, 600)  # type: ignore[misc]
             samples.append(
                 Sample(
                     ledger.statuses[0],
@@ -114,13 +112,13 @@ def test_nothing_grows_with_the_number_of_instances(start_service: StartService,
     wait_until(lambda: service.descriptors() <= at_rest, 10, f"more than the {at_rest} descriptors of before")
     assert service.stop(120) == 0
     row.reconcile(service, ledger)
-    settled = samples if IS_FULL else samples[TENTHS // 2 :]
+    settled = samples[TENTHS // 2 :]
     slope = (
         float(np.polyfit([one.instances for one in settled], [one.rss_kib for one in settled], 1)[0]) * 100_000 / 1024
     )
     tenths = [Tenth.between(*pair) for pair in zip(samples[:-2:2], samples[2::2], strict=True)]
     first, last = tenths[0], tenths[-1]
-    # The senders do the same for each instance: what more it takes them is the machine's, which is slower by a quarter at times.
+    # The senders do the same for each instance: what more it takes them is the machine's.
     slower_machine = last.senders_us / first.senders_us
     print("\n".join(str(tenth) for tenth in tenths))
     row.remark = (
@@ -136,4 +134,4 @@ def test_nothing_grows_with_the_number_of_instances(start_service: StartService,
     assert settled[-1].rss_kib - settled[0].rss_kib < MOST_GROWTH_KIB
     if IS_FULL:
         assert slope < 1
-        assert last.rate * slower_machine >= 0.9 * first.rate
+        assert last.rate >= 0.9 * first.rate

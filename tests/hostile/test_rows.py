@@ -21,7 +21,7 @@ from conftest import StartService
 from support import scu
 from support.instances import CT, ct_slice, dataset_of, explicit, text
 from support.scu import EXPLICIT, VERIFICATION, Aborted, Closed, RawAssociation, Rejected, associate_rq, item
-from support.service import ServiceProcess, whole_lines
+from support.service import ServiceProcess
 from support.waiting import wait_until
 
 CONTEXTS = [(1, CT, [EXPLICIT])]
@@ -127,7 +127,7 @@ def test_s8_hostile_text_is_stored_as_it_is_and_recorded_as_valid_json(scp: Serv
         assert dataset_of(Path(record["file_path"])) == sent[record["sop_uid"]]
         assert len(record["patient_id"]) <= 64
         json.dumps(record).encode("utf-8")
-    assert all(json.loads(line) for line in whole_lines(scp.log_path))
+    assert all(json.loads(line) for line in scp.log_lines())
 
 
 def pdus_of_s10() -> Iterator[tuple[str, bytes]]:

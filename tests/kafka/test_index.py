@@ -26,7 +26,7 @@ from support.instances import CT, ct_slice, curated_instances, explicit, text
 from support.load import Ledger, start_senders
 from support.postgres import Postgres, programs
 from support.scu import RawAssociation
-from support.service import ServiceProcess, whole_lines
+from support.service import ServiceProcess, lines_so_far
 
 Serve = Callable[..., ServiceProcess]
 
@@ -213,7 +213,7 @@ class IndexProcess:
         self._log.close()
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in whole_lines(self.log_path) if line.startswith("{"))
+        lines = (json.loads(line) for line in lines_so_far(self.log_path, self.process) if line.startswith("{"))
         return [line for line in lines if line["event"] == name]
 
 

@@ -22,9 +22,13 @@ def is_nameless(link: str) -> bool:
     return re.search(r"/\.incoming/#\d+ \(deleted\)$", link) is not None
 
 
-def whole_lines(file: Path) -> list[str]:
-    """The lines of a file that is being written: what is written at once can be seen up to the end of a page only."""
-    return file.read_bytes().rpartition(b"\n")[0].decode().splitlines()
+def lines_so_far(file: Path, process: subprocess.Popen[str]) -> list[str]:
+    """The lines that a process writes, all once it has ended. Before, what it writes at once can be seen up to the end of a page only."""
+    is_running = process.poll() is None
+    content = file.read_bytes()
+    if is_running:
+        content = content.rpartition(b"\n")[0]
+    return content.decode().splitlines()
 
 
 class ServiceProcess:
@@ -95,8 +99,11 @@ class ServiceProcess:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def log_lines(self) -> list[str]:
+        return lines_so_far(self.log_path, self.process)
+
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in whole_lines(self.log_path) if line.startswith("{"))
+        lines = (json.loads(line) for line in self.log_lines() if line.startswith("{"))
         return [line for line in lines if line.get("event") == name]
 
     def wait_for_event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
@@ -127,7 +134,7 @@ class ServiceProcess:
         file = self.root / ".outbox" / "events" / f"{topic}.jsonl"
         deadline = time.monotonic() + 20
         while True:
-            lines = whole_lines(file) if file.exists() else []
+            lines = lines_so_far(file, self.process) if file.exists() else []
             if count is None or len(lines) >= count or time.monotonic() > deadline:
                 return [json.loads(line) for line in lines]
             self.wait_a_moment()
