@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::output::{Room, Run};
 use super::TranscodeError;
@@ -11,10 +11,10 @@ use crate::os;
 
 /// Frames finished or on their way beyond the one that is written next, for each thread.
 const AHEAD: usize = 2;
-/// Frames that one thread decodes one after the other, to write them together: so many bytes, and so many of them. A larger frame is
-/// written at once: two of them for each thread could be more memory than a worker has.
-const LONGEST_RUN_BYTES: usize = 4 << 20;
-const MOST_IN_A_RUN: usize = 256;
+/// Larger frames than this are written at once, and no more than so many are held to be written together: two large ones for each
+/// thread could be more memory than a worker has.
+const LARGE_FRAME_BYTES: usize = 2 << 20;
+const MOST_HELD: usize = 256;
 
 #[derive(Default)]
 struct Shared {
@@ -93,24 +93,25 @@ pub(super) fn in_place(
     work: impl Fn(usize) -> Result<(), TranscodeError> + Sync,
     mut done: impl FnMut(),
 ) -> Result<(), TranscodeError> {
-    let queue = Queue::new(count);
-    let run = |done: &mut dyn FnMut()| {
-        while let Some(frame) = queue.claim() {
+    let threads = threads.min(count);
+    let shares = Shares::new(count, threads);
+    let run = |share: usize, done: &mut dyn FnMut()| {
+        while let Some(frame) = shares.claim(share) {
             match work(frame) {
                 Ok(()) => done(),
-                Err(error) => queue.fail(frame, error),
+                Err(error) => shares.fail(frame, error),
             }
         }
     };
-    on_threads(threads.min(count), run, &mut done);
-    queue.result()
+    on_threads(threads, run, &mut done);
+    shares.result()
 }
 
 /// Has the frames 0 to `count - 1` decoded, each to `frame_bytes` bytes, and written to the room, in any order. Threads that write at
 /// the same time would wait for each other: who finds another writing decodes its next frame first. `done` hears of those that
 /// this thread decoded.
 ///
-/// `decode` gets memory that was used for a frame before, or none.
+/// `decode` fills all of the memory it gets, in which another frame may have been.
 ///
 /// # Errors
 /// The first one, in the order of the frames.
@@ -118,123 +119,132 @@ pub(super) fn by_turns(
     count: usize,
     threads: usize,
     frame_bytes: usize,
-    decode: impl Fn(usize, &mut Vec<u8>) -> Result<(), TranscodeError> + Sync,
+    decode: impl Fn(usize, &mut [u8]) -> Result<(), TranscodeError> + Sync,
     room: &Room<'_>,
     mut done: impl FnMut(),
 ) -> Result<(), TranscodeError> {
     let threads = threads.min(count);
-    let queue = Queue::new(count);
+    let shares = Shares::new(count, threads);
     let writing = AtomicUsize::new(0);
-    let longest = (LONGEST_RUN_BYTES / frame_bytes.max(1)).clamp(1, MOST_IN_A_RUN);
-    let run = |done: &mut dyn FnMut()| {
-        let mut unused: Vec<Vec<u8>> = Vec::new();
-        let mut attempt = |run: &mut Run<'_>, frame: usize, is_last: bool| {
-            let mut memory = unused.pop().unwrap_or_default();
-            decode(frame, &mut memory)?;
-            run.push(memory);
-            // A hint: who writes all the same waits for its turn.
-            let may_wait = run.held() <= AHEAD && writing.load(Ordering::Relaxed) > 0;
-            if is_last || !(may_wait || run.is_short()) {
-                writing.fetch_add(1, Ordering::Relaxed);
-                let written = run.write(is_last, &mut unused);
-                writing.fetch_sub(1, Ordering::Relaxed);
-                written?;
-            }
-            Ok(())
-        };
-        while let Some(frames) = queue.claim_run(longest, threads) {
-            let mut run = room.run((frames.start * frame_bytes) as u64);
-            let last = frames.end - 1;
-            for frame in frames {
-                if queue.is_given_up(frame) {
-                    break;
-                }
-                match attempt(&mut run, frame, frame == last) {
+    let write = |run: &mut Run<'_>, all: bool, unused: &mut Vec<Vec<u8>>| {
+        writing.fetch_add(1, Ordering::Relaxed);
+        let written = run.write(all, unused);
+        writing.fetch_sub(1, Ordering::Relaxed);
+        written
+    };
+    let advance = |run: &mut Run<'_>, frame: usize, unused: &mut Vec<Vec<u8>>| {
+        let mut decoded = run.next_frame(frame_bytes, unused);
+        decode(frame, decoded.bytes_mut())?;
+        run.push(decoded);
+        let all = frame_bytes > LARGE_FRAME_BYTES || run.held() == MOST_HELD;
+        // A hint: who writes all the same waits for its turn.
+        let may_wait = run.held() <= AHEAD && writing.load(Ordering::Relaxed) > 0;
+        if all || !(may_wait || run.is_short()) {
+            write(run, all, unused)?;
+        }
+        Ok(())
+    };
+    let run = |share: usize, done: &mut dyn FnMut()| {
+        let mut unused = Vec::new();
+        let mut claimed = shares.claim(share);
+        while let Some(first) = claimed {
+            let mut run = room.run((first * frame_bytes) as u64);
+            let mut next = first;
+            while claimed == Some(next) {
+                match advance(&mut run, next, &mut unused) {
                     Ok(()) => done(),
-                    Err(error) => queue.fail(frame, error),
+                    Err(error) => shares.fail(next, error),
                 }
+                next += 1;
+                claimed = shares.claim(share);
+            }
+            if let Err(error) = write(&mut run, true, &mut unused) {
+                shares.fail(first, error.into());
             }
         }
     };
     on_threads(threads, run, &mut done);
-    queue.result()
+    shares.result()
 }
 
-/// Frames that are handed out in their order until one fails.
-struct Queue {
-    next: AtomicUsize,
-    /// The first that is not worth working on: there are no more, or the one before it failed.
-    until: AtomicUsize,
-    failed: Mutex<Option<(usize, TranscodeError)>>,
+/// Frames that are handed out until one fails. Each thread has a share of them, which follow each other; who has none left takes
+/// half of what another one has.
+struct Shares(Mutex<State>);
+
+struct State {
+    left: Vec<Range<usize>>,
+    failed: Option<(usize, TranscodeError)>,
 }
 
-impl Queue {
-    fn new(count: usize) -> Self {
-        Self {
-            next: AtomicUsize::new(0),
-            until: AtomicUsize::new(count),
-            failed: Mutex::default(),
+impl Shares {
+    fn new(count: usize, threads: usize) -> Self {
+        let begin = |share| count * share / threads;
+        let left = (0..threads).map(|share| begin(share)..begin(share + 1)).collect();
+        Self(Mutex::new(State { left, failed: None }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claim(&self, share: usize) -> Option<usize> {
+        let mut state = self.lock();
+        let own = state.left.get_mut(share)?;
+        if let Some(frame) = own.next() {
+            return Some(frame);
         }
+        let largest = state.left.iter_mut().max_by_key(ExactSizeIterator::len)?;
+        let mut taken = largest.start + largest.len() / 2..largest.end;
+        largest.end = taken.start;
+        let frame = taken.next();
+        if let Some(own) = state.left.get_mut(share) {
+            *own = taken;
+        }
+        frame
     }
 
-    fn claim(&self) -> Option<usize> {
-        let frame = self.next.fetch_add(1, Ordering::Relaxed);
-        (!self.is_given_up(frame)).then_some(frame)
-    }
-
-    /// Frames that follow each other: fewer towards the end, so that the threads end together.
-    fn claim_run(&self, longest: usize, threads: usize) -> Option<Range<usize>> {
-        let until = self.until.load(Ordering::Relaxed);
-        let end = |first: usize| {
-            let left = until.checked_sub(first).filter(|left| *left > 0)?;
-            Some(first + (left / (2 * threads)).clamp(1, longest))
-        };
-        let first = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, end);
-        first.ok().and_then(|first| Some(first..end(first)?))
-    }
-
-    fn is_given_up(&self, frame: usize) -> bool {
-        frame >= self.until.load(Ordering::Relaxed)
-    }
-
-    /// All frames before this one are done or on their way, and stay so.
+    /// Those behind it are not worth working on. All before it are done or on their way, or will be.
     fn fail(&self, frame: usize, error: TranscodeError) {
-        self.until.fetch_min(frame, Ordering::Relaxed);
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed.as_ref().is_none_or(|(first, _)| frame < *first) {
-            *failed = Some((frame, error));
+        let mut state = self.lock();
+        for left in &mut state.left {
+            left.end = left.end.min(frame);
+        }
+        if state.failed.as_ref().is_none_or(|(first, _)| frame < *first) {
+            state.failed = Some((frame, error));
         }
     }
 
     fn result(self) -> Result<(), TranscodeError> {
-        let failed = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failed.map_or(Ok(()), |(_, error)| Err(error))
+        let state = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.failed.map_or(Ok(()), |(_, error)| Err(error))
     }
 }
 
-/// Runs the same on so many threads, of which this is one; only this one tells `done`.
+/// Runs the same on so many threads, of which this is the first; only this one tells `done`.
 ///
 /// Linux often queues a new thread behind its maker although another processor is idle, since that of a virtual machine does not
 /// look so while it is halted. There it would stay for a tick or two (4 ms each): it goes first and to another processor.
-fn on_threads(threads: usize, run: impl Fn(&mut dyn FnMut()) + Sync, done: &mut dyn FnMut()) {
+fn on_threads(threads: usize, run: impl Fn(usize, &mut dyn FnMut()) + Sync, done: &mut dyn FnMut()) {
     let here = os::this_processor();
+    let run = &run;
     std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|| {
+        for share in 1..threads {
+            scope.spawn(move || {
                 // Where it may not choose, it waits.
                 os::leave_processor(here).ok();
-                run(&mut || ());
+                run(share, &mut || ());
             });
         }
         if threads > 1 {
             std::thread::yield_now();
         }
-        run(done);
+        run(0, done);
     });
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::fs::File;
     use std::os::unix::fs::FileExt as _;
 
@@ -321,8 +331,47 @@ mod tests {
                 || (),
             );
             assert!(matches!(error, Err(TranscodeError::NotExact(7))));
-            assert!(begun.load(Ordering::SeqCst) < 7 + 1 + 2 * threads);
+            // Who fails has taken half of what was left, which is ten times possible.
+            assert!(begun.load(Ordering::SeqCst) <= 7 + 1 + 10 * (threads - 1));
         }
+    }
+
+    #[test]
+    fn each_frame_is_handed_out_once_and_those_of_one_share_follow_each_other() {
+        for (count, threads) in [(0, 1), (1, 1), (100, 3), (7, 7)] {
+            let shares = Shares::new(count, threads);
+            let mut seen: Vec<_> = (0..threads).map(|_| Vec::new()).collect();
+            // The first one works alone until it has half of everything.
+            while seen[0].len() * 2 < count {
+                seen[0].extend(shares.claim(0));
+            }
+            while let Some(frame) = shares.claim(threads - 1) {
+                seen[threads - 1].push(frame);
+            }
+            assert!((0..threads).all(|share| shares.claim(share).is_none()));
+            for frames in &seen {
+                let breaks = frames.windows(2).filter(|pair| pair[0] + 1 != pair[1]);
+                assert!(breaks.count() < 8, "{frames:?}");
+            }
+            let mut all = seen.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..count).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn after_an_error_only_what_is_before_it_is_handed_out() {
+        let shares = Shares::new(100, 4);
+        let begun: Vec<_> = (0..4).map(|share| shares.claim(share).unwrap()).collect();
+        assert_eq!(begun, [0, 25, 50, 75]);
+        shares.fail(75, TranscodeError::NotExact(75));
+        shares.fail(25, TranscodeError::NotExact(25));
+        shares.fail(50, TranscodeError::NotExact(50));
+        // The share of one that has failed is another's.
+        let rest: Vec<_> = std::iter::from_fn(|| shares.claim(3)).collect();
+        assert_eq!(rest.len(), 24);
+        assert!(rest.iter().all(|frame| (1..25).contains(frame)));
+        assert!(matches!(shares.result(), Err(TranscodeError::NotExact(25))));
     }
 
     #[test]
@@ -333,18 +382,15 @@ mod tests {
                 let file = tempfile::tempfile().unwrap();
                 let mut out = FileOutput::new(&file, 77);
                 let room = out.room((count * frame_bytes) as u64).unwrap().unwrap();
-                let (alive, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+                let places = Mutex::new(HashSet::new());
                 let mut told = 0;
                 by_turns(
                     count,
                     threads,
                     frame_bytes,
                     |frame, memory| {
-                        if memory.capacity() == 0 {
-                            most.fetch_max(alive.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                        }
-                        memory.clear();
-                        memory.resize(frame_bytes, filling(frame));
+                        places.lock().unwrap().insert(memory.as_ptr().addr());
+                        memory.fill(filling(frame));
                         Ok(())
                     },
                     &room,
@@ -359,8 +405,8 @@ mod tests {
                 }
                 assert!(told <= count && (threads > 1 || told == count));
                 let to_a_cut = usize::try_from(CUT_BYTES).unwrap() / frame_bytes + 1;
-                let held = (to_a_cut + AHEAD + 1).min(MOST_IN_A_RUN);
-                assert!(most.load(Ordering::SeqCst) <= threads * held);
+                let held = (to_a_cut + AHEAD + 1).min(MOST_HELD);
+                assert!(memories(places) <= threads * held);
             }
         }
     }
@@ -373,9 +419,8 @@ mod tests {
                 let file = tempfile::tempfile().unwrap();
                 let mut out = FileOutput::new(&file, 0);
                 let room = out.room(1000 * 100_000).unwrap().unwrap();
-                let fails = |frame: usize, memory: &mut Vec<u8>| {
+                let fails = |frame: usize, _: &mut [u8]| {
                     decoded.fetch_add(1, Ordering::SeqCst);
-                    memory.resize(100_000, 0);
                     if frame >= first {
                         return Err(TranscodeError::NotExact(frame));
                     }
@@ -383,18 +428,13 @@ mod tests {
                 };
                 let error = by_turns(1000, threads, 100_000, fails, &room, || ());
                 assert!(matches!(error, Err(TranscodeError::NotExact(frame)) if frame == first));
-                let longest = LONGEST_RUN_BYTES / 100_000;
-                assert!(decoded.load(Ordering::SeqCst) <= first + 1 + 2 * threads * longest);
+                assert!(threads > 1 || decoded.load(Ordering::SeqCst) == first + 1);
             }
 
             let cannot_write = File::open("/dev/null").unwrap();
             let mut out = FileOutput::new(&cannot_write, 0);
             let room = out.room(10 * 10).unwrap().unwrap();
-            let decode = |_, memory: &mut Vec<u8>| {
-                memory.resize(10, 0);
-                Ok(())
-            };
-            let error = by_turns(10, threads, 10, decode, &room, || ());
+            let error = by_turns(10, threads, 10, |_, _: &mut [u8]| Ok(()), &room, || ());
             assert!(matches!(error, Err(TranscodeError::Io(_))));
         }
     }
@@ -402,17 +442,23 @@ mod tests {
     #[test]
     fn large_frames_are_written_at_once() {
         let file = tempfile::tempfile().unwrap();
-        let frame_bytes = LONGEST_RUN_BYTES / 2 + 1;
+        let frame_bytes = LARGE_FRAME_BYTES + 1;
         let mut out = FileOutput::new(&file, 0);
         let room = out.room(12 * frame_bytes as u64).unwrap().unwrap();
-        let made = AtomicUsize::new(0);
-        let decode = |_, memory: &mut Vec<u8>| {
-            made.fetch_add(usize::from(memory.capacity() == 0), Ordering::SeqCst);
-            memory.resize(frame_bytes, 0);
+        let places = Mutex::new(HashSet::new());
+        let decode = |_, memory: &mut [u8]| {
+            places.lock().unwrap().insert(memory.as_ptr().addr());
             Ok(())
         };
         by_turns(12, 2, frame_bytes, decode, &room, || ()).unwrap();
-        assert!(made.load(Ordering::SeqCst) <= 2);
+        assert!(memories(places) <= 2);
+    }
+
+    /// How many memories these are places in; frames begin in one of the first 64 bytes.
+    fn memories(places: Mutex<HashSet<usize>>) -> usize {
+        let mut places: Vec<_> = places.into_inner().unwrap().into_iter().collect();
+        places.sort_unstable();
+        1 + places.windows(2).filter(|pair| pair[1] - pair[0] >= 64).count()
     }
 
     fn filling(frame: usize) -> u8 {

@@ -349,15 +349,7 @@ impl<'i> Pixels<'i> {
         }
         if self.count > 1 {
             if let Some(room) = out.room(total)? {
-                if matches!(self.frames, Frames::Native { .. }) {
-                    let copy =
-                        |frame| Ok(room.write_at((frame * frame_bytes) as u64, &self.native_frame(frame)?)?);
-                    return frames::in_place(self.count, self.threads, copy, progress);
-                }
-                let decode = |frame: usize, memory: &mut Vec<u8>| {
-                    memory.resize(frame_bytes, 0);
-                    self.native_frame_to(frame, memory)
-                };
+                let decode = |frame: usize, memory: &mut [u8]| self.native_frame_to(frame, memory);
                 return frames::by_turns(self.count, self.threads, frame_bytes, decode, &room, progress);
             }
         }
