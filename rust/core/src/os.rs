@@ -8,6 +8,9 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 
+/// Room on the disk is not worth being reserved for less.
+pub(crate) const LEAST_RESERVED_BYTES: u64 = 64 * 1024;
+
 /// Reserves a part of a file, where that can be done. Where it cannot, or the disk is full, the write finds out.
 ///
 /// # Errors

@@ -22,8 +22,6 @@ use crate::wire::block::{Block, BLOCK_BYTES};
 const WRITE_BYTES: usize = 256 * 1024;
 /// How much of a large file goes on its way to the disk at a time, where it will be synced: while the next part comes in.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
-/// Room on the disk is not reserved for less.
-const LEAST_RESERVED_BYTES: u64 = 64 * 1024;
 /// For what a peer only says is to come, as much as came already is reserved, within these.
 const LEAST_AHEAD_BYTES: u64 = 1 << 20;
 const MOST_AHEAD_BYTES: u64 = 16 << 20;
@@ -183,7 +181,7 @@ impl<'s> Spool<'s> {
         let ahead = self.size.clamp(LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES);
         let until = self.expected.min(self.size + ahead).max(self.size);
         let from = self.reserved.max(self.written);
-        if self.store.reserves && self.size > from && until - from >= LEAST_RESERVED_BYTES {
+        if self.store.reserves && self.size > from && until - from >= os::LEAST_RESERVED_BYTES {
             if let Some(file) = &self.file {
                 os::reserve(file, from, until - from)?;
             }

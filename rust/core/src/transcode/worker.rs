@@ -18,6 +18,7 @@ use storescp_codecs::mapping::{Mapping, SharedMemory};
 
 use super::output::{FileOutput, MemoryOutput};
 use super::{transcode, Job, Report, TranscodeError};
+use crate::os;
 
 /// Messages are small; a longer one is none of ours.
 pub(super) const MESSAGE_BYTES: usize = 4096;
@@ -194,6 +195,9 @@ impl Work {
                         .ok()
                         .and_then(|bytes| memory.get(..bytes));
                     let result = result.ok_or(TranscodeError::Io(io::ErrorKind::InvalidData.into()))?;
+                    if report.bytes >= os::LEAST_RESERVED_BYTES && os::rewards_reserving(&self.file) {
+                        os::reserve(&self.file, request.offset, report.bytes)?;
+                    }
                     self.file.write_all_at(result, request.offset)?;
                     send(socket, &Reply::Written)?;
                 }
@@ -205,7 +209,7 @@ impl Work {
 
 fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
     let message = serde_json::to_vec(reply)?;
-    rustix::net::send(socket, &message, crate::os::SEND)?;
+    rustix::net::send(socket, &message, os::SEND)?;
     Ok(())
 }
 
@@ -217,7 +221,7 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Work>> {
         socket,
         &mut [io::IoSliceMut::new(&mut message)],
         &mut control,
-        crate::os::RECEIVE,
+        os::RECEIVE,
     )?;
     let mut descriptors = control
         .drain()
