@@ -434,6 +434,8 @@ impl<'s> Sink<'s> for Spool<'s> {
     }
 
     fn meanwhile(&mut self) -> io::Result<()> {
+        // The next instance finds it, and need not wait for it behind the answer to this one.
+        self.store.prepare();
         if self.has_all_written() {
             self.write_out()?;
         }
