@@ -1,6 +1,5 @@
 //! The supervisor of worker processes: a bounded number, used in turn, replaced when one dies or hangs.
 
-mod pace;
 mod process;
 
 use std::collections::VecDeque;
@@ -237,7 +236,7 @@ impl Pool {
             Err(error) => return Ok((Err(error.into()), false)),
         }
         let prepared = sink.meanwhile();
-        let (report, in_memory) = match worker.first_answer(self.patience())? {
+        let (report, in_memory) = match worker.answer(self.patience())? {
             Reply::Done {
                 frames,
                 bytes,

@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
 use storescp_codecs::mapping::SharedMemory;
 
-use super::pace::Pace;
 use super::{Input, Sink, Task, RESULT_BYTES};
 use crate::os;
 use crate::transcode::worker::{Place, Reply, Request, DESCRIPTORS, GO, MESSAGE_BYTES};
@@ -22,7 +21,7 @@ use crate::transcode::TranscodeError;
 /// Free memory that a worker keeps for the next frame (glibc's mallopt): 32 MiB.
 const KEPT_BYTES: &str = "33554432";
 /// How often a conversation looks whether it is aborted.
-const LOOK_UP: Duration = Duration::from_millis(100);
+const LOOK_UP_NANOSECONDS: i64 = 100_000_000;
 /// What writing a small result takes at most, where nothing is in its way: hardly more than to fall asleep and be woken.
 const MOMENT: Duration = Duration::from_micros(200);
 /// From the end of a worker's socket to the end of the process.
@@ -36,7 +35,6 @@ pub(super) struct Worker {
     memory: SharedMemory,
     /// Takes results of up to [`RESULT_BYTES`].
     result: SharedMemory,
-    pace: Pace,
 }
 
 /// How a conversation with a worker ended badly.
@@ -87,7 +85,6 @@ impl Worker {
             socket: ours,
             memory,
             result,
-            pace: Pace::default(),
         })
     }
 
@@ -139,7 +136,6 @@ impl Worker {
             }
         }
         let begun = rustix::net::send(&self.socket, GO, os::SEND);
-        self.pace.begin(task);
         Ok(begun.map(drop).map_err(|_| Broken::Ended))
     }
 
@@ -149,18 +145,6 @@ impl Worker {
             .ok()
             .and_then(|bytes| self.result.bytes().get(..bytes))
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
-    /// The first answer to what it was asked.
-    pub(super) fn first_answer(&mut self, patience: Patience<'_>) -> Result<Reply, Broken> {
-        if let Some(rest) = self.pace.rest().filter(|rest| *rest < LOOK_UP) {
-            if self.poll(rest) == Ok(0) {
-                self.await_awake();
-            }
-        }
-        let answer = self.answer(patience);
-        self.pace.end();
-        answer
     }
 
     /// The next answer that is more than a sign of life.
@@ -177,29 +161,28 @@ impl Worker {
     /// to sleep.
     pub(super) fn await_awake(&self) {
         let began = Instant::now();
-        let is_silent = || self.poll(Duration::ZERO) == Ok(0);
+        let is_silent = || self.poll(Timespec::default()) == Ok(0);
         while began.elapsed() < MOMENT && is_silent() {
             std::thread::yield_now();
         }
     }
 
-    /// Waits for less than a second.
-    fn poll(&self, timeout: Duration) -> Result<usize, Errno> {
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
+    fn poll(&self, timeout: Timespec) -> Result<usize, Errno> {
         rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout))
     }
 
     fn receive(&self, patience: Patience<'_>) -> Result<Reply, Broken> {
         let deadline = Instant::now() + patience.limit;
+        let slice = Timespec {
+            tv_sec: 0,
+            tv_nsec: LOOK_UP_NANOSECONDS,
+        };
         let mut message = [0u8; MESSAGE_BYTES];
         loop {
             if patience.aborted.load(Ordering::Acquire) {
                 return Err(Broken::Aborted);
             }
-            match self.poll(LOOK_UP) {
+            match self.poll(slice) {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(Broken::WithTheJob(error.to_string())),
                 Ok(0) if Instant::now() < deadline => continue,
