@@ -15,10 +15,11 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 
 from storescp import _core
 from support.compressed import JPEG_2000, JPEG_LS, ONLY_EXPLICIT, RLE, compressed_ct, encapsulated, with_attribute
-from support.instances import CT, Instance, dataset_of
+from support.instances import Instance, dataset_of, from_file
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
 from support.waiting import wait_until
@@ -44,12 +45,16 @@ def workers(service: ServiceProcess) -> list[int]:
 
 
 def send(service: ServiceProcess, *instances: Instance) -> list[int]:
-    contexts = [(2 * n + 1, CT, [uid]) for n, uid in enumerate(dict.fromkeys(one.transfer_syntax for one in instances))]
-    of = {syntaxes[0]: context_id for context_id, _, syntaxes in contexts}
+    kinds = dict.fromkeys((one.sop_class, one.transfer_syntax) for one in instances)
+    of = {kind: 2 * number + 1 for number, kind in enumerate(kinds)}
+    contexts = [(context_id, sop_class, [uid]) for (sop_class, uid), context_id in of.items()]
     with RawAssociation(service.port, contexts) as association:
         association.socket.settimeout(60)
         statuses = [
-            association.store(of[one.transfer_syntax], CT, one.sop_instance, one.dataset).status for one in instances
+            association.store(
+                of[one.sop_class, one.transfer_syntax], one.sop_class, one.sop_instance, one.dataset
+            ).status
+            for one in instances
         ]
         association.release()
     return statuses
@@ -187,6 +192,21 @@ def test_what_cannot_be_transcoded_is_stored_byte_for_byte_and_says_so(start_ser
     assert all(len(reasons) == 1 for reasons in failed)
     assert service.temporary_files() == []
     assert len(workers(service)) <= CORES
+
+
+def test_big_endian_cells_that_are_read_in_two_ways_are_not_touched(start_service: StartService) -> None:
+    """A dose of 32 bits: turned as a whole to pydicom, in words of 16 bits to DCMTK and GDCM. Nothing in it tells."""
+    file = get_testdata_file("rtdose_expb_1frame.dcm", download=False)
+    one = from_file(Path(str(file)))
+    assert one is not None
+    service = start_service(env=ONLY_EXPLICIT)
+    assert send(service, one) == [0]
+    assert dataset_of(stored(service, one)) == one.dataset
+    (record,) = service.records(count=1)
+    assert record["transfer_status"] == "Failed"
+    assert record["target_ts"] == one.transfer_syntax
+    (released,) = service.events("association.released")
+    assert "two ways" in json.dumps(released["transcode_failures"])
 
 
 def test_an_rle_frame_in_several_fragments_is_legitimate(start_service: StartService) -> None:

@@ -23,6 +23,22 @@ pub(super) fn native_frame_of<'c>(cells: &'c [u8], geometry: &Geometry, frame: u
     Cow::Owned(cut)
 }
 
+/// The other byte order (PS3.5 7.3): turns each word of so many bytes around.
+pub(super) fn swap(bytes: &mut [u8], word_bytes: usize) {
+    match word_bytes {
+        2 => swap_words::<2>(bytes),
+        4 => swap_words::<4>(bytes),
+        8 => swap_words::<8>(bytes),
+        _ => {}
+    }
+}
+
+fn swap_words<const BYTES: usize>(bytes: &mut [u8]) {
+    for word in bytes.chunks_exact_mut(BYTES) {
+        word.reverse();
+    }
+}
+
 /// From colour by plane to colour by pixel (Planar Configuration 1 to 0).
 pub(super) fn by_pixel(planes: &[u8], geometry: &Geometry) -> Vec<u8> {
     let bytes = geometry.sample_bytes();

@@ -14,6 +14,9 @@ use crate::dataset::scan::ScanError;
 use crate::dataset::walk::{Token, Walk};
 use crate::transfer_syntax::Encoding;
 
+/// What is swapped at a time, of a value as large as an instance: whole numbers.
+const SWAPPED_BYTES: usize = 64 * 1024;
+
 const INEXPRESSIBLE: TranscodeError = TranscodeError::Attribute("a VR that Implicit VR cannot express");
 
 /// Writes elements in a target encoding.
@@ -40,6 +43,13 @@ impl<'o> Writer<'o> {
 
     /// An element with a value that is little endian already.
     pub(super) fn element(&mut self, tag: Tag, vr: VR, value: &[u8]) -> Result<(), TranscodeError> {
+        self.element_header(tag, vr, value)?;
+        self.out.write(value)?;
+        Ok(())
+    }
+
+    /// What stands before a value.
+    fn element_header(&mut self, tag: Tag, vr: VR, value: &[u8]) -> Result<(), TranscodeError> {
         let length =
             u32::try_from(value.len()).map_err(|_| TranscodeError::TooLarge("an element can hold"))?;
         if !self.explicit_vr
@@ -50,9 +60,7 @@ impl<'o> Writer<'o> {
             // Without its VR it would be read as what it is not.
             return Err(INEXPRESSIBLE);
         }
-        self.header(tag, vr, length)?;
-        self.out.write(value)?;
-        Ok(())
+        self.header(tag, vr, length)
     }
 
     /// The header of an element.
@@ -98,10 +106,13 @@ impl<'o> Writer<'o> {
                         self.element(tag, vr, bytes)?;
                         continue;
                     }
-                    scratch.clear();
-                    scratch.extend_from_slice(bytes);
-                    swap(&mut scratch, vr);
-                    self.element(tag, vr, &scratch)?;
+                    self.element_header(tag, vr, bytes)?;
+                    for part in bytes.chunks(SWAPPED_BYTES) {
+                        scratch.clear();
+                        scratch.extend_from_slice(part);
+                        swap(&mut scratch, vr);
+                        self.out.write(&scratch)?;
+                    }
                 }
                 Token::Sequence { tag } => self.header(tag, VR::SQ, UNDEFINED)?,
                 Token::Item => self.item(ITEM, UNDEFINED)?,
@@ -172,7 +183,5 @@ fn swap(value: &mut [u8], vr: VR) {
         VR::FD | VR::OD | VR::OV | VR::SV | VR::UV => 8,
         _ => return,
     };
-    for number in value.chunks_exact_mut(width) {
-        number.reverse();
-    }
+    super::cells::swap(value, width);
 }

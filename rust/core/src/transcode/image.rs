@@ -233,28 +233,21 @@ impl<'d> Image<'d> {
             .unwrap_or_default()
     }
 
-    /// Native pixel data whose cells are in the order of bytes that codecs take.
-    pub(super) fn little_endian(
-        &self,
-        bytes: &'d [u8],
-        vr: Option<VR>,
-        bits_allocated: u16,
-    ) -> Cow<'d, [u8]> {
-        if !self.encoding.big_endian {
-            return Cow::Borrowed(bytes);
+    /// How many bytes of native pixel data make a word that is to be turned around; 1 where there is nothing to turn.
+    ///
+    /// # Errors
+    /// Cells of more than 16 bits in words of 16 bits, big endian: by PS3.5 8.1.1 and 7.3 the low word comes first, as DCMTK and
+    /// GDCM have it, but there are files, and readers (pydicom), in which the cell is turned as a whole. Nothing in a file tells.
+    pub(super) fn word_bytes(&self, pixel_data: &TopLevel) -> Result<usize, TranscodeError> {
+        if !self.encoding.big_endian || pixel_data.vr == Some(VR::OB) {
+            return Ok(1);
         }
-        // PS3.5 A.3: OW is a stream of 16-bit words whatever the cells are; wider cells are not split into words.
-        let width = match (vr, bits_allocated) {
-            (Some(VR::OB), _) => 1,
-            (_, 32) => 4,
-            (_, 64) => 8,
-            _ => 2,
-        };
-        let mut swapped = bytes.to_vec();
-        for cell in swapped.chunks_exact_mut(width) {
-            cell.reverse();
+        if self.bits_allocated.is_some_and(|bits| bits > 16) {
+            return Err(TranscodeError::Attribute(
+                "big endian cells of more than 16 bits, which are read in two ways",
+            ));
         }
-        Cow::Owned(swapped)
+        Ok(2)
     }
 }
 

@@ -9,7 +9,7 @@ use dicom_core::{Tag, VR};
 use dicom_dictionary_std::tags;
 use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
 
-use super::cells::{by_pixel, even, native_bytes, native_frame_of, BitJoin};
+use super::cells::{self, by_pixel, even, native_bytes, native_frame_of, BitJoin};
 use super::convert::Writer;
 use super::image::{Image, STALE};
 use super::output::Output;
@@ -35,6 +35,8 @@ enum Frames<'i> {
     },
     Native {
         cells: Cow<'i, [u8]>,
+        /// What is turned around in each frame ([`Image::word_bytes`]).
+        word_bytes: usize,
         by_plane: bool,
     },
 }
@@ -62,7 +64,11 @@ pub(super) fn rewrite(
     let only_elements = is_native(job.source) && is_native(job.target);
     let pixels = match &image.pixel_data {
         Some(pixel_data) if !only_elements => Some(prepare(&image, pixel_data, job)?),
-        _ => None,
+        Some(pixel_data) => {
+            image.word_bytes(pixel_data)?;
+            None
+        }
+        None => None,
     };
     let edits = match &pixels {
         Some(pixels) => pixels.edits(),
@@ -165,13 +171,23 @@ fn locate<'i>(
         if image.photometric().ends_with("_422") || image.photometric().ends_with("_420") {
             return Err(TranscodeError::Attribute("native pixels with subsampled colour"));
         }
-        let native = image.native(pixel_data);
+        let value = image.native(pixel_data);
         let needed = usize::try_from(native_bytes(geometry, count).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-        let native = native.get(..needed).ok_or(TranscodeError::Frames(
+        let native = value.get(..needed).ok_or(TranscodeError::Frames(
             "Pixel Data is shorter than its attributes say",
         ))?;
+        let mut word_bytes = image.word_bytes(pixel_data)?;
+        let mut cells = Cow::Borrowed(native);
+        if word_bytes > 1 && geometry.frame_bits() % (8 * word_bytes as u64) != 0 {
+            // Words that lie in two frames, or the last one in one and in the padding.
+            let whole = value.get(..needed.next_multiple_of(word_bytes));
+            cells = Cow::Borrowed(whole.unwrap_or(native));
+            cells::swap(cells.to_mut(), word_bytes);
+            word_bytes = 1;
+        }
         Ok(Frames::Native {
-            cells: image.little_endian(native, pixel_data.vr, geometry.bits_allocated),
+            cells,
+            word_bytes,
             by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
         })
     } else {
@@ -422,8 +438,15 @@ impl<'i> Pixels<'i> {
                     .map(Cow::Owned)
                     .map_err(|error| TranscodeError::codec(frame, error))
             }
-            Frames::Native { cells, by_plane } => {
-                let native = native_frame_of(cells, &self.geometry, frame);
+            Frames::Native {
+                cells,
+                word_bytes,
+                by_plane,
+            } => {
+                let mut native = native_frame_of(cells, &self.geometry, frame);
+                if *word_bytes > 1 {
+                    cells::swap(native.to_mut(), *word_bytes);
+                }
                 Ok(if *by_plane {
                     Cow::Owned(by_pixel(&native, &self.geometry))
                 } else {
@@ -435,13 +458,23 @@ impl<'i> Pixels<'i> {
 
     /// The same, to where it belongs.
     fn native_frame_to(&self, frame: usize, place: &mut [u8]) -> Result<(), TranscodeError> {
-        if let Frames::Encapsulated { decoder, .. } = &self.frames {
-            let encoded = self.encoded(frame)?;
-            return decoder
-                .decode_to(&encoded, &self.geometry, self.threads_of_a_frame(), place)
-                .map_err(|error| TranscodeError::codec(frame, error));
+        match &self.frames {
+            Frames::Encapsulated { decoder, .. } => {
+                let encoded = self.encoded(frame)?;
+                return decoder
+                    .decode_to(&encoded, &self.geometry, self.threads_of_a_frame(), place)
+                    .map_err(|error| TranscodeError::codec(frame, error));
+            }
+            Frames::Native {
+                cells,
+                word_bytes,
+                by_plane: false,
+            } => {
+                place.copy_from_slice(&native_frame_of(cells, &self.geometry, frame));
+                cells::swap(place, *word_bytes);
+            }
+            Frames::Native { .. } => place.copy_from_slice(&self.native_frame(frame)?),
         }
-        place.copy_from_slice(&self.native_frame(frame)?);
         Ok(())
     }
 

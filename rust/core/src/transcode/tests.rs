@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use proptest::prelude::*;
 
 use super::*;
+use crate::transcode::cells::even;
 use crate::transcode::output::FileOutput;
 use crate::transcode::plan::can_encode;
 
@@ -381,6 +382,96 @@ fn big_endian_pixels_are_swapped_as_their_vr_says() {
     let packed = change(&big, BIG, RLE, 1).unwrap();
     let back = change(&packed, RLE, EXPLICIT, 1).unwrap();
     assert_eq!(pixels_of(&back), b"\x02\x01\x04\x03\x06\x05");
+}
+
+#[test]
+fn a_long_big_endian_value_is_swapped_to_its_end() {
+    for words in [32_767_u32, 32_768, 32_769, 100_001] {
+        let little: Vec<u8> = (0..words)
+            .flat_map(|word| word.to_le_bytes()[..2].to_vec())
+            .collect();
+        let big: Vec<u8> = (0..words)
+            .flat_map(|word| word.to_be_bytes()[2..].to_vec())
+            .collect();
+        let mut dataset = b"\x7F\xE0\x00\x10OW\0\0".to_vec();
+        dataset.extend_from_slice(&u32::try_from(big.len()).unwrap().to_be_bytes());
+        dataset.extend_from_slice(&big);
+        assert_eq!(pixels_of(&change(&dataset, BIG, EXPLICIT, 1).unwrap()), little);
+    }
+}
+
+#[test]
+fn big_endian_frames_are_swapped_wherever_their_words_lie() {
+    let element = |tag: (u16, u16), vr: &[u8], value: &[u8]| {
+        let length = u16::try_from(value.len()).unwrap();
+        [
+            &tag.0.to_be_bytes()[..],
+            &tag.1.to_be_bytes(),
+            vr,
+            &length.to_be_bytes(),
+            value,
+        ]
+        .concat()
+    };
+    // Samples, columns, bits, frames; the last: 3 bytes each, so that words lie in two frames, and the last one in the padding.
+    for (samples, columns, bits, frames) in [
+        (1_u16, 4_u16, 16_u16, 3_usize),
+        (3, 2, 16, 3),
+        (1, 3, 8, 3),
+        (1, 4, 32, 2),
+    ] {
+        let us = |number: u16| number.to_be_bytes();
+        let frame_bytes = usize::from(samples * columns * bits / 8);
+        let little: Vec<u8> = (0..frames * frame_bytes)
+            .map(|at| u8::try_from(at + 1).unwrap())
+            .collect();
+        let mut value = even(&little, 0);
+        value.chunks_exact_mut(2).for_each(<[u8]>::reverse);
+        let mut big = [
+            element((0x0028, 0x0002), b"US", &us(samples)),
+            element(
+                (0x0028, 0x0004),
+                b"CS",
+                if samples == 3 { b"RGB " } else { b"MONOCHROME2 " },
+            ),
+            element((0x0028, 0x0006), b"US", &us(1)),
+            element((0x0028, 0x0008), b"IS", format!("{frames} ").as_bytes()),
+            element((0x0028, 0x0010), b"US", &us(1)),
+            element((0x0028, 0x0011), b"US", &us(columns)),
+            element((0x0028, 0x0100), b"US", &us(bits)),
+            element((0x0028, 0x0101), b"US", &us(bits)),
+        ]
+        .concat();
+        big.extend_from_slice(b"\x7F\xE0\x00\x10OW\0\0");
+        big.extend_from_slice(&u32::try_from(value.len()).unwrap().to_be_bytes());
+        big.extend_from_slice(&value);
+        let cell = usize::from(bits / 8);
+        let by_pixel: Vec<u8> = little
+            .chunks_exact(frame_bytes)
+            .flat_map(|frame| {
+                let cells: Vec<_> = frame.chunks_exact(cell).collect();
+                let (columns, samples) = (usize::from(columns), usize::from(samples));
+                let places =
+                    (0..columns).flat_map(|at| (0..samples).map(move |sample| sample * columns + at));
+                places.flat_map(|at| cells[at].to_vec()).collect::<Vec<u8>>()
+            })
+            .collect();
+        let what = format!("{samples} x {columns}, {bits} bits");
+        if bits == 32 {
+            // Some write the low word first, others the cell as a whole.
+            for target in TARGETS {
+                let refused = change(&big, BIG, target, 1);
+                assert!(matches!(refused, Err(TranscodeError::Attribute(_))), "{target}");
+            }
+            continue;
+        }
+        // Planes stay planes where nothing is encoded.
+        let native = change(&big, BIG, EXPLICIT, 1).unwrap();
+        assert_eq!(pixels_of(&native)[..little.len()], little, "{what}");
+        let packed = change(&big, BIG, RLE, 2).unwrap();
+        let back = change(&packed, RLE, EXPLICIT, 1).unwrap();
+        assert_eq!(pixels_of(&back)[..little.len()], by_pixel, "{what}");
+    }
 }
 
 #[test]
