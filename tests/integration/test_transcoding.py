@@ -16,6 +16,7 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.pixels import pixel_array
 
 from storescp import _core
 from support.compressed import JPEG_2000, JPEG_LS, ONLY_EXPLICIT, RLE, compressed_ct, encapsulated, with_attribute
@@ -207,6 +208,36 @@ def test_big_endian_cells_that_are_read_in_two_ways_are_not_touched(start_servic
     assert record["target_ts"] == one.transfer_syntax
     (released,) = service.events("association.released")
     assert "two ways" in json.dumps(released["transcode_failures"])
+
+
+def test_implicit_elements_of_a_jpeg_instance_are_stored_in_the_form_of_the_target(start_service: StartService) -> None:
+    """Readers that look at the first element to tell would take the whole for implicit."""
+    file = Path(str(get_testdata_file("SC_rgb_jpeg.dcm", download=False)))
+    with pytest.warns(UserWarning, match="found implicit VR"):
+        one, received = from_file(file), pydicom.dcmread(file)
+    assert one is not None
+    assert one.dataset[4:8] == b"\x18\0\0\0"
+    for tag, value in ((b"\x08\0\x20\0", b"20260102"), (b"\x10\0\x20\0", b"P1")):
+        empty, filled = tag + bytes(4), tag + len(value).to_bytes(4, "little") + value
+        assert one.dataset.count(empty) == 1
+        one = replace(one, dataset=one.dataset.replace(empty, filled))
+    service = start_service(env=ONLY_EXPLICIT)
+    assert send(service, one) == [0]
+    transcoded = pydicom.dcmread(stored(service, one))
+    assert transcoded.original_encoding == (False, True)
+    difference = transcoded.pixel_array.astype(int) - pixel_array(received, raw=False).astype(int)
+    assert abs(difference).max() <= 2
+    changed = {
+        "StudyDate",
+        "PatientID",
+        "PixelData",
+        "LossyImageCompression",
+        "LossyImageCompressionRatio",
+        "LossyImageCompressionMethod",
+    }
+    for element in received:
+        if element.keyword not in changed:
+            assert transcoded[element.tag].value == element.value, element
 
 
 def test_an_rle_frame_in_several_fragments_is_legitimate(start_service: StartService) -> None:

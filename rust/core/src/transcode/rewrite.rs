@@ -98,7 +98,7 @@ pub(super) fn rewrite(
             }
             _ => {
                 let whole = dataset.get(element.whole.clone()).unwrap_or_default();
-                if encoding == target {
+                if encoding == target && says_its_vr(whole, encoding) {
                     writer.out().write(whole)?;
                 } else {
                     writer.convert(whole, encoding)?;
@@ -118,6 +118,13 @@ fn write_edit(writer: &mut Writer<'_>, tag: Tag, edit: Option<&(VR, Vec<u8>)>) -
         Some((vr, value)) => writer.element(tag, *vr, value),
         None => Ok(()),
     }
+}
+
+/// Whether an element has the form that its transfer syntax asks for. Some writers have others in the implicit form; who looks at
+/// the first one to tell takes the whole data set for implicit, so what is rewritten must not be a mixture.
+fn says_its_vr(element: &[u8], encoding: Encoding) -> bool {
+    let vr = element.get(4..6).unwrap_or_default();
+    !encoding.explicit_vr || vr.iter().all(u8::is_ascii_uppercase)
 }
 
 /// Group lengths (gggg,0000) are retired (PS3.5 7.2); one of a group that changes would be wrong.

@@ -475,6 +475,26 @@ fn big_endian_frames_are_swapped_wherever_their_words_lie() {
 }
 
 #[test]
+fn elements_in_the_implicit_form_among_explicit_ones_become_explicit() {
+    let image = Made::small();
+    let pixels = image.pixels(5, true);
+    let explicit = image.dataset(&pixels);
+    let implicit = change(&explicit, EXPLICIT, IMPLICIT, 1).unwrap();
+    let attributes = implicit.len() - pixels.len() - 8;
+    let packed = change(&explicit, EXPLICIT, RLE, 1).unwrap();
+    let at = packed
+        .windows(6)
+        .rposition(|six| six == b"\xE0\x7F\x10\x00OB")
+        .unwrap();
+    // What pretends to be RLE has no VR before its pixels.
+    let mixed = [&implicit[..attributes], &packed[at..]].concat();
+    for target in TARGETS {
+        let wanted = change(&implicit, IMPLICIT, target, 1).unwrap();
+        assert_eq!(change(&mixed, RLE, target, 1).unwrap(), wanted, "{target}");
+    }
+}
+
+#[test]
 fn frames_are_found_by_every_kind_of_table_and_without_one() {
     let image = Made::small();
     let pixels = image.pixels(3, true);
