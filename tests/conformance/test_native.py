@@ -1,0 +1,119 @@
+"""Files that nobody compressed, and those that come with pydicom: after transcoding they have the pixels that they had."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pydicom.data
+import pytest
+from numpy.typing import NDArray
+from pydicom.pixels import pixel_array
+
+from storescp import _core
+from storescp.errors import CoreError
+from storescp.pure.store import file_meta
+from support.instances import from_file
+from support.references import JPEG_LOSSY, largest_difference, references
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+RLE = "1.2.840.10008.1.2.5"
+NATIVE = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
+LOSSY = (*JPEG_LOSSY, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91")
+MOST = 1 << 31
+SUBSAMPLED = {RLE: "attribute: native pixels with subsampled colour"}
+TWO_WAYS = dict.fromkeys(
+    (EXPLICIT, RLE), "attribute: big endian cells of more than 16 bits, which are read in two ways"
+)
+
+
+def pixels(path: Path, folder: Path) -> list[NDArray[np.generic]]:
+    """By every reference that can read it."""
+    one = from_file(path)
+    if one is None:
+        return []
+    if one.transfer_syntax not in NATIVE:
+        return [theirs for _, theirs in references(path, folder)]
+    try:
+        return [pixel_array(path, raw=True)]
+    except Exception as error:  # noqa: BLE001 - whatever pydicom raises
+        print(f"{path.name}: {error}")
+        return []
+
+
+def differences(path: Path, known: list[NDArray[np.generic]], folder: Path) -> dict[str, int | str | None]:
+    """By target: the largest difference from the best reference, or why it is not transcoded. None for other shapes."""
+    one = from_file(path)
+    assert one is not None
+    found: dict[str, int | str | None] = {}
+    for target in (EXPLICIT, RLE):
+        if target == one.transfer_syntax:
+            continue
+        try:
+            dataset = _core.transcode(one.dataset, one.transfer_syntax, target, MOST)
+            if target == RLE:
+                # No reference reads all that it can hold; whether they read what they can is another test's matter.
+                dataset = _core.transcode(dataset, RLE, EXPLICIT, MOST)
+        except CoreError as error:
+            found[target] = str(error)
+            continue
+        made = folder / "made.dcm"
+        made.write_bytes(file_meta(one.sop_class, one.sop_instance, EXPLICIT, "TEST") + dataset)
+        ours = pixel_array(made, raw=True)
+        comparable = [difference for theirs in known if (difference := largest_difference(ours, theirs)) is not None]
+        found[target] = min(comparable) if comparable else None
+    return found
+
+
+def wrong(paths: Iterable[Path], folder: Path, at_least: int) -> dict[str, dict[str, int | str | None]]:
+    """What differs or is not transcoded, by file and target, of those that a reference reads."""
+    found = {}
+    compared = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in paths:
+            known = pixels(path, folder)
+            if not known:
+                continue
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            lossy = header.file_meta.TransferSyntaxUID in LOSSY
+            allowed = (2 if header.SamplesPerPixel == 3 else 1) if lossy else 0
+            of_file = differences(path, known, folder)
+            compared += 1
+            unequal = {
+                target: difference
+                for target, difference in of_file.items()
+                if not isinstance(difference, int) or difference > allowed
+            }
+            if unequal:
+                found[path.name] = unequal
+    assert compared >= at_least, compared
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_the_files_of_pydicom_keep_their_pixels(tmp_path: Path) -> None:
+    paths = sorted((Path(pydicom.data.__file__).parent / "test_files").glob("*.dcm"))
+    assert wrong(paths, tmp_path, 55) == {
+        "SC_ybr_full_422_uncompressed.dcm": SUBSAMPLED,
+        "rtdose_expb.dcm": TWO_WAYS,
+        "rtdose_expb_1frame.dcm": TWO_WAYS,
+    }
+
+
+@pytest.mark.curated
+@pytest.mark.timeout(300)
+def test_real_native_files_keep_their_pixels(curated: Path, tmp_path: Path) -> None:
+    native = [path for path in sorted(curated.glob("*.dcm")) if _syntax(path) in NATIVE]
+    assert wrong(native, tmp_path, 60) == {"pyd_SC_ybr_full_422_uncompressed.dcm": SUBSAMPLED}
+
+
+def _syntax(path: Path) -> str | None:
+    """None where it is no PS3.10 file."""
+    one = from_file(path)
+    return one and one.transfer_syntax
