@@ -12,12 +12,12 @@ from storescp.engine import Engine, engine_config
 from storescp.pure.engine import PureEngine
 from storescp.settings import Settings
 from support.instances import dataset_of, from_file
+from support.references import NATIVE
 
 pytestmark = [pytest.mark.curated, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 EXPLICIT = "1.2.840.10008.1.2.1"
-NATIVE = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 # Nothing is transcoded.
 DECODABLE = [uid for uid, _, decodes, _ in _core.transfer_syntaxes() if decodes]
 VARIES = dict.fromkeys(("trace_id", "created_time", "file_path"))

@@ -6,25 +6,21 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pydicom.data
 import pytest
-from numpy.typing import NDArray
 from pydicom.pixels import pixel_array
 
 from storescp import _core
 from storescp.errors import CoreError
 from storescp.pure.store import file_meta
-from support.instances import from_file
-from support.references import JPEG_LOSSY, largest_difference, references
+from support.instances import Instance, from_file
+from support.references import LOSSY, NATIVE, Pixels, largest_difference, references
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 RLE = "1.2.840.10008.1.2.5"
-NATIVE = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
-LOSSY = (*JPEG_LOSSY, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91")
 MOST = 1 << 31
 SUBSAMPLED = {RLE: "attribute: native pixels with subsampled colour"}
 TWO_WAYS = dict.fromkeys(
@@ -32,24 +28,8 @@ TWO_WAYS = dict.fromkeys(
 )
 
 
-def pixels(path: Path, folder: Path) -> list[NDArray[np.generic]]:
-    """By every reference that can read it."""
-    one = from_file(path)
-    if one is None:
-        return []
-    if one.transfer_syntax not in NATIVE:
-        return [theirs for _, theirs in references(path, folder)]
-    try:
-        return [pixel_array(path, raw=True)]
-    except Exception as error:  # noqa: BLE001 - whatever pydicom raises
-        print(f"{path.name}: {error}")
-        return []
-
-
-def differences(path: Path, known: list[NDArray[np.generic]], folder: Path) -> dict[str, int | str | None]:
+def differences(one: Instance, known: list[Pixels], folder: Path) -> dict[str, int | str | None]:
     """By target: the largest difference from the best reference, or why it is not transcoded. None for other shapes."""
-    one = from_file(path)
-    assert one is not None
     found: dict[str, int | str | None] = {}
     for target in (EXPLICIT, RLE):
         if target == one.transfer_syntax:
@@ -77,13 +57,13 @@ def wrong(paths: Iterable[Path], folder: Path, at_least: int) -> dict[str, dict[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path in paths:
-            known = pixels(path, folder)
-            if not known:
+            one = from_file(path)
+            known = [theirs for _, theirs in references(path, folder)] if one else []
+            if not one or not known:
                 continue
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            lossy = header.file_meta.TransferSyntaxUID in LOSSY
-            allowed = (2 if header.SamplesPerPixel == 3 else 1) if lossy else 0
-            of_file = differences(path, known, folder)
+            samples = pydicom.dcmread(path, stop_before_pixels=True).SamplesPerPixel
+            allowed = (2 if samples == 3 else 1) if one.transfer_syntax in LOSSY else 0
+            of_file = differences(one, known, folder)
             compared += 1
             unequal = {
                 target: difference

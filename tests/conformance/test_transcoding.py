@@ -18,16 +18,14 @@ from storescp import _core
 from storescp.errors import CoreError
 from storescp.pure.store import file_meta
 from support.instances import Instance, from_file
-from support.references import JPEG_LOSSY, largest_difference, references
+from support.references import LOSSY, NATIVE, largest_difference, references
 
 pytestmark = [pytest.mark.curated, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 PROJECT = Path(__file__).parents[2]
 TABLE = PROJECT / "docs" / "reference" / "transcoding-files.md"
 EXPLICIT = "1.2.840.10008.1.2.1"
-NATIVE = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 TARGETS = [uid for uid, _, _, encodes in _core.transfer_syntaxes() if encodes]
-LOSSY = (*JPEG_LOSSY, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.112")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202")
 MOST = 1 << 31

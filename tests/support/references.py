@@ -13,10 +13,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder, pixel_array
 
 Pixels = NDArray[np.generic]
 JPEG_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
+LOSSY = (*JPEG_LOSSY, "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.112")
 _DCMTK = {
     **dict.fromkeys((*JPEG_LOSSY, "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"), "dcmdjpeg"),
     **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "dcmdjpls"),
@@ -29,7 +31,11 @@ def references(path: Path, folder: Path) -> Iterator[tuple[str, Pixels]]:
     """Name and pixels of every reference that can read the file; `folder` holds the uncompressed twins."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(path)
+        try:
+            dataset = pydicom.dcmread(path)
+        except Exception as error:  # noqa: BLE001 - whatever pydicom raises of what nobody can read
+            print(f"{path.name}: {str(error)[:100]!r}")
+            return
         for name, read in _candidates(path, dataset, folder):
             try:
                 pixels = read()
@@ -40,10 +46,12 @@ def references(path: Path, folder: Path) -> Iterator[tuple[str, Pixels]]:
 
 
 def _candidates(path: Path, dataset: pydicom.Dataset, folder: Path) -> Iterator[tuple[str, Callable[[], Pixels]]]:
-    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     twin = _twin(path, folder)
     if twin is not None:
         yield "uncompressed original", lambda: pydicom.dcmread(twin, force=True).pixel_array
+    if syntax in NATIVE:
+        yield "pydicom", lambda: pixel_array(dataset, raw=True)
     if syntax in _JPEG_XL:
         yield "libjxl", lambda: _frames(dataset, imagecodecs.jpegxl_decode)
     if syntax == "1.2.840.10008.1.2.4.201":

@@ -233,21 +233,21 @@ impl<'d> Image<'d> {
             .unwrap_or_default()
     }
 
-    /// How many bytes of native pixel data make a word that is to be turned around; 1 where there is nothing to turn.
+    /// Whether native pixel data are big endian words of 16 bits.
     ///
     /// # Errors
     /// Cells of more than 16 bits in words of 16 bits, big endian: by PS3.5 8.1.1 and 7.3 the low word comes first, as DCMTK and
     /// GDCM have it, but there are files, and readers (pydicom), in which the cell is turned as a whole. Nothing in a file tells.
-    pub(super) fn word_bytes(&self, pixel_data: &TopLevel) -> Result<usize, TranscodeError> {
-        if !self.encoding.big_endian || pixel_data.vr == Some(VR::OB) {
-            return Ok(1);
+    pub(super) fn has_swapped_words(&self, pixel_data: &TopLevel) -> Result<bool, TranscodeError> {
+        if !self.encoding.big_endian || matches!(pixel_data.vr, Some(VR::OB | VR::UN)) {
+            return Ok(false);
         }
         if self.bits_allocated.is_some_and(|bits| bits > 16) {
             return Err(TranscodeError::Attribute(
                 "big endian cells of more than 16 bits, which are read in two ways",
             ));
         }
-        Ok(2)
+        Ok(true)
     }
 }
 

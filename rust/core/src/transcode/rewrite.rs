@@ -1,17 +1,18 @@
 //! The data set put together: what stays is copied byte for byte, what changes is written anew in its place.
 
+mod edits;
+
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use dicom_core::{Tag, VR};
-use dicom_dictionary_std::tags;
+use dicom_core::VR;
 use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
 
+use self::edits::{is_length_of_a_changed_group, write_edit, Edits};
 use super::cells::{self, by_pixel, even, native_bytes, native_frame_of, BitJoin};
 use super::convert::Writer;
-use super::image::{Image, STALE};
+use super::image::Image;
 use super::output::Output;
 use super::{frames, Job, Report, TranscodeError};
 use crate::dataset::header::{ITEM, PIXEL_DATA, SEQUENCE_DELIMITATION, UNDEFINED};
@@ -23,9 +24,6 @@ const LARGEST_VALUE: u64 = 0xFFFF_FFFE;
 /// Where a basic offset table with 32-bit offsets might not reach, there is none.
 const LARGEST_WITH_OFFSETS: u64 = 0xF000_0000;
 
-/// New values by tag; none: the element goes.
-type Edits = BTreeMap<Tag, Option<(VR, Vec<u8>)>>;
-
 /// Where the frames of the source are.
 enum Frames<'i> {
     Encapsulated {
@@ -35,8 +33,8 @@ enum Frames<'i> {
     },
     Native {
         cells: Cow<'i, [u8]>,
-        /// What is turned around in each frame ([`Image::word_bytes`]).
-        word_bytes: usize,
+        /// Words of 16 bits are turned around in each frame.
+        swapped: bool,
         by_plane: bool,
     },
 }
@@ -65,7 +63,7 @@ pub(super) fn rewrite(
     let pixels = match &image.pixel_data {
         Some(pixel_data) if !only_elements => Some(prepare(&image, pixel_data, job)?),
         Some(pixel_data) => {
-            image.word_bytes(pixel_data)?;
+            image.has_swapped_words(pixel_data)?;
             None
         }
         None => None,
@@ -113,23 +111,11 @@ pub(super) fn rewrite(
     Ok(report)
 }
 
-fn write_edit(writer: &mut Writer<'_>, tag: Tag, edit: Option<&(VR, Vec<u8>)>) -> Result<(), TranscodeError> {
-    match edit {
-        Some((vr, value)) => writer.element(tag, *vr, value),
-        None => Ok(()),
-    }
-}
-
 /// Whether an element has the form that its transfer syntax asks for. Some writers have others in the implicit form; who looks at
 /// the first one to tell takes the whole data set for implicit, so what is rewritten must not be a mixture.
 fn says_its_vr(element: &[u8], encoding: Encoding) -> bool {
     let vr = element.get(4..6).unwrap_or_default();
     !encoding.explicit_vr || vr.iter().all(u8::is_ascii_uppercase)
-}
-
-/// Group lengths (gggg,0000) are retired (PS3.5 7.2); one of a group that changes would be wrong.
-fn is_length_of_a_changed_group(tag: Tag, edits: &Edits) -> bool {
-    tag.1 == 0 && !edits.is_empty() && (tag.0 == 0x0028 || tag.0 == PIXEL_DATA.0)
 }
 
 fn prepare<'i>(
@@ -183,18 +169,18 @@ fn locate<'i>(
         let native = value.get(..needed).ok_or(TranscodeError::Frames(
             "Pixel Data is shorter than its attributes say",
         ))?;
-        let mut word_bytes = image.word_bytes(pixel_data)?;
+        let mut swapped = image.has_swapped_words(pixel_data)?;
         let mut cells = Cow::Borrowed(native);
-        if word_bytes > 1 && geometry.frame_bits() % (8 * word_bytes as u64) != 0 {
+        if swapped && geometry.frame_bits() % 16 != 0 {
             // Words that lie in two frames, or the last one in one and in the padding.
-            let whole = value.get(..needed.next_multiple_of(word_bytes));
+            let whole = value.get(..needed.next_multiple_of(2));
             cells = Cow::Borrowed(whole.unwrap_or(native));
-            cells::swap(cells.to_mut(), word_bytes);
-            word_bytes = 1;
+            cells::swap(cells.to_mut(), 2);
+            swapped = false;
         }
         Ok(Frames::Native {
             cells,
-            word_bytes,
+            swapped,
             by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
         })
     } else {
@@ -236,62 +222,6 @@ impl<'i> Pixels<'i> {
 
     pub(super) fn count(&self) -> usize {
         self.count
-    }
-
-    /// What changes besides Pixel Data.
-    fn edits(&self) -> Edits {
-        let mut edits: Edits = STALE.iter().map(|&tag| (tag, None)).collect();
-        let mut photometric = Cow::Borrowed(self.image.photometric());
-        if let Frames::Encapsulated {
-            description,
-            fragments,
-            ..
-        } = &self.frames
-        {
-            if description.colour == Colour::Rgb {
-                photometric = Cow::Borrowed("RGB");
-            }
-            if let Some(method) = description.lossy {
-                self.note_loss(method, fragments, &mut edits);
-            }
-        }
-        if self.geometry.samples_per_pixel > 1 && self.image.planar_configuration != Some(0) {
-            edits.insert(
-                tags::PLANAR_CONFIGURATION,
-                Some((VR::US, 0u16.to_le_bytes().to_vec())),
-            );
-        }
-        if self.geometry.samples_per_pixel == 3 && photometric == "RGB" {
-            if let Some(encoded) = self.encoder.and_then(Encode::photometric_of_rgb) {
-                photometric = Cow::Borrowed(encoded);
-            }
-        }
-        if photometric != self.image.photometric() {
-            edits.insert(
-                tags::PHOTOMETRIC_INTERPRETATION,
-                Some((VR::CS, even(photometric.as_bytes(), b' '))),
-            );
-        }
-        edits
-    }
-
-    /// PS3.3 C.7.6.1.1.5: once lossy, always lossy. What the sender says of the compression stays.
-    fn note_loss(&self, method: &str, fragments: &[&[Range<usize>]], edits: &mut Edits) {
-        if self.image.lossy.as_deref() == Some("01") {
-            return;
-        }
-        let compressed: usize = fragments
-            .iter()
-            .flat_map(|frame| frame.iter().map(ExactSizeIterator::len))
-            .sum();
-        let native = native_bytes(&self.geometry, self.count).unwrap_or(0);
-        // In hundredths, as a decimal string (DS).
-        let ratio = native.saturating_mul(100) / (compressed as u64).max(1);
-        let ratio = format!("{}.{:02}", ratio / 100, ratio % 100);
-        let mut set = |tag, vr, text: &str| edits.insert(tag, Some((vr, even(text.as_bytes(), b' '))));
-        set(tags::LOSSY_IMAGE_COMPRESSION, VR::CS, "01");
-        set(tags::LOSSY_IMAGE_COMPRESSION_RATIO, VR::DS, &ratio);
-        set(tags::LOSSY_IMAGE_COMPRESSION_METHOD, VR::CS, method);
     }
 
     /// The geometry of what the encoder gets.
@@ -447,12 +377,12 @@ impl<'i> Pixels<'i> {
             }
             Frames::Native {
                 cells,
-                word_bytes,
+                swapped,
                 by_plane,
             } => {
                 let mut native = native_frame_of(cells, &self.geometry, frame);
-                if *word_bytes > 1 {
-                    cells::swap(native.to_mut(), *word_bytes);
+                if *swapped {
+                    cells::swap(native.to_mut(), 2);
                 }
                 Ok(if *by_plane {
                     Cow::Owned(by_pixel(&native, &self.geometry))
@@ -465,23 +395,13 @@ impl<'i> Pixels<'i> {
 
     /// The same, to where it belongs.
     fn native_frame_to(&self, frame: usize, place: &mut [u8]) -> Result<(), TranscodeError> {
-        match &self.frames {
-            Frames::Encapsulated { decoder, .. } => {
-                let encoded = self.encoded(frame)?;
-                return decoder
-                    .decode_to(&encoded, &self.geometry, self.threads_of_a_frame(), place)
-                    .map_err(|error| TranscodeError::codec(frame, error));
-            }
-            Frames::Native {
-                cells,
-                word_bytes,
-                by_plane: false,
-            } => {
-                place.copy_from_slice(&native_frame_of(cells, &self.geometry, frame));
-                cells::swap(place, *word_bytes);
-            }
-            Frames::Native { .. } => place.copy_from_slice(&self.native_frame(frame)?),
+        if let Frames::Encapsulated { decoder, .. } = &self.frames {
+            let encoded = self.encoded(frame)?;
+            return decoder
+                .decode_to(&encoded, &self.geometry, self.threads_of_a_frame(), place)
+                .map_err(|error| TranscodeError::codec(frame, error));
         }
+        place.copy_from_slice(&self.native_frame(frame)?);
         Ok(())
     }
 
