@@ -40,15 +40,24 @@ def image(pixels: Array, bits_stored: int | None = None, photometric: str | None
     ]
 
 
-def decode(frame: bytes, transfer_syntax: str, pixels: Array, **attributes: object) -> Array:
-    """Our reading of one frame."""
+def transcode(frame: bytes, transfer_syntax: str, pixels: Array, **attributes: object) -> bytes:
+    """A data set with our reading of one frame."""
     frame += b"\0" * (len(frame) % 2)
     items = b"".join(struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in (b"", frame))
     end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
     dataset = b"".join(image(pixels, **attributes)) + b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + items + end  # type: ignore[arg-type]
-    native = _core.transcode(dataset, transfer_syntax, EXPLICIT, 1 << 30)
+    return _core.transcode(dataset, transfer_syntax, EXPLICIT, 1 << 30)
+
+
+def pixels_of(native: bytes, like: Array) -> Array:
+    """The value of Pixel Data in an array like another one."""
     value = native[native.rindex(b"\xe0\x7f\x10\x00O") + 12 :]
-    return np.frombuffer(value[: pixels.nbytes], pixels.dtype).reshape(pixels.shape)
+    return np.frombuffer(value[: like.nbytes], like.dtype).reshape(like.shape)
+
+
+def decode(frame: bytes, transfer_syntax: str, pixels: Array, **attributes: object) -> Array:
+    """Our reading of one frame."""
+    return pixels_of(transcode(frame, transfer_syntax, pixels, **attributes), pixels)
 
 
 def smooth(shape: tuple[int, ...], bits: int, dtype: type = np.uint16) -> Array:
@@ -150,6 +159,55 @@ def test_signed_pixels_keep_their_sign() -> None:
     assert np.array_equal(decode(frame, "1.2.840.10008.1.2.4.70", pixels, bits_stored=12), pixels)
     frame = imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="J2K", level=0)
     assert np.array_equal(decode(frame, "1.2.840.10008.1.2.4.90", pixels), pixels)
+
+
+def test_a_sign_that_only_one_of_frame_and_data_set_knows_is_refused() -> None:
+    """A sample of 12 bits in a data set that says 16 bits are stored: 0x800 is negative to pydicom and positive to DCMTK."""
+    pixels = smooth((40, 30), 12)
+    for syntax, frame in {
+        "1.2.840.10008.1.2.4.70": imagecodecs.ljpeg_encode(pixels, bitspersample=12),
+        "1.2.840.10008.1.2.4.110": imagecodecs.jpegxl_encode(pixels, lossless=True, bitspersample=12),
+    }.items():
+        assert np.array_equal(decode(frame, syntax, pixels), pixels), syntax
+        with pytest.raises(CoreError, match="12 bits a sample, unsigned"):
+            decode(frame, syntax, pixels.astype(np.int16))
+
+
+def rgb_jpeg(pixels: Array, *, with_adobe: bool) -> bytes:
+    """Components that are RGB, and say so by their names, and by the transform 0 of an Adobe segment."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, keep_rgb=True)
+    frame = buffer.getvalue()
+    at = frame.index(b"\xff\xee\x00\x0eAdobe")
+    return frame if with_adobe else frame[:at] + frame[at + 16 :]
+
+
+def test_a_jpeg_frame_that_names_its_components_rgb_is_rgb() -> None:
+    pixels = smooth((61, 47, 3), 8, np.uint8)
+    plain = rgb_jpeg(pixels, with_adobe=False)
+    theirs = np.asarray(Image.open(io.BytesIO(rgb_jpeg(pixels, with_adobe=True)))).astype(int)
+    for photometric in ("RGB", "YBR_FULL", "YBR_FULL_422"):
+        native = transcode(plain, "1.2.840.10008.1.2.4.50", pixels, photometric=photometric)
+        assert explicit(0x00280004, b"CS", b"RGB ") in native
+        assert np.abs(pixels_of(native, pixels).astype(int) - theirs).max() <= 1
+    adobe = rgb_jpeg(pixels, with_adobe=True)
+    assert np.array_equal(decode(adobe, "1.2.840.10008.1.2.4.50", pixels), pixels_of(native, pixels))
+    with pytest.raises(CoreError, match="RGB by its Adobe segment"):
+        decode(adobe, "1.2.840.10008.1.2.4.50", pixels, photometric="YBR_FULL_422")
+
+
+def test_what_jpeg_xl_can_hold_and_an_image_cannot_is_refused() -> None:
+    pixels = smooth((40, 30, 3), 8, np.uint8)
+    with_alpha = np.dstack([pixels, pixels[..., 0]])
+    animated = np.stack([pixels, pixels[::-1]])
+    half = (pixels / 255).astype(np.float16)
+    for frame, said in [
+        (imagecodecs.jpegxl_encode(with_alpha, lossless=True), "channels besides those of colour"),
+        (imagecodecs.jpegxl_encode(animated, lossless=True), "several frames in one"),
+        (imagecodecs.jpegxl_encode(half, lossless=True), "no whole numbers"),
+    ]:
+        with pytest.raises(CoreError, match=said):
+            decode(frame, "1.2.840.10008.1.2.4.110", pixels.astype(np.uint16))
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])

@@ -15,6 +15,8 @@ pub struct Geometry {
     pub bits_allocated: u16,
     /// Bits Stored (0028,0101).
     pub bits_stored: u16,
+    /// High Bit (0028,0102).
+    pub high_bit: u16,
     /// Pixel Representation (0028,0103) is 1: two's complement.
     pub signed: bool,
     /// Photometric Interpretation (0028,0004) is RGB.
@@ -93,13 +95,31 @@ impl Geometry {
         })
     }
 
-    pub(crate) fn expect_precision(&self, bits: u32) -> Result<(), CodecError> {
-        if bits >= 1 && bits <= u32::from(self.bits_allocated) {
+    /// Whether the samples of a frame can only be taken for what the data set says of its cells.
+    pub(crate) fn expect_samples(&self, bits: u32, signed: bool) -> Result<(), CodecError> {
+        let stored = u32::from(self.bits_stored);
+        let fits = bits >= 1 && bits <= u32::from(self.bits_allocated);
+        // By the frame's precision, the highest bit of its samples may be a sign that by Bits Stored is none.
+        let sign_is_known = signed == self.signed || bits >= stored;
+        // The bits stored lie above others, which the frame may have left out.
+        let place_is_known = !self.is_shifted() || bits > u32::from(self.high_bit);
+        if fits && sign_is_known && place_is_known {
             return Ok(());
         }
+        let sign = |signed| if signed { "signed" } else { "unsigned" };
         Err(CodecError::Mismatch {
-            found: format!("{bits} bits a sample"),
-            expected: format!("{} bits allocated", self.bits_allocated),
+            found: format!("{bits} bits a sample, {}", sign(signed)),
+            expected: format!(
+                "{} bits allocated, {stored} stored up to bit {}, {}",
+                self.bits_allocated,
+                self.high_bit,
+                sign(self.signed)
+            ),
         })
+    }
+
+    /// Whether the bits stored are not the lowest ones of a cell.
+    pub(crate) fn is_shifted(&self) -> bool {
+        self.high_bit != self.bits_stored - 1
     }
 }

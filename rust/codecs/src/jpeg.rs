@@ -35,17 +35,34 @@ struct Header {
     components: u8,
     lossless: bool,
     sequential: bool,
-    /// The samples are YCbCr and become RGB.
-    ycc: bool,
+    components_are: Components,
+}
+
+/// What the components of a frame are taken for.
+#[derive(PartialEq, Eq)]
+enum Components {
+    /// What the Photometric Interpretation says.
+    AsStored,
+    /// `YCbCr`, which becomes RGB.
+    Ycc,
+    /// RGB, whatever the data set says.
+    Rgb,
 }
 
 impl Decode for Jpeg {
     fn describe(&self, frame: &[u8], geometry: &Geometry) -> Result<Description, CodecError> {
         let header = read_header(frame, geometry)?;
         Ok(Description {
-            colour: if header.ycc { Colour::Rgb } else { Colour::AsStored },
+            colour: match header.components_are {
+                Components::AsStored => Colour::AsStored,
+                Components::Ycc | Components::Rgb => Colour::Rgb,
+            },
             lossy: (!header.lossless).then_some("ISO_10918_1"),
         })
+    }
+
+    fn begins(&self, fragment: &[u8]) -> bool {
+        fragment.starts_with(&[0xFF, SOI, 0xFF])
     }
 
     fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
@@ -55,7 +72,7 @@ impl Decode for Jpeg {
             header.height.into(),
             header.components.into(),
         )?;
-        geometry.expect_precision(header.precision.into())?;
+        geometry.expect_samples(header.precision.into(), false)?;
         let format = match header.components {
             1 => tj::TJPF_TJPF_GRAY,
             3 => tj::TJPF_TJPF_RGB,
@@ -255,12 +272,23 @@ fn read_header(frame: &[u8], geometry: &Geometry) -> Result<Header, CodecError> 
         .ok_or_else(|| CodecError::damaged(CODEC, "the frame header is cut short"))?;
     let ids: Vec<u8> = specification.iter().step_by(3).copied().collect();
     let lossless = matches!(marker, 0xC3 | 0xC7 | 0xCB | 0xCF);
-    let ycc = components == 3
-        && !lossless
-        && match adobe {
-            Some(transform) => transform != 0,
-            None => jfif || (ids != *b"RGB" && !geometry.rgb),
-        };
+    let components_are = if components != 3 || lossless {
+        Components::AsStored
+    } else {
+        match adobe {
+            // Readers believe one or the other.
+            Some(0) if !geometry.rgb => {
+                return Err(CodecError::Mismatch {
+                    found: "RGB by its Adobe segment".to_owned(),
+                    expected: "another colour space".to_owned(),
+                })
+            }
+            Some(0) => Components::AsStored,
+            None if !jfif && ids == *b"RGB" => Components::Rgb,
+            None if !jfif && geometry.rgb => Components::AsStored,
+            Some(_) | None => Components::Ycc,
+        }
+    };
     Ok(Header {
         width: u16::from_be_bytes([x1, x0]),
         height: u16::from_be_bytes([y1, y0]),
@@ -269,7 +297,7 @@ fn read_header(frame: &[u8], geometry: &Geometry) -> Result<Header, CodecError> 
         lossless,
         // ISO/IEC 10918-1 Table B.1: baseline and extended sequential DCT.
         sequential: matches!(marker, 0xC0 | 0xC1 | 0xC9),
-        ycc,
+        components_are,
     })
 }
 
@@ -279,7 +307,7 @@ fn normalised(frame: &[u8], header: &Header) -> Result<Vec<u8>, CodecError> {
     stream.extend_from_slice(&[0xFF, SOI]);
     if header.components == 3 {
         stream.extend_from_slice(b"\xFF\xEE\x00\x0EAdobe\x00\x64\x00\x00\x00\x00");
-        stream.push(u8::from(header.ycc));
+        stream.push(u8::from(header.components_are == Components::Ycc));
     }
     for segment in segments(frame) {
         let (marker, body, begin) = segment?;

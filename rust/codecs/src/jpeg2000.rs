@@ -15,6 +15,8 @@ use crate::{CodecError, Colour, Decode, Description, Encode, Geometry};
 const CODEC: &str = "JPEG 2000";
 /// ISO/IEC 15444-1 I.5.1: a JP2 file; a DICOM frame should be a bare codestream, and some are not.
 const JP2_SIGNATURE: &[u8] = b"\0\0\0\x0cjP  ";
+/// SOC and SIZ (ISO/IEC 15444-1 A.4.1, A.5.1).
+const CODESTREAM: &[u8] = b"\xFF\x4F\xFF\x51";
 const SOC: u16 = 0xFF4F;
 const COD: u16 = 0xFF52;
 const CAP: u16 = 0xFF50;
@@ -53,6 +55,10 @@ impl Decode for Jpeg2000 {
         })
     }
 
+    fn begins(&self, fragment: &[u8]) -> bool {
+        fragment.starts_with(CODESTREAM) || fragment.starts_with(JP2_SIGNATURE)
+    }
+
     fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
         let image = decode_image(frame, geometry, useful_threads(frame, threads)?)?;
         let mut planes = Vec::with_capacity(usize::from(geometry.samples_per_pixel));
@@ -68,7 +74,7 @@ impl Decode for Jpeg2000 {
             {
                 return Err(CodecError::damaged(CODEC, "components of different sizes"));
             }
-            geometry.expect_precision(component.prec)?;
+            geometry.expect_samples(component.prec, component.sgnd == 1)?;
             // SAFETY: OpenJPEG gives w x h samples; the slice is used while `image` lives.
             let samples = unsafe { std::slice::from_raw_parts(component.data, geometry.pixels()) };
             // Pixel Representation wins over what the codestream says of its sign; the bits are the same.
@@ -141,7 +147,7 @@ impl Encode for Jpeg2000 {
         let (values, bits) = values_for(CODEC, native, geometry)?;
         let image = Image::for_encoding(&values, geometry, bits)?;
         let mut out = Vec::with_capacity(native.len());
-        encode_image(&image, geometry, &mut out)?;
+        encode_image(&image, geometry, bits, &mut out)?;
         Ok(out)
     }
 
@@ -167,7 +173,7 @@ fn codestream(frame: &[u8]) -> Result<&[u8], CodecError> {
     }
     frame
         .windows(4)
-        .position(|four| four == [0xFF, 0x4F, 0xFF, 0x51])
+        .position(|four| four == CODESTREAM)
         .and_then(|begin| frame.get(begin..))
         .ok_or_else(|| CodecError::damaged(CODEC, "no codestream behind the JP2 header"))
 }
@@ -406,7 +412,7 @@ fn decode_image(frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Image
     }
 }
 
-fn encode_image(image: &Image, geometry: &Geometry, out: &mut Vec<u8>) -> Result<(), CodecError> {
+fn encode_image(image: &Image, geometry: &Geometry, bits: u32, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let smallest = u32::from(geometry.rows.min(geometry.columns));
     let mut target = Target { bytes: out, at: 0 };
     // SAFETY: as in `decode_image`.
@@ -418,7 +424,9 @@ fn encode_image(image: &Image, geometry: &Geometry, out: &mut Vec<u8>) -> Result
         parameters.tcp_rates[0] = 0.0;
         parameters.cp_disto_alloc = 1;
         parameters.irreversible = 0;
-        parameters.numresolution = (smallest.ilog2() + 1).min(MOST_RESOLUTIONS) as i32;
+        // The wavelets of a noisy bit can be larger than OpenJPEG's two guard bits have room for.
+        let most = if bits == 1 { 1 } else { MOST_RESOLUTIONS };
+        parameters.numresolution = (smallest.ilog2() + 1).min(most) as i32;
         parameters.tcp_mct = c_char::from(geometry.rgb && geometry.samples_per_pixel == 3);
         codec.check(opj::opj_setup_encoder(codec.codec, &raw mut parameters, image.0))?;
         let stream = Stream(opj::opj_stream_create(1 << 18, 0));

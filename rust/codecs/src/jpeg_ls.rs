@@ -11,6 +11,7 @@ use crate::{decode_whole, CodecError, Decode, Description, Encode, Geometry};
 const CODEC: &str = "JPEG-LS";
 const SOS: u8 = 0xDA;
 const SOF55: u8 = 0xF7;
+const BEGIN_OF_IMAGE: &[u8] = b"\xFF\xD8\xFF";
 const END_OF_IMAGE: &[u8] = b"\xFF\xD9";
 
 pub(crate) struct JpegLs;
@@ -32,6 +33,10 @@ impl Decode for JpegLs {
             lossy: (scan.near > 0).then_some("ISO_14495_1"),
             ..Description::UNTOUCHED
         })
+    }
+
+    fn begins(&self, fragment: &[u8]) -> bool {
+        fragment.starts_with(BEGIN_OF_IMAGE)
     }
 
     fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
@@ -99,7 +104,7 @@ fn decode(frame: &[u8], geometry: &Geometry, native: &mut [u8]) -> Result<(), Co
         u64::try_from(info.component_count).unwrap_or(0),
     )?;
     let bits = u32::try_from(info.bits_per_sample).unwrap_or(0);
-    geometry.expect_precision(bits)?;
+    geometry.expect_samples(bits, false)?;
     // SAFETY: as above.
     unsafe {
         check(charls::charls_jpegls_decoder_get_destination_size(
@@ -168,13 +173,18 @@ impl Encode for JpegLs {
                 what: "other than 8 or 16 bits allocated",
             });
         }
-        // The samples are bit patterns here: a negative one needs all bits of its cell.
+        // The samples are bit patterns here: a negative one, or one that could be taken for it, needs all bits of its cell.
         let unsigned = Geometry {
             signed: false,
             ..*geometry
         };
         let values = from_cells(native, &unsigned)?;
-        let bits = bits_needed(&values, &unsigned).max(2);
+        let sign = 1i32 << (geometry.bits_stored - 1);
+        let bits = if geometry.signed && values.iter().any(|&value| value >= sign) {
+            u32::from(geometry.bits_allocated)
+        } else {
+            bits_needed(&values, &unsigned).max(2)
+        };
         let narrowed: Vec<u8>;
         let source = if geometry.bits_allocated == 16 && bits <= 8 {
             // CharLS takes samples of up to 8 bits as bytes.

@@ -1,5 +1,6 @@
 //! JPEG XL (ISO/IEC 18181-1) through jxl-oxide.
 
+use jxl_oxide::image::BitDepth;
 use jxl_oxide::{EnumColourEncoding, JxlImage, RenderingIntent};
 
 use crate::samples::to_cells;
@@ -16,6 +17,7 @@ impl Decode for JpegXl {
             .frame_header(0)
             .ok_or_else(|| CodecError::damaged(CODEC, "no frame"))?;
         let transformed = header.encoding == jxl_oxide::frame::Encoding::VarDct
+            || header.do_ycbcr
             || image.image_header().metadata.xyb_encoded;
         Ok(Description {
             colour: if geometry.samples_per_pixel == 3 && transformed {
@@ -27,18 +29,32 @@ impl Decode for JpegXl {
         })
     }
 
+    /// ISO/IEC 18181-1 D.1 and 18181-2 9.1.
+    fn begins(&self, fragment: &[u8]) -> bool {
+        fragment.starts_with(b"\xFF\x0A") || fragment.starts_with(b"\0\0\0\x0cJXL ")
+    }
+
     fn decode(&self, frame: &[u8], geometry: &Geometry, _threads: u32) -> Result<Vec<u8>, CodecError> {
         let mut image = open(frame)?;
-        let channels = image.pixel_format().channels() - usize::from(image.pixel_format().has_alpha());
-        geometry.expect_size(image.width().into(), image.height().into(), channels as u64)?;
+        let unsupported = |what| Err(CodecError::Unsupported { codec: CODEC, what });
         let metadata = &image.image_header().metadata;
-        let bits = metadata.bit_depth.bits_per_sample();
-        geometry.expect_precision(bits)?;
+        if image.num_loaded_keyframes() != 1 {
+            return unsupported("several frames in one");
+        }
+        if !metadata.ec_info.is_empty() {
+            return unsupported("channels besides those of colour");
+        }
+        let channels = image.pixel_format().channels();
+        geometry.expect_size(image.width().into(), image.height().into(), channels as u64)?;
+        let BitDepth::IntegerSample {
+            bits_per_sample: bits,
+        } = metadata.bit_depth
+        else {
+            return unsupported("samples that are no whole numbers");
+        };
+        geometry.expect_samples(bits, false)?;
         if bits > 16 {
-            return Err(CodecError::Unsupported {
-                codec: CODEC,
-                what: "more than 16 bits a sample",
-            });
+            return unsupported("more than 16 bits a sample");
         }
         if metadata.xyb_encoded {
             image.request_color_encoding(if channels == 1 {

@@ -108,6 +108,11 @@ pub trait Decode: Sync {
     /// [`CodecError`] when the header cannot be read.
     fn describe(&self, frame: &[u8], geometry: &Geometry) -> Result<Description, CodecError>;
 
+    /// Whether a fragment looks like the first one of a frame. Never where nothing tells.
+    fn begins(&self, _fragment: &[u8]) -> bool {
+        false
+    }
+
     /// Decodes a frame to native pixel data: [`Geometry::frame_bytes`] bytes.
     ///
     /// # Errors

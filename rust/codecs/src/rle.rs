@@ -16,6 +16,13 @@ impl Decode for Rle {
         Ok(Description::UNTOUCHED)
     }
 
+    /// PS3.5 G.5: the first segment lies behind the header.
+    fn begins(&self, fragment: &[u8]) -> bool {
+        let word = |at: usize| fragment.get(at * 4..at * 4 + 4).and_then(|raw| raw.first_chunk());
+        let number = |at| word(at).map(|&raw| u32::from_le_bytes(raw) as usize);
+        number(0).is_some_and(|count| (1..=MOST_SEGMENTS).contains(&count)) && number(1) == Some(HEADER_BYTES)
+    }
+
     fn decode(&self, frame: &[u8], geometry: &Geometry, threads: u32) -> Result<Vec<u8>, CodecError> {
         decode_whole(self, frame, geometry, threads)
     }
@@ -73,6 +80,13 @@ impl Encode for Rle {
     fn encode(&self, native: &[u8], geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
         let (samples, bytes) = (usize::from(geometry.samples_per_pixel), geometry.sample_bytes());
         let count = samples * bytes;
+        if geometry.bits_allocated == 1 {
+            // PS3.5 Table 8.2.2-1 has none, and other readers do not take them.
+            return Err(CodecError::Unsupported {
+                codec: CODEC,
+                what: "one bit a pixel",
+            });
+        }
         if count > MOST_SEGMENTS {
             return Err(CodecError::Unsupported {
                 codec: CODEC,
@@ -80,11 +94,7 @@ impl Encode for Rle {
             });
         }
         // PS3.5 G.3.1: each row is packed by itself.
-        let row_bytes = if geometry.bits_allocated == 1 {
-            native.len()
-        } else {
-            usize::from(geometry.columns)
-        };
+        let row_bytes = usize::from(geometry.columns);
         let mut header = [0u8; HEADER_BYTES];
         header[..4].copy_from_slice(&(count as u32).to_le_bytes());
         let mut frame = vec![0; HEADER_BYTES];
@@ -264,6 +274,7 @@ mod tests {
             samples_per_pixel: samples,
             bits_allocated: bits,
             bits_stored: bits,
+            high_bit: bits - 1,
             signed: false,
             rgb: false,
             jpeg2000_colour: false,

@@ -71,14 +71,15 @@ pub(crate) fn words(native: &[u8]) -> impl ExactSizeIterator<Item = u16> + '_ {
 /// the bits that are not stored.
 pub(crate) fn bits_needed(values: &[i32], geometry: &Geometry) -> u32 {
     let stored = u32::from(geometry.bits_stored);
-    let fits = if geometry.signed {
-        let limit = 1i64 << (stored - 1);
-        values
-            .iter()
-            .all(|&value| (-limit..limit).contains(&i64::from(value)))
-    } else {
-        values.iter().all(|&value| i64::from(value) < 1i64 << stored)
-    };
+    let fits = !geometry.is_shifted()
+        && if geometry.signed {
+            let limit = 1i64 << (stored - 1);
+            values
+                .iter()
+                .all(|&value| (-limit..limit).contains(&i64::from(value)))
+        } else {
+            values.iter().all(|&value| i64::from(value) < 1i64 << stored)
+        };
     if fits {
         stored
     } else {

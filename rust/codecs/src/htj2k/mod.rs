@@ -215,7 +215,7 @@ mod tests {
             let geometry = Geometry {
                 rows, columns, samples_per_pixel,
                 bits_allocated: if bits_stored > 8 { 16 } else { 8 },
-                bits_stored, signed,
+                bits_stored, high_bit: bits_stored - 1, signed,
                 rgb: samples_per_pixel == 3, jpeg2000_colour: false,
             };
             let mut state = seed | 1;

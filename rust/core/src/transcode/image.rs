@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::tags;
-use storescp_codecs::Geometry;
+use storescp_codecs::{Decode, Geometry};
 
 use super::TranscodeError;
 use crate::dataset::header::PIXEL_DATA;
@@ -23,12 +23,15 @@ pub(super) struct Image<'d> {
     samples_per_pixel: Option<u16>,
     bits_allocated: Option<u16>,
     bits_stored: Option<u16>,
+    high_bit: Option<u16>,
     pixel_representation: Option<u16>,
     pub(super) planar_configuration: Option<u16>,
     photometric: Option<String>,
     pub(super) lossy: Option<String>,
     number_of_frames: Option<String>,
     extended_offsets: Option<Range<usize>>,
+    /// Float or Double Float Pixel Data, which are always native (PS3.5 8.2).
+    pub(super) has_float_pixels: bool,
     /// Pixel Data.
     pub(super) pixel_data: Option<TopLevel>,
 }
@@ -44,12 +47,14 @@ impl<'d> Image<'d> {
             samples_per_pixel: None,
             bits_allocated: None,
             bits_stored: None,
+            high_bit: None,
             pixel_representation: None,
             planar_configuration: None,
             photometric: None,
             lossy: None,
             number_of_frames: None,
             extended_offsets: None,
+            has_float_pixels: false,
             pixel_data: None,
         };
         let mut walk = Walk::new(dataset, encoding);
@@ -65,12 +70,14 @@ impl<'d> Image<'d> {
                 tags::SAMPLES_PER_PIXEL => image.samples_per_pixel = image.number(&element),
                 tags::BITS_ALLOCATED => image.bits_allocated = image.number(&element),
                 tags::BITS_STORED => image.bits_stored = image.number(&element),
+                tags::HIGH_BIT => image.high_bit = image.number(&element),
                 tags::PIXEL_REPRESENTATION => image.pixel_representation = image.number(&element),
                 tags::PLANAR_CONFIGURATION => image.planar_configuration = image.number(&element),
                 tags::PHOTOMETRIC_INTERPRETATION => image.photometric = image.text(&element),
                 tags::LOSSY_IMAGE_COMPRESSION => image.lossy = image.text(&element),
                 tags::NUMBER_OF_FRAMES => image.number_of_frames = image.text(&element),
                 tags::EXTENDED_OFFSET_TABLE => image.extended_offsets.clone_from(&element.value),
+                tags::FLOAT_PIXEL_DATA | tags::DOUBLE_FLOAT_PIXEL_DATA => image.has_float_pixels = true,
                 PIXEL_DATA => image.pixel_data = Some(element),
                 _ => {}
             }
@@ -98,6 +105,18 @@ impl<'d> Image<'d> {
         self.photometric.as_deref().unwrap_or_default()
     }
 
+    /// The same of pixels that a codec has decoded: with all samples of each pixel.
+    pub(super) fn photometric_at_full_size(&self) -> Result<&str, TranscodeError> {
+        match self.photometric() {
+            "YBR_FULL_422" => Ok("YBR_FULL"),
+            // No name is theirs at full size (PS3.3 C.7.6.3.1.2), and what range they have only the encoder knows.
+            "YBR_PARTIAL_422" | "YBR_PARTIAL_420" => Err(TranscodeError::Attribute(
+                "YBR_PARTIAL of a codec that decodes to all samples",
+            )),
+            other => Ok(other),
+        }
+    }
+
     /// Whether Pixel Representation is 1.
     pub(super) fn is_signed(&self) -> bool {
         self.pixel_representation == Some(1)
@@ -107,12 +126,14 @@ impl<'d> Image<'d> {
     pub(super) fn geometry(&self) -> Result<Geometry, TranscodeError> {
         let need = |value: Option<u16>, absent| value.ok_or(TranscodeError::Attribute(absent));
         let bits_allocated = need(self.bits_allocated, "Bits Allocated is absent")?;
+        let bits_stored = self.bits_stored.unwrap_or(bits_allocated);
         let geometry = Geometry {
             rows: need(self.rows, "Rows is absent")?,
             columns: need(self.columns, "Columns is absent")?,
             samples_per_pixel: need(self.samples_per_pixel, "Samples per Pixel is absent")?,
             bits_allocated,
-            bits_stored: self.bits_stored.unwrap_or(bits_allocated),
+            bits_stored,
+            high_bit: self.high_bit.unwrap_or(bits_stored.saturating_sub(1)),
             signed: match self.pixel_representation.unwrap_or(0) {
                 0 => false,
                 1 => true,
@@ -147,6 +168,7 @@ impl<'d> Image<'d> {
         &self,
         pixel_data: &'i TopLevel,
         frames: usize,
+        decoder: &dyn Decode,
     ) -> Result<Vec<&'i [Range<usize>]>, TranscodeError> {
         let (table, fragments) = pixel_data
             .fragments
@@ -156,7 +178,12 @@ impl<'d> Image<'d> {
             return Err(TranscodeError::Frames("no fragments"));
         }
         if frames == 1 {
-            return Ok(vec![fragments]);
+            // Of several, all but the first would be lost.
+            return if self.starts_of_signatures(fragments, decoder).len() > 1 {
+                Err(TranscodeError::Frames("more frames than the data set says"))
+            } else {
+                Ok(vec![fragments])
+            };
         }
         if fragments.len() == frames {
             return Ok(fragments.chunks(1).collect());
@@ -179,7 +206,10 @@ impl<'d> Image<'d> {
         let starts = extended
             .and_then(|offsets| starts_of_offsets(&offsets, fragments, frames))
             .or_else(|| starts_of_offsets(&basic(), fragments, frames))
-            .or_else(|| self.starts_of_signatures(fragments, frames))
+            .or_else(|| {
+                let starts = self.starts_of_signatures(fragments, decoder);
+                (starts.len() == frames && starts.first() == Some(&0)).then_some(starts)
+            })
             .ok_or(TranscodeError::Frames("it cannot be told where the frames begin"))?;
         let ends = starts.iter().skip(1).copied().chain([fragments.len()]);
         Ok(starts
@@ -190,24 +220,13 @@ impl<'d> Image<'d> {
     }
 
     /// Where no table helps: each frame begins as its kind of codestream does.
-    fn starts_of_signatures(&self, fragments: &[Range<usize>], frames: usize) -> Option<Vec<usize>> {
-        const SIGNATURES: [&[u8]; 5] = [
-            b"\xFF\xD8\xFF",
-            b"\xFF\x4F\xFF\x51",
-            b"\0\0\0\x0cjP  ",
-            b"\xFF\x0A",
-            b"\0\0\0\x0cJXL ",
-        ];
-        let starts: Vec<usize> = fragments
+    fn starts_of_signatures(&self, fragments: &[Range<usize>], decoder: &dyn Decode) -> Vec<usize> {
+        fragments
             .iter()
             .enumerate()
-            .filter(|(_, range)| {
-                let fragment = self.bytes((*range).clone());
-                SIGNATURES.iter().any(|signature| fragment.starts_with(signature))
-            })
+            .filter(|(_, range)| decoder.begins(self.bytes((*range).clone())))
             .map(|(number, _)| number)
-            .collect();
-        (starts.len() == frames && starts.first() == Some(&0)).then_some(starts)
+            .collect()
     }
 
     /// The bytes of a frame: borrowed where it is one fragment.

@@ -58,6 +58,9 @@ pub(super) fn rewrite(
     let encoding = Encoding::of(job.source);
     let target = Encoding::of(job.target);
     let image = Image::read(dataset, encoding)?;
+    if image.has_float_pixels && !is_native(job.target) {
+        return Err(TranscodeError::Attribute("float pixels cannot be encapsulated"));
+    }
     // Between native syntaxes the pixels stay what they are; the converter swaps bytes where it must.
     let only_elements = is_native(job.source) && is_native(job.target);
     let pixels = match &image.pixel_data {
@@ -69,7 +72,7 @@ pub(super) fn rewrite(
         None => None,
     };
     let edits = match &pixels {
-        Some(pixels) => pixels.edits(),
+        Some(pixels) => pixels.edits()?,
         None => Edits::new(),
     };
     let mut writer = Writer::new(out, target.explicit_vr, image.is_signed());
@@ -166,9 +169,17 @@ fn locate<'i>(
         }
         let value = image.native(pixel_data);
         let needed = usize::try_from(native_bytes(geometry, count).unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-        let native = value.get(..needed).ok_or(TranscodeError::Frames(
+        let (native, rest) = value.split_at_checked(needed).ok_or(TranscodeError::Frames(
             "Pixel Data is shorter than its attributes say",
         ))?;
+        // Besides the byte that makes it even, some writers add others. A frame more would be lost.
+        if rest.len() > needed % 2
+            && (rest.len() >= geometry.frame_bytes() || rest.iter().any(|&byte| byte != 0))
+        {
+            return Err(TranscodeError::Frames(
+                "Pixel Data is longer than its attributes say",
+            ));
+        }
         let mut swapped = image.has_swapped_words(pixel_data)?;
         let mut cells = Cow::Borrowed(native);
         if swapped && geometry.frame_bits() % 16 != 0 {
@@ -188,7 +199,8 @@ fn locate<'i>(
             source_syntax: source.to_owned(),
             target: target.to_owned(),
         })?;
-        let fragments = image.frames_of_fragments(pixel_data, count)?;
+        image.photometric_at_full_size()?;
+        let fragments = image.frames_of_fragments(pixel_data, count, decoder)?;
         let first = fragments.first().map(|first| image.frame_of(first));
         let description = decoder
             .describe(first.as_deref().unwrap_or_default(), geometry)

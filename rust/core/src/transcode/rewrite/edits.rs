@@ -1,6 +1,5 @@
 //! The attributes that change with Pixel Data.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -36,18 +35,19 @@ pub(super) fn is_length_of_a_changed_group(tag: Tag, edits: &Edits) -> bool {
 
 impl Pixels<'_> {
     /// What changes besides Pixel Data.
-    pub(super) fn edits(&self) -> Edits {
+    pub(super) fn edits(&self) -> Result<Edits, TranscodeError> {
         let mut edits: Edits = STALE.iter().map(|&tag| (tag, None)).collect();
-        let mut photometric = Cow::Borrowed(self.image.photometric());
+        let mut photometric = self.image.photometric();
         if let Frames::Encapsulated {
             description,
             fragments,
             ..
         } = &self.frames
         {
-            if description.colour == Colour::Rgb {
-                photometric = Cow::Borrowed("RGB");
-            }
+            photometric = match description.colour {
+                Colour::Rgb => "RGB",
+                Colour::AsStored => self.image.photometric_at_full_size()?,
+            };
             if let Some(method) = description.lossy {
                 self.note_loss(method, fragments, &mut edits);
             }
@@ -60,7 +60,7 @@ impl Pixels<'_> {
         }
         if self.geometry.samples_per_pixel == 3 && photometric == "RGB" {
             if let Some(encoded) = self.encoder.and_then(Encode::photometric_of_rgb) {
-                photometric = Cow::Borrowed(encoded);
+                photometric = encoded;
             }
         }
         if photometric != self.image.photometric() {
@@ -69,7 +69,7 @@ impl Pixels<'_> {
                 Some((VR::CS, even(photometric.as_bytes(), b' '))),
             );
         }
-        edits
+        Ok(edits)
     }
 
     /// PS3.3 C.7.6.1.1.5: once lossy, always lossy. What the sender says of the compression stays.
