@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -15,8 +17,10 @@ from pathlib import Path
 import pytest
 from pydicom.data import get_testdata_file
 
+from storescp import _core
 from storescp.licence import issue_licence
 from support.instances import CT, ct_slice, dataset_of, from_file
+from support.memory import arenas
 from support.scu import EXPLICIT, Aborted, Closed, RawAssociation
 from support.service import ServiceProcess
 
@@ -326,3 +330,25 @@ def test_idle_and_slow_peers_do_not_hold_up_the_others(start_service: StartServi
     assert scp.threads() < 30
     for connection in idle:
         connection.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_many_associations_share_a_few_arenas(start_service: StartService) -> None:
+    """What one needed at its worst moment is there for the next, instead of being kept sixteen times."""
+
+    def arenas_of(service: ServiceProcess) -> int:
+        with contextlib.ExitStack() as running:
+            for number in range(16):
+                association = _core.Sender("127.0.0.1", service.port, "CT", "ANY-SCP", [(CT, EXPLICIT)], 30)
+                running.callback(association.release)
+                one = ct_slice(number, rows=64)
+                [(status, _)] = association.store_many(CT, EXPLICIT, [(one.sop_instance, one.dataset)])
+                assert status == 0
+            return arenas(service.process.pid)
+
+    most = max(2, os.cpu_count() or 1)
+    service = start_service()
+    assert arenas_of(service) < most
+    service.stop(10)
+    # Who has set it has a reason.
+    assert arenas_of(start_service(env={"MALLOC_ARENA_MAX": str(most + 3)})) == most + 2

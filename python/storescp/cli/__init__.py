@@ -133,10 +133,12 @@ def main_group(context: click.Context, /, **parameters: Any) -> None:
 
 
 def _serve(context: click.Context) -> None:
-    from storescp.preparation import prepare  # noqa: PLC0415 - other commands start faster without it
+    from storescp.memory import keep_less  # noqa: PLC0415 - other commands start faster without them
+    from storescp.preparation import prepare  # noqa: PLC0415
 
     found = configuration(context)
     warned = logs.configure(found.settings.log.level, found.settings.log.format)
+    keep_less()
     with prepare(found, context.obj["engine"]) as prepared:
         # Of all the objects that this makes none goes: there is nothing to collect, now or later.
         gc.disable()
