@@ -23,11 +23,11 @@ const CAP: u16 = 0xFF50;
 const SOT: u16 = 0xFF90;
 const SIZ: u16 = 0xFF51;
 const MOST_RESOLUTIONS: u32 = 6;
-/// Compressed bytes of a frame from which on several threads decode it faster for certain: OpenJPEG starts them for each
-/// frame, which takes a part of a millisecond, and at times they share a core for a while. High throughput blocks are
-/// decoded about eight times as fast, what comes after them is not.
+/// Compressed bytes of a frame from which on several threads decode it faster, also where they share a core for the first
+/// milliseconds: OpenJPEG starts them for each frame, and Linux does not always spread them at once. High throughput blocks are
+/// decoded about eight times as fast.
 const WORTH_THREADS: usize = 128 * 1024;
-const WORTH_THREADS_HIGH_THROUGHPUT: usize = 2 * WORTH_THREADS;
+const WORTH_THREADS_HIGH_THROUGHPUT: usize = 8 * WORTH_THREADS;
 
 pub(crate) struct Jpeg2000;
 
