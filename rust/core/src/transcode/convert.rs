@@ -24,7 +24,7 @@ pub(super) struct Writer<'o> {
     out: &'o mut dyn Output,
     explicit_vr: bool,
     /// Pixel Representation is 1: decides US or SS where the dictionary leaves it open.
-    pub(super) signed: bool,
+    signed: bool,
 }
 
 impl<'o> Writer<'o> {
@@ -96,12 +96,19 @@ impl<'o> Writer<'o> {
     pub(super) fn convert(&mut self, dataset: &[u8], encoding: Encoding) -> Result<(), TranscodeError> {
         let mut walk = Walk::new(dataset, encoding);
         let mut scratch = Vec::new();
+        // An image in an item, such as an icon, has its own Pixel Representation; other items have that around them.
+        let mut signed = vec![self.signed];
         while let Some(token) = walk.next()? {
             match token {
                 Token::Element { tag, .. } if tag.1 == 0 => {}
                 Token::Element { tag, vr, value } => {
                     let bytes = dataset.get(value).unwrap_or_default();
-                    let vr = vr.unwrap_or_else(|| self.vr_of(tag));
+                    if let (tags::PIXEL_REPRESENTATION, Some(&raw), Some(innermost)) =
+                        (tag, bytes.first_chunk(), signed.last_mut())
+                    {
+                        *innermost = encoding.u16(raw) == 1;
+                    }
+                    let vr = vr.unwrap_or_else(|| vr_of(tag, signed.last() == Some(&true)));
                     if !encoding.big_endian {
                         self.element(tag, vr, bytes)?;
                         continue;
@@ -115,8 +122,14 @@ impl<'o> Writer<'o> {
                     }
                 }
                 Token::Sequence { tag } => self.header(tag, VR::SQ, UNDEFINED)?,
-                Token::Item => self.item(ITEM, UNDEFINED)?,
-                Token::ItemEnd => self.item(ITEM_DELIMITATION, 0)?,
+                Token::Item => {
+                    signed.push(signed.last() == Some(&true));
+                    self.item(ITEM, UNDEFINED)?;
+                }
+                Token::ItemEnd => {
+                    signed.pop();
+                    self.item(ITEM_DELIMITATION, 0)?;
+                }
                 Token::SequenceEnd | Token::FragmentsEnd => self.item(SEQUENCE_DELIMITATION, 0)?,
                 // Only Pixel Data is known to have fragments where the VR does not say so.
                 Token::Fragments { tag, .. } if !self.explicit_vr && tag != PIXEL_DATA => {
@@ -133,25 +146,25 @@ impl<'o> Writer<'o> {
         }
         Ok(())
     }
+}
 
-    /// The VR of an element that does not say its own (PS3.5 A.1, PS3.6).
-    fn vr_of(&self, tag: Tag) -> VR {
-        if tag.0 % 2 == 1 {
-            // PS3.5 7.8.1: private creators are LO; what the others are only who reserved the block knows.
-            return if (0x0010..=0x00FF).contains(&tag.1) {
-                VR::LO
-            } else {
-                VR::UN
-            };
-        }
-        match StandardDataDictionary.by_tag(tag).map(DataDictionaryEntry::vr) {
-            Some(VirtualVr::Exact(vr)) => vr,
-            Some(VirtualVr::Xs) if self.signed => VR::SS,
-            Some(VirtualVr::Xs) => VR::US,
-            Some(VirtualVr::Lt) if tag == tags::LUT_DESCRIPTOR => VR::US,
-            Some(VirtualVr::Ox | VirtualVr::Px | VirtualVr::Lt) => VR::OW,
-            _ => VR::UN,
-        }
+/// The VR of an element that does not say its own (PS3.5 A.1, PS3.6).
+fn vr_of(tag: Tag, signed: bool) -> VR {
+    if tag.0 % 2 == 1 {
+        // PS3.5 7.8.1: private creators are LO; what the others are only who reserved the block knows.
+        return if (0x0010..=0x00FF).contains(&tag.1) {
+            VR::LO
+        } else {
+            VR::UN
+        };
+    }
+    match StandardDataDictionary.by_tag(tag).map(DataDictionaryEntry::vr) {
+        Some(VirtualVr::Exact(vr)) => vr,
+        Some(VirtualVr::Xs) if signed => VR::SS,
+        Some(VirtualVr::Xs) => VR::US,
+        Some(VirtualVr::Lt) if tag == tags::LUT_DESCRIPTOR => VR::US,
+        Some(VirtualVr::Ox | VirtualVr::Px | VirtualVr::Lt) => VR::OW,
+        _ => VR::UN,
     }
 }
 

@@ -345,6 +345,31 @@ fn what_is_not_pixel_data_passes_through_byte_for_byte() {
 }
 
 #[test]
+fn a_number_of_pixels_is_signed_as_those_beside_it_are() {
+    let element = |tag: (u16, u16), value: &[u8]| {
+        let length = u32::try_from(value.len()).unwrap().to_le_bytes();
+        [&tag.0.to_le_bytes()[..], &tag.1.to_le_bytes(), &length, value].concat()
+    };
+    let signed = element((0x0028, 0x0103), &[1, 0]);
+    let unsigned = element((0x0028, 0x0103), &[0, 0]);
+    let smallest = element((0x0028, 0x0106), &[0xFE, 0xFF]);
+    let icon = [&unsigned[..], &smallest].concat();
+    let items = [
+        element((0xFFFE, 0xE000), &icon),
+        element((0xFFFE, 0xE000), &smallest),
+    ]
+    .concat();
+    let dataset = [signed, smallest, element((0x0088, 0x0200), &items)].concat();
+    let explicit = change(&dataset, IMPLICIT, EXPLICIT, 1).unwrap();
+    let vrs: Vec<_> = explicit
+        .windows(6)
+        .filter(|six| six.starts_with(b"\x28\x00\x06\x01"))
+        .map(|six| six[4..].to_vec())
+        .collect();
+    assert_eq!(vrs, [b"SS", b"US", b"SS"]);
+}
+
+#[test]
 fn native_syntaxes_convert_into_each_other() {
     let image = Made::small();
     let pixels = image.pixels(7, true);
