@@ -199,6 +199,7 @@ fn locate<'i>(
             source_syntax: source.to_owned(),
             target: target.to_owned(),
         })?;
+        // Also where the decoder makes RGB of it: of which range is not known.
         image.photometric_at_full_size()?;
         let fragments = image.frames_of_fragments(pixel_data, count, decoder)?;
         let first = fragments.first().map(|first| image.frame_of(first));
