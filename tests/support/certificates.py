@@ -45,6 +45,7 @@ class Authority:
             .issuer_name(subject)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_CA_USAGE, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
         (folder / "ca.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -72,6 +73,8 @@ class Authority:
             _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, days)
             .issuer_name(self.certificate.subject)
             .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+            # RFC 5280 wants it, and Python's contexts do from 3.13 on.
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
         if purpose is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)

@@ -165,10 +165,10 @@ class Outbox:
             now = _now()
             for row_id in ids:
                 left = connection.execute(
-                    "UPDATE instance SET pending = pending & ~?1, "
-                    "delivered = CASE WHEN pending & ~?1 = 0 AND dead = 0 THEN ?3 END "
-                    f"WHERE id = ?2 AND pending & ?1 RETURNING pending, dead, {_PAYLOAD_BYTES}",
-                    (1 << topic, row_id, now),
+                    "UPDATE instance SET pending = pending & ~:bit, "
+                    "delivered = CASE WHEN pending & ~:bit = 0 AND dead = 0 THEN :now END "
+                    f"WHERE id = :id AND pending & :bit RETURNING pending, dead, {_PAYLOAD_BYTES}",
+                    {"bit": 1 << topic, "id": row_id, "now": now},
                 ).fetchone()
                 if left and left[0] == 0:
                     self._pending -= 1
@@ -189,9 +189,9 @@ class Outbox:
         with self._transaction() as connection:
             for row_id, reason in rows:
                 left = connection.execute(
-                    "UPDATE instance SET pending = pending & ~?1, dead = dead | ?1, attempts = attempts + 1, "
-                    "last_error = ?3 WHERE id = ?2 AND pending & ?1 RETURNING pending",
-                    (1 << topic, row_id, reason),
+                    "UPDATE instance SET pending = pending & ~:bit, dead = dead | :bit, attempts = attempts + 1, "
+                    "last_error = :reason WHERE id = :id AND pending & :bit RETURNING pending",
+                    {"bit": 1 << topic, "id": row_id, "reason": reason},
                 ).fetchone()
                 if left and left[0] == 0:
                     self._pending -= 1
