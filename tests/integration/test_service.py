@@ -334,11 +334,12 @@ def test_idle_and_slow_peers_do_not_hold_up_the_others(start_service: StartServi
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
 def test_many_associations_share_a_few_arenas(start_service: StartService) -> None:
-    """What one needed at its worst moment is there for the next, instead of being kept sixteen times."""
+    """What one needed at its worst moment is there for the next, instead of being kept as often as there are threads."""
+    most = max(2, os.cpu_count() or 1)
 
     def arenas_of(service: ServiceProcess) -> int:
         with contextlib.ExitStack() as running:
-            for number in range(16):
+            for number in range(most + 8):
                 association = _core.Sender("127.0.0.1", service.port, "CT", "ANY-SCP", [(CT, EXPLICIT)], 30)
                 running.callback(association.release)
                 one = ct_slice(number, rows=64)
@@ -346,7 +347,6 @@ def test_many_associations_share_a_few_arenas(start_service: StartService) -> No
                 assert status == 0
             return arenas(service.process.pid)
 
-    most = max(2, os.cpu_count() or 1)
     service = start_service()
     assert arenas_of(service) < most
     service.stop(10)

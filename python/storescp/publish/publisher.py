@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -39,6 +40,8 @@ _ADOPT_SECONDS = 1.0
 _PRUNE_SECONDS = 60.0
 _PRUNE_ROWS = 1000
 _REPUBLISH_FILES = 100
+# For the two topics, the upkeep and the sink's name lookups. The loop's own would grow with the processors.
+_THREADS = 4
 
 
 class Publisher:
@@ -95,6 +98,7 @@ class Publisher:
 
     async def _main(self) -> None:
         self._loop, self._main_task = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "storescp-publish"))
         try:
             async with asyncio.TaskGroup() as tasks:
                 upkeep = tasks.create_task(self._upkeep())
