@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
+from storescp.durable import sync_folder, write_new
 from storescp.errors import LicenceError
 
 HASH_CODE_OID = "1.3.6.1.4.15967132172.1"
@@ -232,9 +233,8 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, content in zip(names, contents, strict=True):
-            file = directory / name
-            file.touch(mode=0o600 if name.endswith(".key") else 0o644, exist_ok=False)
-            file.write_bytes(content)
+            write_new(directory / name, content, 0o600 if name.endswith(".key") else 0o644)
+        sync_folder(directory)
     except OSError as error:
         raise LicenceError(f"{error.filename}: {error.strerror}") from None
     return IssuedLicence(client_id, hash_code, directory / "client.pem", directory / "ca.pem")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from storescp.durable import sync_folder, write_new
 from storescp.errors import ConfigError, ConfigProblem, LicenceError
 from storescp.licence import WARN_BEFORE, Licence, issue_licence, validate_client_certificate
 from storescp.settings import Settings
@@ -48,11 +49,14 @@ def evaluation_licence(settings: Settings) -> Licence:
         folder.mkdir(mode=0o700, exist_ok=True)
         client_id, key_file = "evaluation", folder / "license_key"
         if not key_file.exists():
-            for name in ("ca.pem", "ca.key", "client.pem", "client.key"):
+            unnamed = folder / "license_key.new"
+            for name in ("ca.pem", "ca.key", "client.pem", "client.key", unnamed.name):
                 (folder / name).unlink(missing_ok=True)
             issued = issue_licence(client_id, _EVALUATION_DAYS, folder)
-            key_file.touch(mode=0o600)
-            key_file.write_text(issued.license_key, encoding="ascii")
+            # It is the last to come: where it is, all the others are whole.
+            write_new(unnamed, issued.license_key.encode("ascii"), 0o600)
+            unnamed.rename(key_file)
+            sync_folder(folder)
         license_key = key_file.read_text(encoding="ascii")
     except OSError as error:
         raise _storage_problem(root, error) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +20,7 @@ from storescp.audit.trail import Trail
 from storescp.config import load
 from storescp.errors import LicenceError
 from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licence, validate_client_certificate
-from storescp.licensing import LicenceWatch
+from storescp.licensing import LicenceWatch, evaluation_licence
 from storescp.logs import Warnings
 from storescp.network.admission import Admission, congestion
 from storescp.network.negotiation import Rejection
@@ -164,3 +166,31 @@ def test_a_licence_that_ended_lets_nobody_in(issued: IssuedLicence) -> None:
     rejection = admission.enter("10.0.0.1")
     assert rejection == congestion("licence_expired")
     assert (rejection.result, rejection.source, rejection.reason) == (2, 3, 1)
+
+
+@pytest.mark.parametrize("most_syncs", range(8))
+def test_a_power_cut_in_a_first_start_does_not_hinder_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_syncs: int
+) -> None:
+    """What was not synced is empty then, as XFS leaves it."""
+    settings = Settings(local_storage={"dicm_store_path": tmp_path / "data"})  # type: ignore[arg-type]
+    folder = tmp_path / "data" / ".outbox" / "evaluation"
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if len(synced) == most_syncs:
+            raise KeyboardInterrupt
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        with contextlib.suppress(KeyboardInterrupt):
+            evaluation_licence(settings)
+    for file in folder.iterdir():
+        if file.stat().st_ino not in synced:
+            os.truncate(file, 0)
+    licence = evaluation_licence(settings)
+    assert evaluation_licence(settings) == licence
+    assert most_syncs == 7 or len(synced) == most_syncs

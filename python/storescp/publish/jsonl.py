@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from storescp.durable import sync_folder
 from storescp.engine import QueuedRecord
 from storescp.publish.sink import Outcome, SinkError
 
@@ -80,12 +81,3 @@ class JsonLinesSink:
         if end != size:
             os.ftruncate(file, end)
         return file
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

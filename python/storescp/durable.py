@@ -1,0 +1,28 @@
+"""Small files that a power cut must not leave half."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(file: Path, content: bytes, mode: int) -> None:
+    """A file that was not there before, with its content on the disk; its name takes a `sync_folder`.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: it cannot be written.
+    """
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as written:
+        written.write(content)
+        written.flush()
+        os.fsync(written.fileno())
