@@ -57,7 +57,7 @@ def evaluation_licence(settings: Settings) -> Licence:
             write_new(unnamed, issued.license_key.encode("ascii"), 0o600)
             unnamed.rename(key_file)
             sync_folder(folder)
-        license_key = key_file.read_text(encoding="ascii")
+        license_key = key_file.read_text(encoding="ascii", errors="replace")
     except OSError as error:
         raise _storage_problem(root, error) from None
     try:

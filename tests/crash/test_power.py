@@ -17,13 +17,25 @@ from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
 SMALL = {"STORESCP_LOCAL_STORAGE__MIN_FREE_BYTES": str(1 << 20)}
+# What a file system has in memory is taken away, or any part of what the disk has there.
+NAMES = {False: "", True: ", a disk with a cache"}
+DISKS = [
+    ("rust", "ext4", False),
+    ("rust", "ext4 without journal", False),
+    ("rust", "xfs", False),
+    ("rust", "ext4", True),
+    ("rust", "xfs", True),
+    ("rust", "btrfs", True),
+    ("python", "xfs", True),
+]
 
 
 def cut_power_under_load(
-    start_service: StartService, power: Disk, ledger: Ledger, number: int, durability: str
+    start_service: StartService, power: Disk, ledger: Ledger, number: int, durability: str, engine: str = "rust"
 ) -> ServiceProcess:
     """One round. What is acknowledged after the cut does not count: nobody could have noticed."""
-    service = start_service(root=power.folder / "data", env=SMALL | {"STORESCP_LOCAL_STORAGE__DURABILITY": durability})
+    level = {"STORESCP_LOCAL_STORAGE__DURABILITY": durability}
+    service = start_service(root=power.folder / "data", env=SMALL | level, engine=engine)
     senders = start_senders(
         service.port, ledger, senders=4, count=100_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
     )
@@ -40,19 +52,23 @@ def cut_power_under_load(
 
 
 @pytest.mark.timeout(0)
-def test_a_power_cut_loses_nothing_that_was_acknowledged(start_service: StartService, tmp_path: Path) -> None:
-    row = Row("R4 power cut, durability full", rounds(200, 4))
+@pytest.mark.parametrize(("engine", "kind", "caches"), DISKS)
+def test_a_power_cut_loses_nothing_that_was_acknowledged(
+    start_service: StartService, tmp_path: Path, engine: str, kind: str, caches: bool
+) -> None:
+    row = Row(f"R4 power cut, {engine} engine, durability full, {kind}{NAMES[caches]}", rounds(200, 4))
     ledger = Ledger()
-    with disk(tmp_path, megabytes=1024) as power:
+    with disk(tmp_path, megabytes=1024, kind=kind, caches=caches) as power:
         for number in range(row.rounds):
-            service = cut_power_under_load(start_service, power, ledger, number, "full")
+            service = cut_power_under_load(start_service, power, ledger, number, "full", engine)
             row.started(service)
             # Before anything puts it right.
             of_this_round = [file for file in service.files() if f"1.2.826.0.{number}." in file.stem]
             assert all(is_whole(file, ledger.digests[file.stem]) for file in of_this_round)
-        service = start_service(root=power.folder / "data", env=SMALL)
-        recovery = service.wait_for_event("recovery.finished")
-        assert (recovery["recorded"], recovery["records_without_file"]) == (0, 0)
+        service = start_service(root=power.folder / "data", env=SMALL, engine=engine)
+        if engine == "rust":
+            recovery = service.wait_for_event("recovery.finished")
+            assert (recovery["recorded"], recovery["records_without_file"]) == (0, 0)
         assert service.stop() == 0
         row.reconcile(service, ledger)
     row.check()
@@ -60,12 +76,13 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(start_service: StartSer
 
 
 @pytest.mark.timeout(0)
+@pytest.mark.parametrize("caches", [False, True])
 @pytest.mark.parametrize("durability", ["data", "none"])
-def test_the_control_does_lose(start_service: StartService, tmp_path: Path, durability: str) -> None:
+def test_the_control_does_lose(start_service: StartService, tmp_path: Path, durability: str, caches: bool) -> None:
     """Without it the row above would prove nothing: the model must be able to take something away."""
-    row = Row(f"R4 power cut, control with durability {durability}", rounds(50, 2))
+    row = Row(f"R4 power cut, control with durability {durability}{NAMES[caches]}", rounds(50, 2))
     ledger = Ledger()
-    with disk(tmp_path, megabytes=1024) as power:
+    with disk(tmp_path, megabytes=1024, caches=caches) as power:
         for number in range(row.rounds):
             cut_power_under_load(start_service, power, ledger, number, durability)
         service = start_service(root=power.folder / "data", env=SMALL)

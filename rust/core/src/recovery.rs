@@ -146,8 +146,9 @@ pub(crate) fn note(root: &Path, concerned: Concerned) -> io::Result<()> {
 
 /// What was noted. A note that cannot be understood concerns everything.
 pub(crate) fn noted(root: &Path) -> io::Result<Option<Concerned>> {
-    let text = match fs::read_to_string(root.join(OUTBOX).join(NOTE)) {
-        Ok(text) => text,
+    let text = match fs::read(root.join(OUTBOX).join(NOTE)) {
+        // A power cut may leave anything in a file that was not synced yet.
+        Ok(content) => String::from_utf8_lossy(&content).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -460,8 +461,10 @@ mod tests {
             note(root.path(), said).unwrap();
             assert_eq!(noted(root.path()).unwrap(), Some(expected));
         }
-        fs::write(root.path().join(OUTBOX).join(NOTE), "?").unwrap();
-        assert_eq!(noted(root.path()).unwrap(), Some(Concerned::All));
+        for torn in [&b""[..], b"?", &[0xFF, 0, 0x80]] {
+            fs::write(root.path().join(OUTBOX).join(NOTE), torn).unwrap();
+            assert_eq!(noted(root.path()).unwrap(), Some(Concerned::All));
+        }
     }
 
     #[test]
