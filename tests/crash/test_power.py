@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +77,39 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(
         row.reconcile(service, ledger)
     row.check()
     assert row.slowest_start < 2
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_power_cut_in_a_first_start_does_not_hinder_the_next(
+    start_service: StartService, tmp_path: Path, kind: str
+) -> None:
+    row = Row(f"R4 power cut in a first start, {kind}, a disk with a cache", rounds(100, 4))
+    with disk(tmp_path, megabytes=1024, kind=kind, caches=True) as power:
+        for number in range(row.rounds):
+            root = power.folder / f"data-{number}"
+            first = subprocess.Popen(
+                [sys.executable, "-m", "storescp", "-p", "0", "-o", root],
+                env=os.environ | SMALL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                first.wait(random.uniform(0.2, 1))
+            power.cut_power()
+            first.kill()
+            first.wait(20)
+            power.unmount()
+            power.mount()
+            service = start_service(root=root, env=SMALL)
+            row.started(service)
+            one = ct_slice(number, rows=64)
+            with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
+                assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
+                association.release()
+            assert service.stop() == 0
+            assert [record["sop_uid"] for record in service.records()] == [one.sop_instance]
+    print(f"\n{row}")
 
 
 @pytest.mark.timeout(0)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from support import volatile_disk
 from support.waiting import wait_until
 
 # EXT4_IOC_SHUTDOWN, and XFS_IOC_GOINGDOWN (_IOR('X', 125, __u32)): what is not on the disk by now never gets there.
 _SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 _TESTS = Path(__file__).parents[1]
+# What a disk writes whole or not at all.
+_BLOCK = "4096"
 
 
 def run(*command: str | Path) -> None:
@@ -109,14 +110,19 @@ class CachingDisk(Disk):
     """One with a volatile cache, of which a power cut leaves any part (`support.volatile_disk`)."""
 
     def _make(self) -> None:
-        pytest.importorskip("mfusepy", exc_type=(ImportError, OSError))
+        if shutil.which("fusermount3") is None or not Path("/dev/fuse").exists():
+            pytest.skip("this machine has no FUSE")
         self._fuse = self._image.with_name("fuse")
         self._fuse.mkdir()
         self._process: subprocess.Popen[str] | None = None
         self._loop = ""
-        self._attach()
-        run(*self._make_file_system, self._loop)
-        run("mount", self._loop, self.folder)
+        try:
+            self._attach()
+            run(*self._make_file_system, self._loop)
+            run("mount", self._loop, self.folder)
+        except subprocess.CalledProcessError as error:
+            self.remove()
+            pytest.skip(f"this machine does not mount files: {error.stderr}")
 
     def mount(self) -> None:
         self._attach()
@@ -143,16 +149,24 @@ class CachingDisk(Disk):
         self._process.wait(20)
 
     def _attach(self) -> None:
-        served = self._fuse / volatile_disk.NAME
+        served = self._fuse / self._image.name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.volatile_disk", self._image, self._fuse, str(random.getrandbits(32))],
+            [
+                sys.executable,
+                "-m",
+                "support.volatile_disk",
+                self._image,
+                self._fuse,
+                _BLOCK,
+                str(random.getrandbits(32)),
+            ],
             cwd=_TESTS,
             stdout=subprocess.PIPE,
             text=True,
         )
         wait_until(served.exists)
         made = subprocess.run(
-            ["losetup", "--sector-size", str(volatile_disk.BLOCK), "--find", "--show", served],
+            ["losetup", "--sector-size", _BLOCK, "--find", "--show", served],
             check=True,
             capture_output=True,
             text=True,
@@ -162,7 +176,8 @@ class CachingDisk(Disk):
 
     def _detach(self) -> None:
         run("losetup", "--detach", self._loop)
-        run("umount", self._fuse)
+        # The kernel lets go of the loop device when it likes; then the process ends.
+        run("umount", "-l", self._fuse)
         assert self._process is not None
         self._process.wait(20)
 
