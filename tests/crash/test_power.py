@@ -8,10 +8,13 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from storescp import _core
+from support.compressed import JPEG_LS, ONLY_EXPLICIT
 from support.faults import Row, is_whole, rounds, slice_of_any_size
 from support.instances import CT, Instance, ct_slice
 from support.load import Ledger, start_senders
@@ -39,10 +42,17 @@ def cut_power_under_load(
 ) -> ServiceProcess:
     """One round. What is acknowledged after the cut does not count: nobody could have noticed."""
     level = {"STORESCP_LOCAL_STORAGE__DURABILITY": durability}
-    service = start_service(root=power.folder / "data", env=SMALL | level, engine=engine)
-    senders = start_senders(
-        service.port, ledger, senders=4, count=100_000, prefix=f"1.2.826.0.{number}", make=slice_of_any_size
-    )
+    service = start_service(root=power.folder / "data", env=SMALL | ONLY_EXPLICIT | level, engine=engine)
+
+    def make(series: str, number: int) -> Instance:
+        """Every third is transcoded."""
+        one = slice_of_any_size(series, number)
+        if number % 3 != 1:
+            return one
+        ledger.will_send(one)
+        return replace(one, transfer_syntax=JPEG_LS, dataset=_core.transcode(one.dataset, EXPLICIT, JPEG_LS, 1 << 30))
+
+    senders = start_senders(service.port, ledger, senders=4, count=100_000, prefix=f"1.2.826.0.{number}", make=make)
     ledger.wait_for(random.randint(10, 60))
     ledger.freeze()
     power.cut_power()

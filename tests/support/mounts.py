@@ -91,7 +91,8 @@ class Disk:
         run("mount", "-o", "loop", self._image, self.folder)
 
     def unmount(self) -> None:
-        run("umount", self.folder)
+        """Once the processes end that a killed service leaves behind."""
+        wait_until(lambda: subprocess.run(["umount", self.folder], check=False, capture_output=True).returncode == 0)
 
     def cut_power(self) -> None:
         """Nothing that only its file system's memory has reaches the disk any more; every call that would fails."""
@@ -130,7 +131,7 @@ class CachingDisk(Disk):
         run("mount", self._loop, self.folder)
 
     def unmount(self) -> None:
-        run("umount", self.folder)
+        super().unmount()
         self._detach()
 
     def cut_power(self) -> None:
