@@ -146,11 +146,17 @@ pub(crate) fn note(root: &Path, concerned: Concerned) -> io::Result<()> {
 
 /// What was noted. A note that cannot be understood concerns everything.
 pub(crate) fn noted(root: &Path) -> io::Result<Option<Concerned>> {
-    let text = match fs::read(root.join(OUTBOX).join(NOTE)) {
+    let file = root.join(OUTBOX).join(NOTE);
+    let text = match fs::read(&file) {
         // A power cut may leave anything in a file that was not synced yet.
         Ok(content) => String::from_utf8_lossy(&content).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+        Err(error) => {
+            return Err(io::Error::new(
+                error.kind(),
+                format!("{}: {error}", file.display()),
+            ))
+        }
     };
     Ok(Some(match text.trim().parse::<u64>() {
         Ok(seconds) if seconds > 0 => Concerned::Since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
