@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import signal
 import socket
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 
 from conftest import StartService
 from storescp.audit.messages import INSTANCES_TRANSFERRED, Event, Study, message, ourselves, sender
+from storescp.audit.transport import FileDestination
 from support.certificates import Authority
 from support.instances import ct_slice, explicit, text
 from support.scu import EXPLICIT, RawAssociation, Rejected
@@ -98,6 +101,34 @@ def check(messages: list[ET.Element]) -> None:
     ]  # fmt: skip
     counts = [one.attrib["NumberOfInstances"] for one in stored.iter("SOPClass")]
     assert counts == ["1", "2"]
+
+
+def test_a_line_that_was_interrupted_costs_no_other_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "audit.log"
+    file.write_bytes(b"<85>1 whole\n<85>1 tor")
+    destination = FileDestination(file)
+    destination.send(b"<85>1 first\nof two lines")
+    write = os.write
+    room = [10]
+
+    def on_a_full_disk(descriptor: int, content: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(descriptor, content[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", on_a_full_disk)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                destination.send(b"<85>1 second")
+    destination.send(b"<85>1 second")
+    destination.send(b"<85>1 third")
+    destination.close()
+    FileDestination(file).close()
+    lines = [b"whole", b"tor", b"first of two lines", b"seco", b"second", b"third"]
+    assert file.read_bytes() == b"".join(b"<85>1 %b\n" % line for line in lines)
 
 
 def test_messages_go_to_a_file(start_service: StartService, tmp_path: Path) -> None:

@@ -36,20 +36,34 @@ class Destination(Protocol):
 
 
 class FileDestination:
-    """One message a line, flushed to the operating system."""
+    """One message a line, flushed to the operating system.
+
+    A line that was interrupted (no space, a power cut) stays as it is; the next message has a line of its own.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._is_torn = _ends_within_a_line(path)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def send(self, text: bytes) -> None:
         """Appends it."""
-        line = text.replace(b"\n", b" ") + b"\n"
+        line = (b"\n" if self._is_torn else b"") + text.replace(b"\n", b" ") + b"\n"
         while line:
             line = line[os.write(self._file, line) :]
+            self._is_torn = bool(line)
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        return file.read() not in {b"", b"\n"}
 
 
 class SyslogDestination:
