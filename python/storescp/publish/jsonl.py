@@ -51,6 +51,8 @@ class JsonLinesSink:
                 files[topic] = self._open(self._folder / f"{topic}.jsonl")
             if self._sync:
                 sync_folder(self._folder)
+                # It may be new, too.
+                sync_folder(self._folder.parent)
         except OSError as error:
             for file in files.values():
                 os.close(file)

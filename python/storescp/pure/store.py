@@ -13,6 +13,7 @@ from pathlib import Path
 import xxhash
 
 from storescp import _core
+from storescp.durable import sync_folder
 
 INCOMING, OUTBOX = ".incoming", ".outbox"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -101,22 +102,14 @@ class Store:
         os.fsync(self._root)
         for folder in root.parents:
             try:
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                sync_folder(folder)
             except PermissionError:
                 # What we may not read existed before.
                 return
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
     def sync_outbox_folder(self) -> None:
         """Makes the names in `.outbox` durable, once the database is there."""
-        descriptor = os.open(self._root_path / OUTBOX, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self._root_path / OUTBOX)
 
     def clear_incoming(self) -> int:
         """Removes what an interrupted process left; how many files."""
