@@ -17,8 +17,8 @@ check-tools:
 	@command -v $(PYTHON) >/dev/null || { echo "make: needs Python 3.11 or newer (apt-get install python3 python3-venv)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: needs Python 3.11 or newer, found $$($(PYTHON) --version)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: needs Python's venv module (apt-get install python3-venv)"; exit 1; }
-	@command -v $(CARGO) >/dev/null || { echo "make: needs Rust 1.85 or newer with cargo (rustup.rs)"; exit 1; }
-	@v=$$(rustc --version | cut -d' ' -f2); printf '1.85.0\n%s\n' "$$v" | sort -VC || { echo "make: needs Rust 1.85 or newer, found $$v"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "make: needs Rust 1.89 or newer with cargo (rustup.rs)"; exit 1; }
+	@v=$$(rustc --version | cut -d' ' -f2); printf '1.89.0\n%s\n' "$$v" | sort -VC || { echo "make: needs Rust 1.89 or newer, found $$v"; exit 1; }
 	@command -v cmake >/dev/null || { echo "make: needs cmake (apt-get install cmake)"; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || { echo "make: needs a C++ compiler (apt-get install g++)"; exit 1; }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import itertools
 import struct
 from collections.abc import Callable
 
@@ -141,15 +143,70 @@ def test_jpeg_xl_without_losses(shape: tuple[int, ...], bits: int) -> None:
     assert np.array_equal(decode(frame, "1.2.840.10008.1.2.4.110", pixels, bits_stored=bits), pixels)
 
 
-def test_jpeg_xl_with_losses_and_recompressed_jpeg() -> None:
+@pytest.mark.parametrize("shape", [*SHAPES, (61, 47, 3), (1, 70, 3), (300, 290)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_jpeg_xl_with_losses(shape: tuple[int, ...], bits: int) -> None:
+    pixels = smooth(shape, bits, np.uint8 if bits == 8 else np.uint16)
+    for distance in (0.3, 3):
+        frame = imagecodecs.jpegxl_encode(pixels, lossless=False, distance=distance)
+        native = transcode(frame, "1.2.840.10008.1.2.4.112", pixels)
+        theirs = imagecodecs.jpegxl_decode(frame).reshape(shape)
+        assert np.abs(pixels_of(native, pixels).astype(int) - theirs.astype(int)).max() <= (2 if len(shape) == 3 else 1)
+        assert explicit(0x00282114, b"CS", b"ISO_18181_1 ") in native
+
+
+# Made by cjxl of libjxl 0.7 with -x color_space=Gra_D65_Rel_Lin, from a ramp.
+LINEAR = base64.b64decode(
+    "/wpDQFK0CAASiAIAeAFd5RIAABUqo4wbvJzr+fJDh8W0jesMbbVtYUmiyDg2SSdwSBJrIOxchEDUAe5w5rsPx3UADoe9p1SoJJGQ573Y+3Y6NRSjuv/9"
+    "Zn7qdJ8RBMEiHNOkUhTX2907SVEI"
+)
+# The same with --progressive_dc=2, from noise.
+IN_THREE_LEVELS = base64.b64decode(
+    "/wpBQFJcCAoRAABoAAA4AFgAWEoosG3YpwE9YACcEg5zkE8GQ2cA4sMEAACQApRclHSUfP7/AgCACpVRxg1ezvV8+aHDYtrGdYa22rawJBFKIYk1GkCk"
+    "0UBsylDRVBFU0WOoaKoIqugxVDRVBFX0GCqaKoIqegwVTRVBFT2GiqaKoIoeQ0VTRVBFj6GiqSKoosdQ0VQRVNFjqGiqCKroMVQ0VQRV9BgqmiqCKnoM"
+    "FU0VQRU9hoqmiqCKHkNFU0VQRY+hoqkiqKLHUNFUEVTRoyQB4MMEogEABAGpVR0AgAqVUcYNXs71fPmhw2LaxnWGttq2sCQRSiGJJA0QlAa2rCSRCJm3"
+    "6gCAP1SP5DbXZYFFlKzozR1QqiE4AA=="
+)
+
+
+@pytest.mark.parametrize("frame", [LINEAR, IN_THREE_LEVELS], ids=["linear grey levels", "in three levels"])
+def test_jpeg_xl_has_the_levels_that_libjxl_finds(frame: bytes) -> None:
+    theirs = imagecodecs.jpegxl_decode(frame)
+    ours = decode(frame, "1.2.840.10008.1.2.4.112", theirs)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_recompressed_jpeg() -> None:
     pixels = smooth((120, 88, 3), 8, np.uint8)
-    frame = imagecodecs.jpegxl_encode(pixels, lossless=False, distance=1.0)
-    ours = decode(frame, "1.2.840.10008.1.2.4.112", pixels)
-    assert np.abs(ours.astype(int) - imagecodecs.jpegxl_decode(frame).astype(int)).max() <= 2
-    jpeg = imagecodecs.jpeg8_encode(pixels, level=90)
-    recompressed = imagecodecs.jpegxl_encode_jpeg(jpeg)
-    ours = decode(recompressed, "1.2.840.10008.1.2.4.111", pixels, photometric="YBR_FULL_422")
-    assert np.abs(ours.astype(int) - imagecodecs.jpegxl_decode(recompressed).astype(int)).max() <= 2
+    for colour, photometric in ((pixels, "YBR_FULL_422"), (pixels[..., 0].copy(), "MONOCHROME2")):
+        frame = imagecodecs.jpegxl_encode_jpeg(imagecodecs.jpeg8_encode(colour, level=90))
+        native = transcode(frame, "1.2.840.10008.1.2.4.111", colour, photometric=photometric)
+        theirs = imagecodecs.jpegxl_decode(frame)
+        assert np.abs(pixels_of(native, colour).astype(int) - theirs.astype(int)).max() <= 2
+        assert explicit(0x00282114, b"CS", b"ISO_18181_1 ") in native
+        assert explicit(0x00280004, b"CS", b"RGB " if colour.ndim == 3 else b"MONOCHROME2 ") in native
+
+
+def boxes(codestream: bytes, *cuts: int) -> bytes:
+    """A container with the codestream in parts (ISO/IEC 18181-2 9), and something else between them."""
+    box = lambda kind, content: struct.pack(">L4s", 8 + len(content), kind) + content  # noqa: E731 - as above
+    parts = [codestream[begin:end] for begin, end in itertools.pairwise((0, *cuts, len(codestream)))]
+    numbers = [*range(len(parts) - 1), len(parts) - 1 | 0x80000000]
+    inside = [box(b"jxlp", struct.pack(">L", number) + part) for number, part in zip(numbers, parts, strict=True)]
+    return box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ") + box(b"xml ", b"<a/>").join(inside)
+
+
+def test_jpeg_xl_in_a_container_of_several_parts() -> None:
+    pixels = smooth((20, 30, 3), 8, np.uint8)
+    for lossless in (True, False):
+        frame = imagecodecs.jpegxl_encode(pixels, lossless=lossless, usecontainer=False)
+        assert frame.startswith(b"\xff\x0a")
+        plain = transcode(frame, "1.2.840.10008.1.2.4.112", pixels)
+        assert (explicit(0x00282114, b"CS", b"ISO_18181_1 ") in plain) is not lossless
+        for cut in range(2, 40):
+            parts = transcode(boxes(frame, cut, cut + 1), "1.2.840.10008.1.2.4.112", pixels)
+            assert pixels_of(parts, pixels).tobytes() == pixels_of(plain, pixels).tobytes()
+            assert (explicit(0x00282114, b"CS", b"ISO_18181_1 ") in parts) is not lossless
 
 
 def test_signed_pixels_keep_their_sign() -> None:

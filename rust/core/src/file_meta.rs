@@ -113,7 +113,7 @@ mod tests {
         let class = Uid::parse(b"1.2.840.10008.5.1.4.1.1.2").unwrap();
         let instance = Uid::parse(b"1.2.34").unwrap();
         let header = encode(&class, &instance, "1.2.840.10008.1.2.1", "CT1");
-        assert!(header.len() % 2 == 0 && header[..128].iter().all(|&b| b == 0));
+        assert!(header.len().is_multiple_of(2) && header[..128].iter().all(|&b| b == 0));
         let mut file = header.clone();
         file.extend_from_slice(b"\x08\x00data");
         let meta = FileMeta {

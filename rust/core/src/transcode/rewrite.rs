@@ -182,7 +182,7 @@ fn locate<'i>(
         }
         let mut swapped = image.has_swapped_words(pixel_data)?;
         let mut cells = Cow::Borrowed(native);
-        if swapped && geometry.frame_bits() % 16 != 0 {
+        if swapped && !geometry.frame_bits().is_multiple_of(16) {
             // Words that lie in two frames, or the last one in one and in the padding.
             let whole = value.get(..needed.next_multiple_of(2));
             cells = Cow::Borrowed(whole.unwrap_or(native));
@@ -274,7 +274,7 @@ impl<'i> Pixels<'i> {
         writer.header(PIXEL_DATA, vr, length)?;
         let out = writer.out();
         let frame_bits = self.geometry.frame_bits();
-        if frame_bits % 8 == 0 {
+        if frame_bits.is_multiple_of(8) {
             self.write_cells(out, total, progress)?;
         } else {
             let mut bits = BitJoin::default();
