@@ -34,7 +34,7 @@ $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
 
 $(STAMPS)/test-tools: $(STAMPS)/venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
-	@for tool in dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace faketime:faketime mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 java:default-jre-headless mvn:maven chromium:chromium promtool:prometheus systemd-analyze:systemd; do \
+	@for tool in dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace faketime:faketime mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 java:default-jre-headless mvn:maven chromium:chromium promtool:prometheus systemd-analyze:systemd cjpeg:libjpeg-turbo-progs opj_compress:libopenjp2-tools ojph_compress:openjph-tools cjxl:libjxl-tools; do \
 	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -n "$$missing" ]; then \
