@@ -12,9 +12,11 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.encaps import get_frame
 
+from storescp import _core
 from storescp.errors import CoreError
-from support.frames import Array, decode, pixels_of, smooth, transcode
+from support.frames import EXPLICIT, Array, decode, image, pixels_of, smooth, transcode
 from support.instances import explicit
 
 SHAPES = [(64, 64), (63, 65), (1, 40), (40, 1), (200, 131)]
@@ -154,6 +156,39 @@ def test_jpeg_xl_in_a_container_of_several_parts() -> None:
             parts = transcode(boxes(frame, cut, cut + 1), "1.2.840.10008.1.2.4.112", pixels)
             assert pixels_of(parts, pixels).tobytes() == pixels_of(plain, pixels).tobytes()
             assert (explicit(0x00282114, b"CS", b"ISO_18181_1 ") in parts) is not lossless
+
+
+def encoded(pixels: Array, bits: int, transfer_syntax: str) -> bytes:
+    """Our frame of these pixels."""
+    value = pixels.tobytes()
+    value += b"\0" * (len(value) % 2)
+    vr = b"OW" if pixels.dtype.itemsize == 2 else b"OB"
+    native = b"".join(image(pixels, bits)) + explicit(0x7FE00010, vr, value)
+    dataset = _core.transcode(native, EXPLICIT, transfer_syntax, 1 << 30)
+    items = dataset[dataset.rindex(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff") + 12 :]
+    return get_frame(items, 0, number_of_frames=1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8, 10, 16])
+@pytest.mark.parametrize("colour", [False, True])
+def test_other_decoders_find_what_was_encoded(bits: int, colour: bool) -> None:
+    # The noise of one bit is larger after five levels than its subbands usually have room for.
+    dtype = np.uint8 if bits <= 8 else np.uint16
+    for seed, shape in ((69, (33, 33)), (136, (33, 33)), (168, (33, 33)), (1, (200, 129))):
+        wanted = (*shape, 3) if colour else shape
+        noise = np.random.default_rng(seed).integers(0, 1 << bits, wanted)
+        waves = smooth(wanted, max(bits, 4), np.int64) % (1 << bits)
+        for pixels in (noise.astype(dtype), waves.astype(dtype)):
+            decoders = {
+                "1.2.840.10008.1.2.4.80": [imagecodecs.jpegls_decode],
+                "1.2.840.10008.1.2.4.90": [imagecodecs.jpeg2k_decode],
+                "1.2.840.10008.1.2.4.201": [imagecodecs.htj2k_decode, imagecodecs.jpeg2k_decode],
+                "1.2.840.10008.1.2.4.202": [imagecodecs.htj2k_decode, imagecodecs.jpeg2k_decode],
+            }
+            for syntax, others in decoders.items():
+                frame = encoded(pixels, bits, syntax)
+                for other in others:
+                    assert np.array_equal(other(frame), pixels), (syntax, other, shape, seed)
 
 
 def test_signed_pixels_keep_their_sign() -> None:

@@ -17,7 +17,7 @@ use wavelet::Plane;
 
 const CODEC: &str = "HTJ2K";
 const BLOCK: usize = 64;
-const GUARD_BITS: u32 = 2;
+const LEAST_GUARD_BITS: u32 = 2;
 const USUAL_LEVELS: u32 = 5;
 
 pub(crate) struct Htj2k;
@@ -42,12 +42,13 @@ struct Style {
     bits: u32,
     colour_transform: bool,
     levels: u32,
+    guard_bits: u32,
 }
 
 impl Style {
     /// Magnitude bits of a subband with this gain (ISO/IEC 15444-1 E.1, Equation E-2).
     fn magnitude_bits(&self, gain: u32) -> u32 {
-        self.exponent(gain) + GUARD_BITS - 1
+        self.exponent(gain) + self.guard_bits - 1
     }
 
     /// The colour transform makes differences of one bit more.
@@ -59,10 +60,11 @@ impl Style {
 fn encode(values: &[i32], geometry: &Geometry, bits: u32) -> Vec<u8> {
     let (width, height) = (usize::from(geometry.columns), usize::from(geometry.rows));
     let components = usize::from(geometry.samples_per_pixel);
-    let style = Style {
+    let mut style = Style {
         bits,
         colour_transform: components == 3 && geometry.rgb,
         levels: levels(width, height),
+        guard_bits: LEAST_GUARD_BITS,
     };
     let shift = if geometry.signed { 0 } else { 1 << (bits - 1) };
     let mut planes: Vec<Plane> = (0..components)
@@ -77,6 +79,7 @@ fn encode(values: &[i32], geometry: &Geometry, bits: u32) -> Vec<u8> {
     for plane in &mut planes {
         plane.transform(style.levels);
     }
+    style.guard_bits = guard_bits(&planes, &style);
     let packets = packets(&planes, &style);
     let mut out = Vec::with_capacity(packets.len() + 256);
     main_header(&mut out, geometry, &style, packets.len());
@@ -89,6 +92,20 @@ fn levels(width: usize, height: usize) -> u32 {
     let needed = width.max(height).div_ceil(BLOCK).next_power_of_two().ilog2();
     let possible = width.min(height).max(1).ilog2();
     needed.max(USUAL_LEVELS.min(possible))
+}
+
+/// What the largest coefficients of each subband need: by rounding, those of a noisy bit exceed what two have room for. Some
+/// decoders do not mind (OpenJPEG), others find another number (OpenJPH).
+fn guard_bits(planes: &[Plane], style: &Style) -> u32 {
+    let bands = |resolution| {
+        planes
+            .iter()
+            .flat_map(move |plane| plane.bands(style.levels, resolution))
+    };
+    (0..=style.levels)
+        .flat_map(bands)
+        .map(|band| (band.bits() + 1).saturating_sub(style.exponent(band.gain)))
+        .fold(LEAST_GUARD_BITS, u32::max)
 }
 
 /// ISO/IEC 15444-1 G.2.
@@ -174,7 +191,7 @@ fn main_header(out: &mut Vec<u8>, geometry: &Geometry, style: &Style, packet_byt
         exponents.extend([style.exponent(1), style.exponent(1), style.exponent(2)]);
     }
     let exponents: Vec<u8> = exponents.iter().map(|&exponent| (exponent << 3) as u8).collect();
-    segment(0xFF5C, &[&[(GUARD_BITS << 5) as u8], &exponents]);
+    segment(0xFF5C, &[&[(style.guard_bits << 5) as u8], &exponents]);
     // TLM (A.7.1): one tile-part.
     segment(
         0xFF55,
@@ -240,6 +257,47 @@ mod tests {
             let encoded = Htj2k.encode(&native, &geometry).unwrap();
             prop_assert_eq!(Htj2k.decode_back(&encoded, &geometry).unwrap(), native);
         }
+    }
+
+    #[test]
+    fn every_coefficient_has_room() {
+        let geometry = Geometry {
+            rows: 33,
+            columns: 33,
+            samples_per_pixel: 1,
+            bits_allocated: 8,
+            bits_stored: 1,
+            high_bit: 0,
+            signed: false,
+            rgb: false,
+            jpeg2000_colour: false,
+        };
+        let mut state = 1u64;
+        let mut guard_bits = Vec::new();
+        for _ in 0..1000 {
+            let noise: Vec<u8> = (0..geometry.pixels())
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    (state >> 40 & 1) as u8
+                })
+                .collect();
+            let mut plane = Plane::new(33, 33, noise.iter().map(|&bit| i32::from(bit) - 1).collect());
+            plane.transform(5);
+            let largest = plane.bands(5, 0)[0].bits();
+            let encoded = Htj2k.encode(&noise, &geometry).unwrap();
+            let quantization = encoded
+                .windows(2)
+                .position(|marker| marker == [0xFF, 0x5C])
+                .unwrap();
+            let guard = u32::from(encoded[quantization + 4] >> 5);
+            let exponent = u32::from(encoded[quantization + 5] >> 3);
+            assert!(largest < exponent + guard);
+            guard_bits.push(guard);
+        }
+        // Seldom enough that the usual tests do not see it.
+        assert!(guard_bits.contains(&2) && guard_bits.contains(&3));
     }
 
     #[test]

@@ -22,6 +22,17 @@ impl Band<'_> {
     pub(super) fn row(&self, x: usize, y: usize) -> &[i32] {
         &self.samples[y * self.stride + x..]
     }
+
+    /// The bits of the largest magnitude.
+    pub(super) fn bits(&self) -> u32 {
+        if self.width == 0 {
+            return 0;
+        }
+        let rows = (0..self.height).map(|y| &self.row(0, y)[..self.width]);
+        // The bits of all magnitudes together have the length of the largest.
+        let all = rows.flatten().fold(0, |all, sample| all | sample.unsigned_abs());
+        u32::BITS - all.leading_zeros()
+    }
 }
 
 impl Plane {
