@@ -95,7 +95,7 @@ fn levels(width: usize, height: usize) -> u32 {
 }
 
 /// What the largest coefficients of each subband need: by rounding, those of a noisy bit exceed what two have room for. Some
-/// decoders do not mind (OpenJPEG), others find another number (OpenJPH).
+/// decoders do not mind (that of OpenJPEG), others find another number.
 fn guard_bits(planes: &[Plane], style: &Style) -> u32 {
     let bands = |resolution| {
         planes
