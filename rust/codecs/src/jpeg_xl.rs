@@ -181,12 +181,12 @@ fn codestream_from(frame: &[u8], at: usize) -> Vec<u8> {
             (size, _) => (8, size as usize),
         };
         let end = begin.saturating_add(size).min(frame.len());
-        let header = match rest.get(..4) {
-            Some(b"jxlc") => header,
-            Some(b"jxlp") => header + 4,
-            _ => size,
+        let content = match rest.get(..4) {
+            Some(b"jxlc") => begin + header,
+            Some(b"jxlp") => begin + header + 4,
+            _ => end,
         };
-        found.extend_from_slice(frame.get((begin + header).max(at)..end).unwrap_or_default());
+        found.extend_from_slice(frame.get(content.max(at)..end).unwrap_or_default());
         if size < 8 {
             break;
         }
@@ -296,6 +296,9 @@ mod tests {
         for size in 0..=255 {
             let mut broken = container.clone();
             broken[31] = size;
+            codestream_from(&broken, 26);
+            broken[31] = 1;
+            broken[36..44].fill(size);
             codestream_from(&broken, 26);
         }
         for end in 0..container.len() {
