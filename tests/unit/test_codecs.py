@@ -136,6 +136,41 @@ def test_recompressed_jpeg() -> None:
         assert explicit(0x00280004, b"CS", b"RGB " if colour.ndim == 3 else b"MONOCHROME2 ") in native
 
 
+@pytest.mark.parametrize(
+    ("form", "photometric", "expected"),
+    [
+        ("XYB", "XYB", b"RGB "),
+        ("XYB", "RGB", b"RGB "),
+        ("XYB", "YBR_FULL", "a frame in XYB, and another Photometric Interpretation"),
+        ("YCbCr", "YBR_FULL_422", b"RGB "),
+        ("coefficients", "RGB", b"RGB "),
+        ("coefficients", "YBR_FULL", b"YBR_FULL"),
+        ("samples", "RGB", b"RGB "),
+        ("samples", "YBR_FULL", b"YBR_FULL"),
+        ("samples", "XYB", "XYB of a frame that is not"),
+    ],
+)
+def test_jpeg_xl_has_the_colours_that_both_frame_and_data_set_say(
+    form: str, photometric: str, expected: bytes | str
+) -> None:
+    pixels = smooth((61, 47, 3), 8, np.uint8)
+    frame = {
+        "XYB": lambda: imagecodecs.jpegxl_encode(pixels, lossless=False, distance=1.0),
+        "YCbCr": lambda: imagecodecs.jpegxl_encode_jpeg(imagecodecs.jpeg8_encode(pixels, level=90)),
+        "coefficients": lambda: imagecodecs.jpegxl_encode_jpeg(rgb_jpeg(pixels, with_adobe=True)),
+        "samples": lambda: imagecodecs.jpegxl_encode(pixels, lossless=True),
+    }[form]()
+    if isinstance(expected, str):
+        with pytest.raises(CoreError, match=expected):
+            transcode(frame, "1.2.840.10008.1.2.4.112", pixels, photometric=photometric)
+        return
+    native = transcode(frame, "1.2.840.10008.1.2.4.112", pixels, photometric=photometric)
+    assert explicit(0x00280004, b"CS", expected) in native
+    assert (explicit(0x00282114, b"CS", b"ISO_18181_1 ") in native) is (form != "samples")
+    theirs = imagecodecs.jpegxl_decode(frame)
+    assert np.abs(pixels_of(native, pixels).astype(int) - theirs.astype(int)).max() <= 2
+
+
 def boxes(codestream: bytes, *cuts: int) -> bytes:
     """A container with the codestream in parts (ISO/IEC 18181-2 9), and something else between them."""
     box = lambda kind, content: struct.pack(">L4s", 8 + len(content), kind) + content  # noqa: E731 - as above

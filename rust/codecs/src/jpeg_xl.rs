@@ -27,16 +27,19 @@ impl Decode for JpegXl {
         let [only] = decoder.inner.scanned_frames() else {
             return Err(unsupported("several frames in one"));
         };
-        let in_xyb = !decoder.info.uses_original_profile;
         let at = usize::try_from(only.file_offset).unwrap_or(usize::MAX);
-        let transformed = in_xyb || is_transformed(&codestream_from(frame, at)).ok_or_else(cut_short)?;
+        let form = if decoder.info.uses_original_profile {
+            form(&codestream_from(frame, at)).ok_or_else(cut_short)?
+        } else {
+            Form::Xyb
+        };
         Ok(Description {
-            colour: if geometry.samples_per_pixel == 3 && transformed {
-                Colour::Rgb
-            } else {
-                Colour::AsStored
+            colour: match form {
+                Form::Xyb if geometry.samples_per_pixel == 3 => Colour::RgbOfXyb,
+                Form::Ycbcr if geometry.samples_per_pixel == 3 => Colour::Rgb,
+                _ => Colour::AsStored,
             },
-            lossy: transformed.then_some("ISO_18181_1"),
+            lossy: (form != Form::Samples).then_some("ISO_18181_1"),
         })
     }
 
@@ -195,16 +198,28 @@ fn codestream_from(frame: &[u8], at: usize) -> Vec<u8> {
     upto(&found)
 }
 
-/// Whether a frame that is not in XYB is one of transform coefficients, or in YCbCr: by its header, ISO/IEC 18181-1 F.2. None
-/// where it is too short.
-fn is_transformed(header: &[u8]) -> Option<bool> {
+/// What a frame has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// The samples themselves.
+    Samples,
+    /// Their transform coefficients.
+    Coefficients,
+    /// YCbCr, as JPEG has it.
+    Ycbcr,
+    /// The colours of the codec.
+    Xyb,
+}
+
+/// The form of a frame that is not in XYB, by its header: ISO/IEC 18181-1 F.2. None where it is too short.
+fn form(header: &[u8]) -> Option<Form> {
     let mut bits = header
         .iter()
         .flat_map(|byte| (0..8).map(move |bit| u32::from(byte >> bit & 1)));
     let mut read = |count: u32| (0..count).try_fold(0, |value, bit| Some(value | bits.next()? << bit));
     let all_default = read(1)? == 1;
     if all_default {
-        return Some(true);
+        return Some(Form::Coefficients);
     }
     let _frame_type = read(2)?;
     let is_modular = read(1)? == 1;
@@ -218,7 +233,11 @@ fn is_transformed(header: &[u8]) -> Option<bool> {
         flag_bits += more;
     }
     let in_ycbcr = read(1)? == 1;
-    Some(!is_modular || in_ycbcr)
+    Some(match (is_modular, in_ycbcr) {
+        (_, true) => Form::Ycbcr,
+        (false, false) => Form::Coefficients,
+        (true, false) => Form::Samples,
+    })
 }
 
 fn damaged(error: &jxl::error::Error) -> CodecError {
@@ -250,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_header_says_whether_the_samples_are_transformed() {
+    fn a_frame_header_says_what_a_frame_has() {
         let flags = [
             "00",
             "10 0001",
@@ -259,24 +278,20 @@ mod tests {
             "11 0000 0000 1111 1 0101 0101 0",
             "11 0000 0000 1111 1 1111 1111 1 1111 1111 1 1111 1111 1 1111 1111 1 1111 1111 1 1111 1111 1 1111",
         ];
-        assert_eq!(is_transformed(&bytes("1")), Some(true));
+        assert_eq!(form(&bytes("1")), Some(Form::Coefficients));
         for flags in flags {
             for (encoding, in_ycbcr, expected) in [
-                ("0", "0", true),
-                ("0", "1", true),
-                ("1", "1", true),
-                ("1", "0", false),
+                ("0", "0", Form::Coefficients),
+                ("0", "1", Form::Ycbcr),
+                ("1", "1", Form::Ycbcr),
+                ("1", "0", Form::Samples),
             ] {
                 let header = bytes(&format!("0 00 {encoding} {flags} {in_ycbcr} 11111111"));
                 assert!(header.len() < HEADER_BYTES);
-                assert_eq!(
-                    is_transformed(&header),
-                    Some(expected),
-                    "{encoding} {flags} {in_ycbcr}"
-                );
+                assert_eq!(form(&header), Some(expected), "{encoding} {flags} {in_ycbcr}");
             }
         }
-        assert_eq!(is_transformed(&bytes("0 00 1 11 0000")), None);
+        assert_eq!(form(&bytes("0 00 1 11 0000")), None);
     }
 
     #[test]

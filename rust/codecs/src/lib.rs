@@ -81,6 +81,8 @@ pub enum Colour {
     AsStored,
     /// The result is RGB, whatever the Photometric Interpretation said.
     Rgb,
+    /// The result is RGB, if what was encoded was: the Photometric Interpretation says RGB or XYB then.
+    RgbOfXyb,
 }
 
 /// What is known of a compressed frame from its header.

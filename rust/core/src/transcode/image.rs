@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::tags;
-use storescp_codecs::{Decode, Geometry};
+use storescp_codecs::{Colour, Decode, Geometry};
 
 use super::TranscodeError;
 use crate::dataset::header::PIXEL_DATA;
@@ -105,15 +105,19 @@ impl<'d> Image<'d> {
         self.photometric.as_deref().unwrap_or_default()
     }
 
-    /// The same of pixels that a codec has decoded: with all samples of each pixel.
-    pub(super) fn photometric_at_full_size(&self) -> Result<&str, TranscodeError> {
-        match self.photometric() {
-            "YBR_FULL_422" => Ok("YBR_FULL"),
+    /// The same of pixels that a codec has decoded: with all samples of each pixel, in these colours.
+    pub(super) fn photometric_of(&self, colour: Colour) -> Result<&str, TranscodeError> {
+        let contradiction = |text| Err(TranscodeError::Attribute(text));
+        match (colour, self.photometric()) {
             // No name is theirs at full size (PS3.3 C.7.6.3.1.2), and what range they have only the encoder knows.
-            "YBR_PARTIAL_422" | "YBR_PARTIAL_420" => Err(TranscodeError::Attribute(
-                "YBR_PARTIAL of a codec that decodes to all samples",
-            )),
-            other => Ok(other),
+            (_, "YBR_PARTIAL_422" | "YBR_PARTIAL_420") => {
+                contradiction("YBR_PARTIAL of a codec that decodes to all samples")
+            }
+            (Colour::Rgb, _) | (Colour::RgbOfXyb, "RGB" | "XYB" | "") => Ok("RGB"),
+            (Colour::RgbOfXyb, _) => contradiction("a frame in XYB, and another Photometric Interpretation"),
+            (Colour::AsStored, "XYB") => contradiction("XYB of a frame that is not"),
+            (Colour::AsStored, "YBR_FULL_422") => Ok("YBR_FULL"),
+            (Colour::AsStored, other) => Ok(other),
         }
     }
 

@@ -199,13 +199,12 @@ fn locate<'i>(
             source_syntax: source.to_owned(),
             target: target.to_owned(),
         })?;
-        // Also where the decoder makes RGB of it: of which range is not known.
-        image.photometric_at_full_size()?;
         let fragments = image.frames_of_fragments(pixel_data, count, decoder)?;
         let first = fragments.first().map(|first| image.frame_of(first));
         let description = decoder
             .describe(first.as_deref().unwrap_or_default(), geometry)
             .map_err(|error| TranscodeError::codec(0, error))?;
+        image.photometric_of(description.colour)?;
         Ok(Frames::Encapsulated {
             decoder,
             fragments,
@@ -240,7 +239,7 @@ impl<'i> Pixels<'i> {
     /// The geometry of what the encoder gets.
     pub(super) fn native_geometry(&self) -> Geometry {
         match &self.frames {
-            Frames::Encapsulated { description, .. } if description.colour == Colour::Rgb => Geometry {
+            Frames::Encapsulated { description, .. } if description.colour != Colour::AsStored => Geometry {
                 rgb: true,
                 jpeg2000_colour: false,
                 ..self.geometry

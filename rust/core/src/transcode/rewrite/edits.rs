@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::tags;
-use storescp_codecs::{Colour, Encode};
+use storescp_codecs::Encode;
 
 use super::{Frames, Pixels};
 use crate::dataset::header::PIXEL_DATA;
@@ -44,10 +44,7 @@ impl Pixels<'_> {
             ..
         } = &self.frames
         {
-            photometric = match description.colour {
-                Colour::Rgb => "RGB",
-                Colour::AsStored => self.image.photometric_at_full_size()?,
-            };
+            photometric = self.image.photometric_of(description.colour)?;
             if let Some(method) = description.lossy {
                 self.note_loss(method, fragments, &mut edits);
             }
