@@ -67,6 +67,27 @@ def test_jpeg_ls_2000_and_htj2k_without_losses(shape: tuple[int, ...], bits: int
         assert np.array_equal(decode(encode(), syntax, pixels), pixels), syntax
 
 
+@pytest.mark.parametrize("bits", [17, 20, 24])
+def test_jpeg_2000_of_more_than_16_bits(bits: int) -> None:
+    pixels = np.random.default_rng(bits).integers(0, 1 << bits, (61, 47)).astype(np.uint32)
+    options = {"reversible": True, "codecformat": "J2K", "level": 0, "bitspersample": bits}
+    frame = imagecodecs.jpeg2k_encode(pixels, **options)
+    assert np.array_equal(decode(frame, "1.2.840.10008.1.2.4.90", pixels, bits_stored=bits), pixels)
+
+
+def test_jpeg_2000_of_more_bits_than_its_decoder_has_room_for_is_refused() -> None:
+    pixels = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64)
+    frame = bytearray(imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="J2K", level=0, bitspersample=20))
+    assert frame[42] == 20 - 1  # Ssiz, ISO/IEC 15444-1 A.5.1
+    for bits in (28, 29, 32):
+        frame[42] = bits - 1
+        if bits == 28:
+            decode(bytes(frame), "1.2.840.10008.1.2.4.90", pixels, bits_stored=bits)
+            continue
+        with pytest.raises(CoreError, match=r"more than 28 bits a sample|prec=32"):
+            decode(bytes(frame), "1.2.840.10008.1.2.4.90", pixels, bits_stored=bits)
+
+
 def test_htj2k_with_losses() -> None:
     pixels = smooth((200, 131), 12)
     frame = imagecodecs.htj2k_encode(pixels, reversible=False)

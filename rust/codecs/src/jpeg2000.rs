@@ -13,6 +13,8 @@ use crate::samples::{to_cells, values_for};
 use crate::{CodecError, Colour, Decode, Description, Encode, Geometry};
 
 const CODEC: &str = "JPEG 2000";
+/// The wavelets of more have no room in the 32 bits that OpenJPEG has for them: without an error there are other pixels.
+const MOST_BITS: u32 = 28;
 /// ISO/IEC 15444-1 I.5.1: a JP2 file; a DICOM frame should be a bare codestream, and some are not.
 const JP2_SIGNATURE: &[u8] = b"\0\0\0\x0cjP  ";
 /// SOC and SIZ (ISO/IEC 15444-1 A.4.1, A.5.1).
@@ -75,6 +77,12 @@ impl Decode for Jpeg2000 {
                 return Err(CodecError::damaged(CODEC, "components of different sizes"));
             }
             geometry.expect_samples(component.prec, component.sgnd == 1)?;
+            if component.prec > MOST_BITS {
+                return Err(CodecError::Unsupported {
+                    codec: CODEC,
+                    what: "more than 28 bits a sample",
+                });
+            }
             // SAFETY: OpenJPEG gives w x h samples; the slice is used while `image` lives.
             let samples = unsafe { std::slice::from_raw_parts(component.data, geometry.pixels()) };
             // Pixel Representation wins over what the codestream says of its sign; the bits are the same.
