@@ -17,6 +17,8 @@ use wavelet::Plane;
 
 const CODEC: &str = "HTJ2K";
 const BLOCK: usize = 64;
+/// The size of precincts where none is said (ISO/IEC 15444-1 A.6.1).
+const PRECINCT: usize = 1 << 15;
 const LEAST_GUARD_BITS: u32 = 2;
 const USUAL_LEVELS: u32 = 5;
 
@@ -124,17 +126,26 @@ fn reversible_colour(planes: &mut [Plane]) {
     }
 }
 
-/// One packet for each resolution and component.
+/// One packet for each resolution, precinct and component.
 fn packets(planes: &[Plane], style: &Style) -> Vec<u8> {
     let mut out = Vec::new();
     for resolution in 0..=style.levels {
-        for plane in planes {
-            let mut packet = PacketWriter::default();
-            for band in plane.bands(style.levels, resolution) {
-                let magnitude_bits = style.magnitude_bits(band.gain);
-                packet.band(&band, magnitude_bits);
+        let (width, height) = planes
+            .first()
+            .map_or((0, 0), |plane| plane.size(style.levels - resolution));
+        // In the coordinates of subbands, which are half as large but for the lowest.
+        let precinct = if resolution == 0 { PRECINCT } else { PRECINCT / 2 };
+        let (down, across) = (height.div_ceil(PRECINCT), width.div_ceil(PRECINCT));
+        for at in 0..down * across {
+            let (x, y) = (at % across * precinct, at / across * precinct);
+            for plane in planes {
+                let mut packet = PacketWriter::default();
+                for band in plane.bands(style.levels, resolution) {
+                    let magnitude_bits = style.magnitude_bits(band.gain);
+                    packet.band(&band.part(x, y, precinct), magnitude_bits);
+                }
+                packet.finish(&mut out);
             }
-            packet.finish(&mut out);
         }
     }
     out
@@ -256,6 +267,26 @@ mod tests {
             };
             let encoded = Htj2k.encode(&native, &geometry).unwrap();
             prop_assert_eq!(Htj2k.decode_back(&encoded, &geometry).unwrap(), native);
+        }
+    }
+
+    #[test]
+    fn more_than_a_precinct_comes_back() {
+        for (rows, columns, samples_per_pixel) in [(1, 65535, 1), (32770, 2, 3), (3, 32769, 1)] {
+            let geometry = Geometry {
+                rows,
+                columns,
+                samples_per_pixel,
+                bits_allocated: 8,
+                bits_stored: 8,
+                high_bit: 7,
+                signed: false,
+                rgb: samples_per_pixel == 3,
+                jpeg2000_colour: false,
+            };
+            let native: Vec<u8> = (0..geometry.samples()).map(|at| ((at * at) >> 7) as u8).collect();
+            let encoded = Htj2k.encode(&native, &geometry).unwrap();
+            assert_eq!(Htj2k.decode_back(&encoded, &geometry).unwrap(), native);
         }
     }
 

@@ -17,7 +17,19 @@ pub(super) struct Band<'p> {
     stride: usize,
 }
 
-impl Band<'_> {
+impl<'p> Band<'p> {
+    /// A square of it, or what there is of one.
+    pub(super) fn part(&self, x: usize, y: usize, size: usize) -> Band<'p> {
+        let (width, height) = (self.width.saturating_sub(x), self.height.saturating_sub(y));
+        Band {
+            width: width.min(size),
+            height: height.min(size),
+            gain: self.gain,
+            samples: self.samples.get(y * self.stride + x..).unwrap_or_default(),
+            stride: self.stride,
+        }
+    }
+
     /// A row from a column on.
     pub(super) fn row(&self, x: usize, y: usize) -> &[i32] {
         &self.samples[y * self.stride + x..]
@@ -45,7 +57,7 @@ impl Plane {
     }
 
     /// Width and height after a number of levels.
-    fn size(&self, level: u32) -> (usize, usize) {
+    pub(super) fn size(&self, level: u32) -> (usize, usize) {
         (self.width.div_ceil(1 << level), self.height.div_ceil(1 << level))
     }
 
