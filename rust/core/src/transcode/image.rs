@@ -237,13 +237,10 @@ impl<'d> Image<'d> {
     pub(super) fn frame_of(&self, fragments: &[Range<usize>]) -> Cow<'d, [u8]> {
         match fragments {
             [one] => Cow::Borrowed(self.bytes(one.clone())),
-            several => Cow::Owned(
-                several
-                    .iter()
-                    .flat_map(|range| self.bytes(range.clone()))
-                    .copied()
-                    .collect(),
-            ),
+            several => {
+                let parts: Vec<_> = several.iter().map(|range| self.bytes(range.clone())).collect();
+                Cow::Owned(parts.concat())
+            }
         }
     }
 
