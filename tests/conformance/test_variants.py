@@ -97,7 +97,7 @@ def by_cjxl(pixels: Array, bits: int, options: Sequence[str], folder: Path) -> b
 
 
 def by_dcmtk(pixels: Array, bits: int, options: Sequence[str], folder: Path) -> bytes | None:
-    """The frame of an instance; its transfer syntax is in `folder`, too."""
+    """An instance of them, compressed; `options` begin with the program."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = EXPLICIT
@@ -276,12 +276,9 @@ def test_jpeg_xl_of_libjxl(tmp_path: Path) -> None:
     assert compare(by_cjxl, "1.2.840.10008.1.2.4.112", shown, lossy, tmp_path, decoder) == 10 * len(lossy)
 
 
-def of_instances(encode: Encoder) -> Encoder:
-    def frame(pixels: Array, bits: int, options: Sequence[str], folder: Path) -> bytes | None:
-        file = encode(pixels, bits, options, folder)
-        return file and frame_of(file)
-
-    return frame
+def frame_by_dcmtk(pixels: Array, bits: int, options: Sequence[str], folder: Path) -> bytes | None:
+    file = by_dcmtk(pixels, bits, options, folder)
+    return file and frame_of(file)
 
 
 @needs("dcmcjpls")
@@ -307,7 +304,7 @@ def test_lossless_frames_of_dcmtk(syntax: str, variants: list[list[str]], tmp_pa
     program = {"80": "dcmcjpls", "57": "dcmcjpeg", "70": "dcmcjpeg"}.get(syntax[-2:], "dcmcrle")
     shown = pictures(GREY_8, GREY_12, GREY_16, COLOUR_8, SIGNED, ((63, 65), 12, np.int16), ROW, COLUMN)
     commands = [[program, *options] for options in variants]
-    assert compare(of_instances(by_dcmtk), syntax, shown, commands, tmp_path) == 16 * len(variants)
+    assert compare(frame_by_dcmtk, syntax, shown, commands, tmp_path) == 16 * len(variants)
 
 
 @needs("dcmcjpeg")
