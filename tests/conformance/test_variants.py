@@ -22,7 +22,8 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
 
 from storescp.errors import CoreError
-from support.frames import EXPLICIT, Array, decode, smooth
+from support.frames import Array, decode, smooth
+from support.scu import EXPLICIT
 
 Encoder = Callable[[Array, int, Sequence[str], Path], bytes | None]
 Decoder = Callable[[bytes], Array]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from storescp import _core
 from support.instances import explicit, text
+from support.scu import EXPLICIT
 
-EXPLICIT = "1.2.840.10008.1.2.1"
 Array = NDArray[np.generic]
 
 

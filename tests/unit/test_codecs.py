@@ -16,8 +16,9 @@ from pydicom.encaps import get_frame
 
 from storescp import _core
 from storescp.errors import CoreError
-from support.frames import EXPLICIT, Array, decode, image, pixels_of, smooth, transcode
+from support.frames import Array, decode, image, pixels_of, smooth, transcode
 from support.instances import explicit
+from support.scu import EXPLICIT
 
 SHAPES = [(64, 64), (63, 65), (1, 40), (40, 1), (200, 131)]
 
