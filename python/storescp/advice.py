@@ -31,6 +31,13 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         ),
     ),
     (
+        "replaced files have reached their bound",
+        Advice(
+            "Instances are sent again with other bytes; what they replace fills local_storage.replaced_max_bytes.",
+            "Stop the sender that changes and sends everything again, or raise the bound: the oldest go after a day.",
+        ),
+    ),
+    (
         "storage:",
         Advice(
             "The file system refused to take the file.",
@@ -270,6 +277,8 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("configuration.", "Correct it in the configuration."),
     ("http.", "Set http.token, or bind http.host to 127.0.0.1."),
     ("recovery.", "Run 'storescpd verify' to see each file."),
+    ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
+    ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
     ("start_up.", "Nothing to do: what was acknowledged is kept, what was not is gone, and senders try again."),
 )
 

@@ -11,6 +11,94 @@ from typing import Protocol
 from storescp.settings import Settings
 
 
+class StartUp(Protocol):
+    """What start-up found of an interrupted predecessor. Lists have the first hundred."""
+
+    @property
+    def rows_kept(self) -> int:
+        """Undecided records whose file is there."""
+
+    @property
+    def rows_dropped(self) -> int:
+        """Undecided records of instances that were never acknowledged, or that another record describes."""
+
+    @property
+    def temporary_files(self) -> int:
+        """Files removed from `.incoming`."""
+
+    @property
+    def quarantined(self) -> list[str]:
+        """Paths of files that were not what was to be recorded: they are in quarantine."""
+
+    @property
+    def quarantined_count(self) -> int:
+        """How many there are."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Paths without a file where, at a durability below full, a power cut may have taken an acknowledged one."""
+
+    @property
+    def missing_count(self) -> int:
+        """How many there are."""
+
+    @property
+    def undecided(self) -> list[tuple[str, str]]:
+        """Paths that could not be looked at, and why: they are looked at again."""
+
+    @property
+    def undecided_count(self) -> int:
+        """How many there are."""
+
+    @property
+    def unusable(self) -> list[tuple[str, str]]:
+        """Files and folders that could not be read or removed, and why."""
+
+    @property
+    def unusable_count(self) -> int:
+        """How many there are."""
+
+
+class StorageState(Protocol):
+    """How the storage is: what needs an operator, and what is kept beside the instances."""
+
+    @property
+    def quarantined(self) -> int:
+        """Files in quarantine."""
+
+    @property
+    def undecided(self) -> int:
+        """Records of which it is not known whether their file is there."""
+
+    @property
+    def changed(self) -> int:
+        """Files that are not what their record says."""
+
+    @property
+    def unreadable(self) -> int:
+        """Files and folders that could not be read."""
+
+    @property
+    def missing(self) -> int:
+        """Records whose file is not there."""
+
+    @property
+    def replaced_files(self) -> int:
+        """Files in `.replaced`."""
+
+    @property
+    def replaced_bytes(self) -> int:
+        """Their bytes."""
+
+    @property
+    def replaced_max_bytes(self) -> int:
+        """Bytes that they may have."""
+
+    @property
+    def replaced_total(self) -> int:
+        """Files that were replaced since the start."""
+
+
 class QueuedRecord(Protocol):
     """A record to be published."""
 
@@ -97,8 +185,26 @@ class Engine(RecordQueue, Protocol):
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
 
-    def start_up(self) -> tuple[int, int, int]:
-        """What an interrupted predecessor left: rows kept, rows dropped, temporary files and parts of files removed."""
+    def start_up(self) -> StartUp:
+        """What an interrupted predecessor left."""
+
+    def storage_state(self) -> StorageState:
+        """How the storage is, by what is in memory: this asks no disk."""
+
+    def reconsider(self) -> tuple[int, int, int, int]:
+        """Decides again about rows whose file could not be looked at.
+
+        Rows kept, rows dropped, files put into quarantine, paths that are still undecided.
+        """
+
+    def sweep(self) -> tuple[int, list[tuple[str, str]]]:
+        """Removes replaced files whose time is over, and counts anew what operators may have removed.
+
+        How many went, and folders that cannot be read, with the reason.
+        """
+
+    def outbox_is_alive(self) -> bool:
+        """Whether what records and publishes still works."""
 
     def close(self) -> None:
         """Gives storage root and outbox back."""
@@ -124,6 +230,9 @@ def engine_config(settings: Settings) -> str:
             "root": str(storage.dicm_store_path),
             "durability": storage.durability,
             "duplicates": storage.duplicates,
+            "create": storage.create,
+            "replaced_retention": storage.replaced_retention,
+            "replaced_max_bytes": storage.replaced_max_bytes,
             "min_free_bytes": storage.min_free_bytes,
             "viewer_transfer_syntaxes": list(scp.cornerstonejs_supported_transfer_syntax),
             "required_attributes": list(scp.required_attributes),

@@ -13,6 +13,10 @@ class CoreError(StorescpError):
     """The Rust core says no: the text says why."""
 
 
+class TemporaryFailure(CoreError):
+    """It says no for a reason that may pass by itself: a disk that is full, broken or not mounted, another process."""
+
+
 class CoreBug(StorescpError):
     """A caught panic of the Rust core: our bug."""
 

@@ -28,6 +28,7 @@ from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.signals import listening
+from storescp.upkeep import Upkeep, announce
 
 if TYPE_CHECKING:
     from storescp.http.server import HttpServer
@@ -68,7 +69,6 @@ class Service:
         self._stop_requested = threading.Event()
         self._reload_requested = False
         self._woken = threading.Event()
-        self._measuring: threading.Thread | None = None
         self._events_over = threading.Event()
         self._is_listening = False
 
@@ -99,7 +99,9 @@ class Service:
             server.start()
             self._is_listening = True
             running.callback(self._drain, server, engine)
-            self._start_recovery(engine, running)
+            upkeep = Upkeep(engine)
+            upkeep.start()
+            running.callback(upkeep.stop)
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
@@ -108,7 +110,7 @@ class Service:
                 host, port = http.address
                 print(f"http on {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
             notify("READY=1")
-            self._wait(server, engine, trail)
+            self._wait(server, trail)
         log.info("service.stopped")
         return EXIT_OK
 
@@ -208,9 +210,7 @@ class Service:
                 text="the pure-Python engine is for comparison: it transcodes what pydicom and its plugins can decode, "
                 "and only to Explicit VR Little Endian; the rest is stored as received and recorded as Failed",
             )
-        kept, dropped, temporary = engine.start_up()
-        if kept or dropped or temporary:
-            log.warning("start_up.recovered", rows_kept=kept, rows_dropped=dropped, temporary_files=temporary)
+        announce(engine.start_up())
         damage = engine.damage() if isinstance(engine, _core.Engine) else None
         if damage is not None:
             log.error(
@@ -241,7 +241,7 @@ class Service:
             self._stop_requested.set()
         self._woken.set()
 
-    def _wait(self, server: Server, engine: Engine, trail: Trail) -> None:
+    def _wait(self, server: Server, trail: Trail) -> None:
         checked = time.monotonic()
         while not self._stop_requested.is_set():
             self._woken.wait(_LOOK_SECONDS)
@@ -254,22 +254,6 @@ class Service:
             if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
                 self._check_licence(datetime.now(UTC))
-                self._measure_tenants(engine)
-
-    def _measure_tenants(self, engine: Engine) -> None:
-        """What was deleted beneath a tenant gives its quota back. Beside the rest: it looks at every file."""
-        if not isinstance(engine, _core.Engine) or not self._settings.tenants.settings:
-            return
-
-        def measure() -> None:
-            try:
-                engine.measure_tenants()
-            except CoreError as error:
-                log.warning("tenants.not_measured", reason=str(error))
-
-        if self._measuring is None or not self._measuring.is_alive():
-            self._measuring = threading.Thread(target=measure, name="storescp-measure", daemon=True)
-            self._measuring.start()
 
     def _reload(self, server: Server) -> bool:
         """Certificates, authorities, revocation lists and users; whether. What is bad leaves the old ones in force."""
@@ -316,35 +300,6 @@ class Service:
         thread.start()
         running.callback(thread.join)
         running.callback(self._events_over.set)
-
-    def _start_recovery(self, engine: Engine, running: contextlib.ExitStack) -> None:
-        """Records files that an interrupted predecessor may have left without a record, beside reception."""
-        if not isinstance(engine, _core.Engine):
-            return
-
-        def recover() -> None:
-            try:
-                found = engine.recover()
-            except CoreError as error:
-                log.warning("recovery.not_finished", text="the next start begins it again", reason=str(error))
-                return
-            if found is None:
-                return
-            files, recorded, left, missing = found
-            tell = log.warning if recorded or left or missing else log.info
-            tell(
-                "recovery.finished",
-                files=files,
-                recorded=recorded,
-                left_without_record=left,
-                records_without_file=missing,
-                text="storescpd verify shows each" if left or missing else None,
-            )
-
-        thread = threading.Thread(target=recover, name="storescp-recovery")
-        thread.start()
-        running.callback(thread.join)
-        running.callback(engine.stop_recovery)
 
     def _drain(self, server: Server, engine: Engine) -> None:
         timeouts = self._settings.service

@@ -188,6 +188,15 @@ class LocalStorage(Section):
     duplicates: Literal["replace", "keep", "reject"] = Field(
         "replace", description="what becomes of another instance with the same UIDs"
     )
+    create: bool = Field(
+        True, description="whether a storage root that is not there is made; false: it must have its identity file"
+    )
+    replaced_retention: Annotated[float, Field(ge=0, le=3153600000.0, allow_inf_nan=False)] = Field(
+        2592000.0, description="how long a file that was replaced stays in .replaced/, in seconds; 0: it is not kept"
+    )
+    replaced_max_bytes: PositiveCount | None = Field(
+        None, description="bytes that .replaced/ may hold; by default a tenth of the disk"
+    )
     min_free_bytes: Annotated[int, Field(ge=0)] = Field(
         1 << 30, description="below so much free space nothing is accepted"
     )

@@ -147,6 +147,12 @@ pub struct EngineConfig {
     pub durability: Durability,
     /// Same path, other bytes.
     pub duplicates: Duplicates,
+    /// Whether a storage root that is not there is made.
+    pub create: bool,
+    /// Seconds that a replaced file is kept; 0: it is not.
+    pub replaced_retention: f64,
+    /// Bytes of replaced files that are kept; none: a tenth of the disk.
+    pub replaced_max_bytes: Option<u64>,
     /// Free bytes of the file system below which nothing is taken.
     pub min_free_bytes: u64,
     /// Transfer syntaxes that viewers read.

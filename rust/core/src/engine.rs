@@ -3,23 +3,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use chrono::Utc;
 use dicom_core::Tag;
 
 use crate::activity::{LiveAssociation, Recent};
-use crate::config::EngineConfig;
+use crate::config::{Durability, EngineConfig};
+use crate::digest::Digest;
 use crate::events::EventRing;
 use crate::ingest::{Scratch, Source};
-use crate::layout::OUTBOX;
+use crate::layout::{OUTBOX, QUARANTINE, REPLACED};
 use crate::outbox::health::{self, Condition, Damage};
-use crate::outbox::{Disk, Outbox, OutboxError, Settled};
+use crate::outbox::{Disk, Found, Outbox, OutboxError, Settled};
 use crate::recovery::{self, Concerned};
 use crate::stages::Stages;
 use crate::status::Refusal;
+use crate::store::quarantine::Evidence;
+use crate::store::replaced::Usage;
 use crate::store::Store;
 use crate::tenants::{Tenants, TenantsError};
 use crate::transcode::pool::Pool;
@@ -38,25 +42,76 @@ pub enum StartError {
     #[error("{0}")]
     Tenants(TenantsError),
     /// Another process serves this storage root.
-    #[error("another process serves this storage root")]
-    InUse,
-    /// The storage root cannot be used.
-    #[error("storage root: {0}")]
-    Storage(std::io::Error),
+    #[error("{0}: another process serves this storage root")]
+    InUse(PathBuf),
+    /// A storage root cannot be used.
+    #[error("{0}: {1}")]
+    Storage(PathBuf, io::Error),
     /// The outbox cannot be opened.
     #[error("outbox: {0}")]
     Outbox(#[from] OutboxError),
 }
 
+impl StartError {
+    /// Whether it may pass by itself, so that it is worth another attempt with the same configuration.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Tenants(_) => false,
+            Self::InUse(_) => true,
+            Self::Storage(_, error) => crate::os::may_pass(error),
+            Self::Outbox(error) => error.may_pass(),
+        }
+    }
+}
+
+impl From<TenantsError> for StartError {
+    fn from(error: TenantsError) -> Self {
+        match error {
+            TenantsError::Root(root, error) if error.kind() == io::ErrorKind::WouldBlock => Self::InUse(root),
+            TenantsError::Root(root, error) => Self::Storage(root, error),
+            other => Self::Tenants(other),
+        }
+    }
+}
+
 /// What start-up found of an interrupted predecessor.
 #[derive(Clone, Debug, Default)]
 pub struct StartUp {
-    /// Rows kept and dropped.
+    /// Rows kept and dropped, files put aside.
     pub settled: Settled,
-    /// Temporary files removed, and parts of files.
+    /// Temporary files removed.
     pub temporary_files: usize,
+    /// Files and folders that could not be used, and why.
+    pub unusable: Found<(String, String)>,
     /// An outbox that was damaged and put aside.
     pub damage: Option<Damage>,
+}
+
+/// How the storage is: what needs an operator, and what is kept beside the instances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageState {
+    /// Files in quarantine.
+    pub quarantined: u64,
+    /// Rows of which it is not known whether their file has its name.
+    pub undecided: u64,
+    /// Files that are not what their record says.
+    pub changed: u64,
+    /// Files and folders that could not be read.
+    pub unreadable: u64,
+    /// Records whose file is not there.
+    pub missing: u64,
+    /// Files that were replaced, of all storage roots.
+    pub replaced: Usage,
+}
+
+/// What was found since the start: by the last walk, and by looking again at undecided rows.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) changed: AtomicU64,
+    pub(crate) unreadable: AtomicU64,
+    pub(crate) missing: AtomicU64,
+    missing_later: AtomicU64,
 }
 
 /// Counters since start.
@@ -89,6 +144,7 @@ pub struct Engine {
     recent: Recent,
     recovery_stopped: AtomicBool,
     start_up: StartUp,
+    findings: Findings,
     memory: Mutex<Vec<Scratch>>,
     blocks: Arc<Blocks>,
 }
@@ -99,13 +155,9 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn open(config: EngineConfig) -> Result<Self, StartError> {
-        let tenants = Tenants::open(&config).map_err(|error| match error {
-            TenantsError::Root(_, error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                StartError::InUse
-            }
-            TenantsError::Root(root, error) if root == config.root => StartError::Storage(error),
-            other => StartError::Tenants(other),
-        })?;
+        let tenants = Tenants::open(&config)?;
+        let mut unusable = Found::default();
+        unusable.extend(tenants.measure());
         let mut capture = tenants.tags().to_vec();
         capture.extend(
             config
@@ -113,22 +165,27 @@ impl Engine {
                 .iter()
                 .map(crate::config::PrivateTenant::tag),
         );
+        let storage = |error| StartError::Storage(config.root.clone(), error);
         let database = config.root.join(OUTBOX).join("outbox.sqlite");
-        let is_new = !database.try_exists().map_err(StartError::Storage)?;
         let damage = make_sound(&config.root, &database, &tenants)?;
         let disk = Interrupted {
             tenants: &tenants,
-            is_outbox_whole: damage.is_none() && !is_new,
+            durability: config.durability,
         };
         let (outbox, settled) = Outbox::open(&database, config.durability.syncs_data(), &disk)?;
-        tenants
-            .store(None)
-            .sync_outbox_folder()
-            .map_err(StartError::Storage)?;
-        // After the rows are settled: until then a temporary file may belong to one.
-        let mut temporary_files = settled.parts;
+        tenants.store(None).sync_outbox_folder().map_err(storage)?;
+        let mut temporary_files = 0;
         for store in tenants.stores() {
-            temporary_files += store.clear_incoming().map_err(StartError::Storage)?;
+            let failed = |error| StartError::Storage(store.root_path().to_owned(), error);
+            let cleared = store.clear_incoming().map_err(failed)?;
+            temporary_files += cleared.removed;
+            unusable.extend(cleared.left);
+            if let Err(error) = store.quarantine().recount() {
+                unusable.push((
+                    store.root_path().join(QUARANTINE).display().to_string(),
+                    error.to_string(),
+                ));
+            }
         }
         Ok(Self {
             transcoders: Pool::new(config.transcoding.pool.clone()),
@@ -147,8 +204,10 @@ impl Engine {
             start_up: StartUp {
                 settled,
                 temporary_files,
+                unusable,
                 damage,
             },
+            findings: Findings::default(),
             memory: Mutex::default(),
             blocks: Arc::default(),
         })
@@ -195,11 +254,90 @@ impl Engine {
         &self.capture
     }
 
+    pub(crate) fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// How the storage is, by what is in memory: this asks no disk.
+    #[must_use]
+    pub fn storage_state(&self) -> StorageState {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut state = StorageState {
+            undecided: self.outbox.undecided(),
+            changed: get(&self.findings.changed),
+            unreadable: self.start_up.unusable.count + get(&self.findings.unreadable),
+            missing: self.start_up.settled.missing.count
+                + get(&self.findings.missing)
+                + get(&self.findings.missing_later),
+            ..StorageState::default()
+        };
+        for store in self.tenants.stores() {
+            state.quarantined += store.quarantine().files();
+            let usage = store.replaced().usage();
+            state.replaced.files += usage.files;
+            state.replaced.bytes += usage.bytes;
+            state.replaced.max_bytes += usage.max_bytes;
+            state.replaced.replaced += usage.replaced;
+        }
+        state
+    }
+
+    /// Removes replaced files whose time is over, and counts anew what operators may have removed. Returns how many went, and
+    /// what could not be read, and why.
+    #[must_use]
+    pub fn sweep(&self) -> (u64, Vec<(String, String)>) {
+        let (mut removed, mut unreadable) = (0, Vec::new());
+        for store in self.tenants.stores() {
+            let name = |folder: &str| store.root_path().join(folder).display().to_string();
+            match store.replaced().sweep(Utc::now()) {
+                Ok(count) => removed += count,
+                Err(error) => unreadable.push((name(REPLACED), error.to_string())),
+            }
+            if let Err(error) = store.quarantine().recount() {
+                unreadable.push((name(QUARANTINE), error.to_string()));
+            }
+        }
+        (removed, unreadable)
+    }
+
+    /// Decides again about rows whose file could not be looked at.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn reconsider(&self) -> Result<Settled, OutboxError> {
+        let mut settled = Settled::default();
+        for path in self.outbox.undecided_paths()? {
+            if self.is_recovery_stopped() {
+                break;
+            }
+            let _one_writer = self.tenants.store_of_path(&path).lock(&path);
+            let one = self.reconsider_path(&path)?;
+            settled.kept += one.kept;
+            settled.dropped += one.dropped;
+            settled.quarantined.extend(one.quarantined.first);
+            settled.missing.extend(one.missing.first);
+            settled.undecided.extend(one.undecided.first);
+        }
+        let missing = settled.missing.count;
+        self.findings.missing_later.fetch_add(missing, Ordering::Relaxed);
+        Ok(settled)
+    }
+
+    /// The same for one path, whose lock the caller has.
+    pub(crate) fn reconsider_path(&self, path: &str) -> Result<Settled, OutboxError> {
+        let disk = Interrupted {
+            tenants: &self.tenants,
+            durability: self.config.durability,
+        };
+        self.outbox.settle_path(path, &disk)
+    }
+
     /// Whether an instance can be taken now, whatever its tenant.
     ///
     /// # Errors
     /// A700: outbox limit, low space, storage broken.
     pub fn admit(&self) -> Result<(), Refusal> {
+        self.outbox.check_alive()?;
         let backlog = self.outbox.backlog();
         let limits = &self.config.outbox;
         if backlog.pending + backlog.dead >= limits.max_rows || backlog.bytes >= limits.max_bytes {
@@ -346,36 +484,41 @@ impl Engine {
     }
 }
 
-/// Sees to it that there is a database that can be opened, and notes which files may have lost their rows.
 /// The storage as an interrupted predecessor left it.
 struct Interrupted<'t> {
     tenants: &'t Tenants,
-    /// Where rows were lost, no file can be told to be without one.
-    is_outbox_whole: bool,
+    durability: Durability,
 }
 
 impl Disk for Interrupted<'_> {
-    fn holds(&self, path: &str, size: u64, digest: &[u8]) -> io::Result<bool> {
-        self.tenants.store_of_path(path).settle(path, size, digest)
+    fn look_at(&self, path: &str) -> io::Result<Option<(u64, Digest)>> {
+        self.tenants.store_of_path(path).look_at(path)
     }
 
-    fn discard(&self, path: &str, size: u64) -> io::Result<bool> {
-        Ok(self.is_outbox_whole && self.tenants.store_of_path(path).discard(path, size)?)
+    fn quarantine(&self, evidence: &Evidence<'_>) -> io::Result<()> {
+        let store = self.tenants.store_of_path(evidence.path);
+        store.quarantine().take(store.folders(), evidence)
+    }
+
+    fn acknowledges_durable_names(&self) -> bool {
+        self.durability.syncs_directories()
     }
 }
 
+/// Sees to it that there is a database that can be opened, and notes which files may have lost their rows.
 fn make_sound(root: &Path, database: &Path, tenants: &Tenants) -> Result<Option<Damage>, StartError> {
+    let storage = |error| StartError::Storage(root.to_owned(), error);
     let concerned = match health::examine(database)? {
         Condition::Clean => return Ok(None),
-        Condition::Absent if tenants.are_empty().map_err(StartError::Storage)? => return Ok(None),
+        Condition::Absent if tenants.are_empty().map_err(storage)? => return Ok(None),
         Condition::Absent => Concerned::All,
         Condition::Interrupted(since) => Concerned::Since(since),
         Condition::Damaged(reason) => {
-            recovery::note(root, Concerned::All).map_err(StartError::Storage)?;
+            recovery::note(root, Concerned::All).map_err(storage)?;
             return Ok(Some(health::replace(database, reason, SystemTime::now())?));
         }
     };
-    recovery::note(root, concerned).map_err(StartError::Storage)?;
+    recovery::note(root, concerned).map_err(storage)?;
     Ok(None)
 }
 

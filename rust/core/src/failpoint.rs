@@ -5,7 +5,7 @@
 //! behind it, only the instance, as a bug would.
 
 /// The places, in the order of the commit.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "received",
     "transcoded",
     "row_written",
@@ -15,6 +15,7 @@ pub const NAMES: [&str; 17] = [
     "data_written",
     "row_durable",
     "folder_made",
+    "put_aside",
     "named",
     "data_synced",
     "folder_synced",

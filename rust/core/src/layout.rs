@@ -12,6 +12,10 @@ use crate::uid::Uid;
 pub const INCOMING: &str = ".incoming";
 /// The outbox and what belongs to it.
 pub const OUTBOX: &str = ".outbox";
+/// Files that were not what was to be recorded, each with a note of why.
+pub const QUARANTINE: &str = ".quarantine";
+/// Files that another instance took the place of.
+pub const REPLACED: &str = ".replaced";
 /// Characters of a tenant id at most.
 const LONGEST_TENANT: usize = 64;
 

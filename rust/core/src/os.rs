@@ -11,6 +11,25 @@ use rustix::net::{RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 /// Room on the disk is not worth being reserved for less.
 pub(crate) const LEAST_RESERVED_BYTES: u64 = 64 * 1024;
 
+/// Whether what is wrong may pass by itself, without a change of the configuration: a disk that is full, broken, or not mounted.
+#[must_use]
+pub(crate) fn may_pass(error: &io::Error) -> bool {
+    !matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::ACCESS
+                | Errno::PERM
+                | Errno::NOTDIR
+                | Errno::ISDIR
+                | Errno::LOOP
+                | Errno::NAMETOOLONG
+                | Errno::INVAL
+                | Errno::OPNOTSUPP
+                | Errno::NOSYS
+        )
+    )
+}
+
 /// Reserves a part of a file, where that can be done. Where it cannot, or the disk is full, the write finds out.
 ///
 /// # Errors

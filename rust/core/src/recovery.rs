@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -18,10 +18,10 @@ use crate::dataset::index::{IndexPlan, InstanceIndex};
 use crate::dataset::scan::{ScanError, ScanLimits};
 use crate::dataset::stream::DatasetScan;
 use crate::digest::{Digest, Digester};
-use crate::engine::Engine;
+use crate::engine::{Engine, Findings};
 use crate::file_meta::{self, FileMeta};
 use crate::layout::{InstancePath, TenantId, OUTBOX};
-use crate::outbox::{NewRow, OutboxError};
+use crate::outbox::{Found, NewRow, OutboxError};
 use crate::record::{Facts, TransferStatus};
 use crate::status::Refusal;
 use crate::store::Store;
@@ -32,6 +32,8 @@ const HEAD_BYTES: usize = 4096;
 const READ_BYTES: usize = 256 * 1024;
 /// File systems and clocks are not exact: a file that changed so long before the moment in question is looked at too.
 const MARGIN: Duration = Duration::from_secs(600);
+/// Bytes are compared with records of files that changed so long before it: a disk has what is older.
+const COMPARED: Duration = Duration::from_secs(60);
 const NOTE: &str = "recover";
 
 /// A stored file as it is.
@@ -165,7 +167,7 @@ pub(crate) fn noted(root: &Path) -> io::Result<Option<Concerned>> {
 }
 
 /// What the walk found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
     /// Files looked at.
     pub files: u64,
@@ -174,7 +176,20 @@ pub struct Recovered {
     /// Files without a record that are not ours, or damaged: they stay without.
     pub left: u64,
     /// Records since the moment in question whose file is not there.
-    pub missing: u64,
+    pub missing: Found<String>,
+    /// Files that are not what their record says: they stay where they are, and their records are published.
+    pub changed: Found<String>,
+    /// Files and folders that cannot be read, and why: the next walk looks at them again.
+    pub unreadable: Found<(String, String)>,
+}
+
+/// Which files a walk looks at.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    /// Files that changed since; none: all.
+    since: Option<SystemTime>,
+    /// Of files that changed since then and have a record, the bytes are compared with it.
+    compared_since: Option<SystemTime>,
 }
 
 /// What came of a wish for a record.
@@ -190,31 +205,43 @@ pub enum Republished {
 
 impl Engine {
     /// Goes through the files that an interrupted predecessor may have left without a record, and records them. `None` where
-    /// there is nothing to do.
+    /// there is nothing to do. What cannot be read is named, and the next call looks again.
     ///
     /// # Errors
-    /// What the file system says: the next start begins again.
+    /// The outbox or the storage root failed, or the service stops: the next call, or the next start, begins again.
     pub fn recover(&self) -> Result<Option<Recovered>, NotOurs> {
         let root = &self.config().root;
         let Some(concerned) = noted(root)? else {
             return Ok(None);
         };
-        let since = match concerned {
-            Concerned::All => None,
-            Concerned::Since(moment) => Some(moment.checked_sub(MARGIN).unwrap_or(SystemTime::UNIX_EPOCH)),
+        let before =
+            |moment: SystemTime, margin| moment.checked_sub(margin).unwrap_or(SystemTime::UNIX_EPOCH);
+        let walk = match concerned {
+            Concerned::All => Walk {
+                since: None,
+                compared_since: None,
+            },
+            Concerned::Since(moment) => Walk {
+                since: Some(before(moment, MARGIN)),
+                compared_since: Some(before(moment, COMPARED)),
+            },
         };
         let mut recovered = Recovered::default();
         for store in self.tenants().stores() {
-            for tenant in names(store.root_path(), |name| TenantId::parse(name).is_ok())? {
+            let is_tenant = |name: &str| TenantId::parse(name).is_ok();
+            for tenant in names(store.root_path(), is_tenant, &mut recovered) {
                 if std::ptr::eq(self.tenants().store_of_path(&format!("{tenant}/")), store) {
-                    self.recover_tenant(store, &tenant, since, &mut recovered)?;
+                    self.recover_tenant(store, &tenant, walk, &mut recovered)?;
                 }
             }
         }
-        if let Some(since) = since {
-            recovered.missing = self.missing_since(since)?;
+        if let Some(since) = walk.since {
+            self.missing_since(since, &mut recovered)?;
         }
-        fs::remove_file(root.join(OUTBOX).join(NOTE))?;
+        self.findings().note(&recovered);
+        if recovered.unreadable.count == 0 {
+            fs::remove_file(root.join(OUTBOX).join(NOTE))?;
+        }
         Ok(Some(recovered))
     }
 
@@ -222,31 +249,34 @@ impl Engine {
         &self,
         store: &Store,
         tenant: &str,
-        since: Option<SystemTime>,
+        walk: Walk,
         recovered: &mut Recovered,
     ) -> Result<(), NotOurs> {
         let is_uid = |name: &str| Uid::parse(name.as_bytes()).is_ok();
         let is_file = |name: &str| name.strip_suffix(".dcm").is_some_and(is_uid);
         let tenant_folder = store.root_path().join(tenant);
-        for date in names(&tenant_folder, |name| name.len() == 8 && is_uid(name))? {
+        for date in names(&tenant_folder, |name| name.len() == 8 && is_uid(name), recovered) {
             let date_folder = tenant_folder.join(&date);
-            for study in names(&date_folder, is_uid)? {
+            for study in names(&date_folder, is_uid, recovered) {
                 let study_folder = date_folder.join(&study);
-                for series in names(&study_folder, is_uid)? {
+                for series in names(&study_folder, is_uid, recovered) {
                     let folder = study_folder.join(&series);
-                    if !has_changed(&folder, since)? {
+                    if !has_changed(&folder, walk.since, recovered) {
                         continue;
                     }
-                    for file in names(&folder, is_file)? {
+                    for file in names(&folder, is_file, recovered) {
                         if self.is_recovery_stopped() {
                             return Err(NotOurs::Interrupted);
                         }
-                        if !has_changed(&folder.join(&file), since)? {
+                        let path = folder.join(&file);
+                        if !has_changed(&path, walk.since, recovered) {
                             continue;
                         }
                         recovered.files += 1;
+                        let is_compared = walk.compared_since.is_some()
+                            && has_changed(&path, walk.compared_since, recovered);
                         let relative = format!("{tenant}/{date}/{study}/{series}/{file}");
-                        self.recover_file(&relative, recovered)?;
+                        self.recover_file(&relative, is_compared, recovered)?;
                     }
                 }
             }
@@ -254,30 +284,87 @@ impl Engine {
         Ok(())
     }
 
-    fn recover_file(&self, relative: &str, recovered: &mut Recovered) -> Result<(), NotOurs> {
-        if self.outbox().newest(relative)?.is_some() {
-            return Ok(());
-        }
-        match self.record_file(relative) {
-            Ok(()) => recovered.recorded += 1,
-            Err(error @ (NotOurs::Interrupted | NotOurs::Outbox(_))) => return Err(error),
+    fn recover_file(
+        &self,
+        relative: &str,
+        is_compared: bool,
+        recovered: &mut Recovered,
+    ) -> Result<(), NotOurs> {
+        let outcome = match self.outbox().newest(relative)? {
+            Some(_) if !is_compared => return Ok(()),
+            Some(_) => self.is_changed(relative).map(|changed| {
+                if changed {
+                    recovered.changed.push(relative.to_owned());
+                }
+            }),
+            None => self.record_file(relative).map(|()| recovered.recorded += 1),
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error @ (NotOurs::Interrupted | NotOurs::Outbox(_))) => Err(error),
+            // Gone meanwhile.
+            Err(NotOurs::Io(error)) if is_gone(&error) => Ok(()),
+            Err(NotOurs::Io(error)) => {
+                recovered
+                    .unreadable
+                    .push((relative.to_owned(), error.to_string()));
+                Ok(())
+            }
             // It is not ours to judge: `verify` shows it.
-            Err(_) => recovered.left += 1,
+            Err(_) => {
+                recovered.left += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a file is not what its newest record says.
+    fn is_changed(&self, relative: &str) -> Result<bool, NotOurs> {
+        let store = self.tenants().store_of_path(relative);
+        let _one_writer = store.lock(relative);
+        let Some(row) = self.outbox().newest(relative)? else {
+            return Ok(false);
+        };
+        let found = store.measured(relative)?;
+        Ok(row.is_committed && found.is_some_and(|found| found != (row.size, row.digest)))
+    }
+
+    /// Records since a moment whose files are not there: at a durability below full, a power cut may have taken their names.
+    fn missing_since(&self, since: SystemTime, recovered: &mut Recovered) -> Result<(), NotOurs> {
+        let since = DateTime::<Utc>::from(since).timestamp_micros();
+        for path in self.outbox().paths_since(since)? {
+            let file = self.tenants().store_of_path(&path).root_path().join(&path);
+            match file.try_exists() {
+                Ok(true) => {}
+                Ok(false) => recovered.missing.push(path),
+                Err(error) => recovered.unreadable.push((path, error.to_string())),
+            }
         }
         Ok(())
     }
 
-    /// Records since a moment whose files are not there: at a durability below full, a power cut may have taken their names.
-    fn missing_since(&self, since: SystemTime) -> Result<u64, NotOurs> {
-        let since = DateTime::<Utc>::from(since).timestamp_micros();
-        let mut missing = 0;
-        for path in self.outbox().paths_since(since)? {
-            let file = self.tenants().store_of_path(&path).root_path().join(&path);
-            if !file.try_exists()? {
-                missing += 1;
-            }
+    /// Makes sure that a stored file has a record. The caller has the lock of its path.
+    ///
+    /// # Errors
+    /// A700; A900 where the file is not one of ours, so that it cannot have one.
+    pub(crate) fn ensure_recorded(&self, relative: &str) -> Result<(), Refusal> {
+        if self.outbox().newest(relative)?.is_some() {
+            return Ok(());
         }
-        Ok(missing)
+        let (row, _) =
+            self.row_of_file(relative, Uuid::now_v7(), Utc::now())
+                .map_err(|error| match error {
+                    NotOurs::Io(error) => Refusal::Storage(error),
+                    NotOurs::Outbox(error) => Refusal::Outbox(error),
+                    _ => Refusal::DuplicateRejected,
+                })?;
+        Ok(self.record(row)?)
+    }
+
+    fn record(&self, row: NewRow) -> Result<(), OutboxError> {
+        let mut entry = self.outbox().insert(row)?;
+        entry.wait()?;
+        self.outbox().publishable(entry)
     }
 
     /// Has the record of a stored file delivered, again or for the first time. The path is relative to the storage root.
@@ -330,17 +417,14 @@ impl Engine {
 
     /// A new record for a stored file.
     fn record_file(&self, relative: &str) -> Result<(), NotOurs> {
-        let (row, path) = self.row_of_file(relative, Uuid::now_v7(), Utc::now())?;
+        let (row, _) = self.row_of_file(relative, Uuid::now_v7(), Utc::now())?;
         let store = self.tenants().store_of_path(relative);
-        let _one_writer = store.lock(&path);
+        let _one_writer = store.lock(relative);
         // What was read may have been replaced meanwhile; then it has a row.
         if self.outbox().newest(relative)?.is_some() {
             return Ok(());
         }
-        let mut entry = self.outbox().insert(row)?;
-        entry.wait()?;
-        self.outbox().publishable(entry)?;
-        Ok(())
+        Ok(self.record(row)?)
     }
 
     /// What is known from the file alone: who sent it is its Source Application Entity Title, the address is lost, and what it
@@ -402,42 +486,64 @@ impl Engine {
             size: found.size,
             digest: found.digest,
             created: created.timestamp_micros(),
-            place_was_empty: false,
         };
         Ok((row, path))
     }
 }
 
-/// The names in a folder that are wanted, links left out. A folder that is gone has none.
-fn names(folder: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if is_gone(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
+/// The names in a folder that are wanted, links left out. A folder that is gone has none; of one that cannot be read, the names
+/// that could be.
+fn names(folder: &Path, wanted: impl Fn(&str) -> bool, recovered: &mut Recovered) -> Vec<String> {
     let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if let Some(name) = entry.file_name().to_str() {
-            if !kind.is_symlink() && wanted(name) {
-                names.push(name.to_owned());
+    let read = fs::read_dir(folder).and_then(|entries| {
+        for entry in entries {
+            let entry = entry?;
+            if let Some(name) = entry.file_name().to_str().filter(|name| wanted(name)) {
+                if !entry.file_type()?.is_symlink() {
+                    names.push(name.to_owned());
+                }
             }
         }
-    }
-    Ok(names)
+        Ok(())
+    });
+    recovered.note_unreadable(folder, read);
+    names
 }
 
 /// By the time of the last change of the inode, which a rename sets as well and nobody can set back.
-fn has_changed(path: &PathBuf, since: Option<SystemTime>) -> io::Result<bool> {
-    let Some(since) = since else { return Ok(true) };
-    let facts = match fs::symlink_metadata(path) {
-        Ok(facts) => facts,
-        Err(error) if is_gone(&error) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let changed = u64::try_from(facts.ctime()).unwrap_or(0);
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(changed) >= since)
+fn has_changed(path: &Path, since: Option<SystemTime>, recovered: &mut Recovered) -> bool {
+    let Some(since) = since else { return true };
+    match fs::symlink_metadata(path) {
+        Ok(facts) => {
+            let changed = u64::try_from(facts.ctime()).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(changed) >= since
+        }
+        Err(error) => {
+            recovered.note_unreadable(path, Err(error));
+            false
+        }
+    }
+}
+
+impl Recovered {
+    fn note_unreadable(&mut self, path: &Path, read: io::Result<()>) {
+        if let Err(error) = read {
+            if !is_gone(&error) {
+                self.unreadable
+                    .push((path.display().to_string(), error.to_string()));
+            }
+        }
+    }
+}
+
+impl Findings {
+    /// What the last walk found takes the place of what the one before it did.
+    fn note(&self, recovered: &Recovered) {
+        self.changed.store(recovered.changed.count, Ordering::Relaxed);
+        self.unreadable
+            .store(recovered.unreadable.count, Ordering::Relaxed);
+        self.missing.store(recovered.missing.count, Ordering::Relaxed);
+    }
 }
 
 fn is_gone(error: &io::Error) -> bool {

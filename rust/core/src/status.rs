@@ -1,6 +1,7 @@
 //! Why an instance is refused, and the DIMSE status that says so (PS3.4 B.2.3, PS3.7 Annex C).
 
 use crate::dataset::scan::ScanError;
+use crate::store::replaced::ReplacedError;
 
 /// Success. Answered by one line of the project, after file and record are durable.
 pub const SUCCESS: u16 = 0x0000;
@@ -26,6 +27,9 @@ pub enum Refusal {
     /// The tenant's `max_in_flight` instances are on their way.
     #[error("too many instances of this tenant at once")]
     TenantBusy,
+    /// Files that were replaced have reached `local_storage.replaced_max_bytes`, and are too young to make room.
+    #[error("storage: replaced files have reached their bound")]
+    ReplacedFull,
     /// The instance exceeds `limits.max_instance_bytes`.
     #[error("instance exceeds the size limit of {0} bytes")]
     TooLarge(u64),
@@ -67,6 +71,15 @@ pub enum Refusal {
     Mistyped,
 }
 
+impl From<ReplacedError> for Refusal {
+    fn from(error: ReplacedError) -> Self {
+        match error {
+            ReplacedError::Io(error) => Self::Storage(error),
+            ReplacedError::Full => Self::ReplacedFull,
+        }
+    }
+}
+
 impl Refusal {
     /// The DIMSE status.
     #[must_use]
@@ -78,6 +91,7 @@ impl Refusal {
             | Self::OutboxFull
             | Self::TenantQuota
             | Self::TenantBusy
+            | Self::ReplacedFull
             | Self::TooLarge(_) => 0xA700,
             Self::IdentityMismatch(_)
             | Self::AttributeMissing(_)
@@ -105,6 +119,7 @@ impl Refusal {
             Self::OutboxFull,
             Self::TenantQuota,
             Self::TenantBusy,
+            Self::ReplacedFull,
             Self::TooLarge(8 << 30),
             Self::IdentityMismatch("SOPInstanceUID"),
             Self::AttributeMissing(keyword()),

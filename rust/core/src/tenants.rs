@@ -10,9 +10,11 @@ use dicom_core::Tag;
 
 use crate::config::EngineConfig;
 use crate::dataset::index::{IndexPlan, UnknownKeyword};
+use crate::engine::Engine;
 use crate::layout::TenantId;
 use crate::status::Refusal;
-use crate::store::Store;
+use crate::store::replaced::ReplacedLimits;
+use crate::store::{Store, StoreOptions};
 
 /// Depth of the files beneath a tenant's folder: date, study, series.
 const FOLDERS: usize = 3;
@@ -31,6 +33,8 @@ struct Tenant {
 struct Allowance {
     most: u64,
     used: AtomicU64,
+    /// What of it is of files that may have no name yet.
+    unnamed: AtomicU64,
 }
 
 impl Allowance {
@@ -38,25 +42,41 @@ impl Allowance {
         Self {
             most,
             used: AtomicU64::new(0),
+            unnamed: AtomicU64::new(0),
         }
     }
 
     fn take(&self, amount: u64) -> Option<Taken<'_>> {
+        // Before it counts as used: a walk that finds it among those sees that its file may have no name yet.
+        self.unnamed.fetch_add(amount, Ordering::AcqRel);
         let add = |used: u64| used.checked_add(amount).filter(|&sum| sum <= self.most);
-        self.used
+        if self
+            .used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, add)
-            .is_ok()
-            // Made only then: one that is dropped gives back.
-            .then(|| Taken {
-                allowance: self,
-                amount,
-            })
+            .is_err()
+        {
+            less(&self.unnamed, amount);
+            return None;
+        }
+        Some(Taken {
+            allowance: self,
+            amount,
+            given_back: amount,
+        })
     }
 
-    fn give_back(&self, amount: u64) {
-        let less = |used: u64| Some(used.saturating_sub(amount));
+    /// What is used before a walk, and what of it the walk may not find.
+    fn before_walk(&self) -> (u64, u64) {
+        let used = self.used.load(Ordering::Acquire);
+        (used, self.unnamed.load(Ordering::Acquire))
+    }
+
+    /// Takes what a walk found for used. What came meanwhile, or had no name when the walk began, may be counted twice until
+    /// the next walk; it is never left out.
+    fn after_walk(&self, found: u64, (used, unnamed): (u64, u64)) {
+        let fresh = |now: u64| Some((found + unnamed).saturating_add(now.saturating_sub(used)));
         // Never an error: there is always a value.
-        let _ = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        let _ = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fresh);
     }
 }
 
@@ -65,19 +85,27 @@ impl Allowance {
 pub(crate) struct Taken<'t> {
     allowance: &'t Allowance,
     amount: u64,
+    given_back: u64,
 }
 
 impl Taken<'_> {
     /// It stays used; so much of what was used before comes back.
     pub(crate) fn keep(mut self, freed: u64) {
-        self.amount = freed;
+        self.given_back = freed;
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.allowance.give_back(self.amount);
+        less(&self.allowance.used, self.given_back);
+        less(&self.allowance.unnamed, self.amount);
     }
+}
+
+fn less(of: &AtomicU64, amount: u64) {
+    let less = |value: u64| Some(value.saturating_sub(amount));
+    // Never an error: there is always a value.
+    let _ = of.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
 }
 
 /// All tenants. A tenant without settings gets those of the whole service.
@@ -104,21 +132,28 @@ pub enum TenantsError {
 }
 
 impl Tenants {
-    /// Opens every storage root, and counts the bytes of tenants that have a quota.
+    /// Opens every storage root.
     ///
     /// # Errors
     /// [`TenantsError`].
     pub fn open(config: &EngineConfig) -> Result<Self, TenantsError> {
         let mut stores: HashMap<PathBuf, Arc<Store>> = HashMap::new();
+        let options = StoreOptions {
+            durability: config.durability,
+            create: config.create,
+            replaced: ReplacedLimits {
+                retention: Engine::seconds(config.replaced_retention),
+                max_bytes: config.replaced_max_bytes,
+            },
+        };
         let mut open = |root: &Path| -> Result<Arc<Store>, TenantsError> {
             let failed = |error| TenantsError::Root(root.to_owned(), error);
-            std::fs::create_dir_all(root).map_err(failed)?;
-            let canonical = root.canonicalize().map_err(failed)?;
-            if let Some(store) = stores.get(&canonical) {
+            // By its canonical path, which it has once it is there; another one that is the same finds it locked by us.
+            if let Some(store) = root.canonicalize().ok().and_then(|path| stores.get(&path)) {
                 return Ok(Arc::clone(store));
             }
-            let store = Arc::new(Store::open(root, config.durability).map_err(failed)?);
-            stores.insert(canonical, Arc::clone(&store));
+            let store = Arc::new(Store::open(root, options).map_err(failed)?);
+            stores.insert(root.canonicalize().map_err(failed)?, Arc::clone(&store));
             Ok(store)
         };
         let own_lists = config
@@ -152,33 +187,30 @@ impl Tenants {
             };
             own.insert(id, tenant);
         }
-        let tenants = Self {
+        Ok(Self {
             common,
             own,
             stores: stores.into_values().collect(),
-        };
-        tenants.measure()?;
-        Ok(tenants)
+        })
     }
 
-    /// Counts anew what tenants with a quota have stored: files that were deleted by others give their room back.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn measure(&self) -> Result<(), TenantsError> {
+    /// Counts anew what tenants with a quota have stored: files that were deleted by others give their room back. Returns folders
+    /// that cannot be read, and why: what lies in them is not counted, and their tenant keeps what was counted before.
+    #[must_use]
+    pub fn measure(&self) -> Vec<(String, String)> {
+        let mut unreadable = Vec::new();
         for (id, tenant) in &self.own {
             let Some(quota) = &tenant.quota else { continue };
             let folder = tenant.store.root_path().join(id.as_str());
-            let before = quota.used.load(Ordering::Acquire);
-            let found =
-                bytes_beneath(&folder, FOLDERS).map_err(|error| TenantsError::Root(folder.clone(), error))?;
-            // What was stored meanwhile may be counted twice until the next time; it is never left out.
-            let fresh = |now: u64| Some(found + now.saturating_sub(before));
-            let _ = quota
-                .used
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, fresh);
+            let before = quota.before_walk();
+            let problems = unreadable.len();
+            let found = bytes_beneath(&folder, FOLDERS, &mut unreadable);
+            let is_whole = unreadable.len() == problems;
+            if is_whole || found > before.0 {
+                quota.after_walk(found, before);
+            }
         }
-        Ok(())
+        unreadable
     }
 
     fn of(&self, tenant: &TenantId) -> &Tenant {
@@ -267,29 +299,33 @@ impl Tenants {
     }
 }
 
-/// Sizes of the files at this depth and above; links are not followed.
-fn bytes_beneath(folder: &Path, depth: usize) -> io::Result<u64> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
-    };
+/// Sizes of the files at this depth and above; links are not followed. What cannot be read is added to `unreadable`.
+fn bytes_beneath(folder: &Path, depth: usize, unreadable: &mut Vec<(String, String)>) -> u64 {
     let mut sum = 0;
-    for entry in entries {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() && depth > 0 {
-            sum += bytes_beneath(&entry.path(), depth - 1)?;
-        } else if kind.is_file() {
-            match entry.metadata() {
-                Ok(facts) => sum += facts.len(),
-                // Deleted meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+    let walked = (|| {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() && depth > 0 {
+                sum += bytes_beneath(&entry.path(), depth - 1, unreadable);
+            } else if kind.is_file() {
+                match entry.metadata() {
+                    Ok(facts) => sum += facts.len(),
+                    // Deleted meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
+        Ok(())
+    })();
+    match walked {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            unreadable.push((folder.display().to_string(), error.to_string()));
+        }
+        _ => {}
     }
-    Ok(sum)
+    sum
 }
 
 #[cfg(test)]
@@ -312,6 +348,25 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_leaves_no_file_out_that_is_named_behind_it() {
+        let quota = Allowance::of(100);
+        quota.take(10).unwrap().keep(0);
+        let arriving = quota.take(30).unwrap();
+        let before = quota.before_walk();
+        // The walk found the first file; the second gets its name where the walk has been already.
+        arriving.keep(0);
+        let later = quota.take(5).unwrap();
+        quota.after_walk(10, before);
+        assert_eq!(quota.used.load(Ordering::Relaxed), 45);
+        drop(later);
+        // The next walk finds both.
+        let before = quota.before_walk();
+        quota.after_walk(40, before);
+        assert_eq!(quota.used.load(Ordering::Relaxed), 40);
+        assert_eq!(quota.unnamed.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn bytes_are_counted_without_following_links() {
         let root = tempfile::tempdir().unwrap();
         let series = root.path().join("20260101/1/2");
@@ -319,7 +374,17 @@ mod tests {
         std::fs::write(series.join("3.dcm"), [0; 100]).unwrap();
         std::fs::write(series.join("4.dcm"), [0; 11]).unwrap();
         std::os::unix::fs::symlink("/", root.path().join("everything")).unwrap();
-        assert_eq!(bytes_beneath(root.path(), FOLDERS).unwrap(), 111);
-        assert_eq!(bytes_beneath(&root.path().join("absent"), FOLDERS).unwrap(), 0);
+        let mut unreadable = Vec::new();
+        assert_eq!(bytes_beneath(root.path(), FOLDERS, &mut unreadable), 111);
+        assert_eq!(
+            bytes_beneath(&root.path().join("absent"), FOLDERS, &mut unreadable),
+            0
+        );
+        assert_eq!(bytes_beneath(&series.join("3.dcm"), FOLDERS, &mut unreadable), 0);
+        assert_eq!(
+            unreadable.len(),
+            1,
+            "a file in the place of a folder: {unreadable:?}"
+        );
     }
 }

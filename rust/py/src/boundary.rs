@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 pyo3::import_exception!(storescp.errors, CoreError);
 pyo3::import_exception!(storescp.errors, CoreBug);
+pyo3::import_exception!(storescp.errors, TemporaryFailure);
 
 /// Runs `work` without the GIL. An error becomes `storescp.errors.CoreError`, a panic `CoreBug`: a `PyO3` panic would be
 /// a `BaseException`, which no `except Exception` of a library catches.

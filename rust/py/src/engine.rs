@@ -16,7 +16,7 @@ use storescp_core::outbox::Topic;
 use storescp_core::status::{Refusal, SUCCESS};
 use storescp_core::uid::Uid;
 
-use crate::boundary::{run, CoreError};
+use crate::boundary::{run, CoreError, TemporaryFailure};
 use crate::desk::{Answer, Place};
 use crate::gate::Connection;
 
@@ -48,6 +48,50 @@ type StageReading = (&'static str, Vec<(f64, u64)>, f64);
 
 /// Tenant, study, patient, accession number, instances by SOP class.
 type TransferredStudy = (String, String, String, Option<String>, Vec<(String, u64)>);
+
+/// What start-up found of an interrupted predecessor. Lists have the first hundred.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct StartUp {
+    rows_kept: u64,
+    rows_dropped: u64,
+    temporary_files: usize,
+    quarantined: Vec<String>,
+    quarantined_count: u64,
+    missing: Vec<String>,
+    missing_count: u64,
+    undecided: Vec<(String, String)>,
+    undecided_count: u64,
+    unusable: Vec<(String, String)>,
+    unusable_count: u64,
+}
+
+/// What a walk through the files found. Lists have the first hundred.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct Recovery {
+    files: u64,
+    recorded: u64,
+    left: u64,
+    missing: Vec<String>,
+    missing_count: u64,
+    changed: Vec<String>,
+    changed_count: u64,
+    unreadable: Vec<(String, String)>,
+    unreadable_count: u64,
+}
+
+/// How the storage is: what needs an operator, and what is kept beside the instances.
+#[pyclass(frozen, get_all, module = "storescp._core")]
+pub struct StorageState {
+    quarantined: u64,
+    undecided: u64,
+    changed: u64,
+    unreadable: u64,
+    missing: u64,
+    replaced_files: u64,
+    replaced_bytes: u64,
+    replaced_max_bytes: u64,
+    replaced_total: u64,
+}
 
 /// One C-STORE, for the debug log.
 #[pyclass(frozen, get_all, module = "storescp._core")]
@@ -191,14 +235,18 @@ impl From<Summary> for AssociationSummary {
 
 #[pymethods]
 impl Engine {
-    /// Opens storage and outbox from the JSON form of the engine's configuration.
+    /// Opens storage and outbox from the JSON form of the engine's configuration. `TemporaryFailure` where it is worth another attempt.
     #[new]
     fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
-        run(py, || {
-            let config: EngineConfig = serde_json::from_str(config_json)?;
-            let engine = engine::Engine::open(config)?;
-            Ok::<_, StartError>(Self(Mutex::new(Some(Arc::new(engine)))))
-        })
+        let opened = run(py, || {
+            let config: Result<EngineConfig, _> = serde_json::from_str(config_json);
+            Ok::<_, std::convert::Infallible>(config.map_err(StartError::from).and_then(engine::Engine::open))
+        })?;
+        match opened {
+            Ok(engine) => Ok(Self(Mutex::new(Some(Arc::new(engine))))),
+            Err(error) if error.may_pass() => Err(TemporaryFailure::new_err(error.to_string())),
+            Err(error) => Err(CoreError::new_err(error.to_string())),
+        }
     }
 
     /// Serves an association until it ends: sends the A-ASSOCIATE-AC of `answer`, and gives `place` back at the end.
@@ -274,11 +322,65 @@ impl Engine {
         })
     }
 
-    /// What start-up found: rows kept, rows dropped, temporary files removed.
-    fn start_up(&self) -> PyResult<(u64, u64, usize)> {
+    /// What start-up found.
+    fn start_up(&self) -> PyResult<StartUp> {
         let engine = self.inner()?;
         let found = engine.start_up();
-        Ok((found.settled.kept, found.settled.dropped, found.temporary_files))
+        let settled = &found.settled;
+        Ok(StartUp {
+            rows_kept: settled.kept,
+            rows_dropped: settled.dropped,
+            temporary_files: found.temporary_files,
+            quarantined: settled.quarantined.first.clone(),
+            quarantined_count: settled.quarantined.count,
+            missing: settled.missing.first.clone(),
+            missing_count: settled.missing.count,
+            undecided: settled.undecided.first.clone(),
+            undecided_count: settled.undecided.count,
+            unusable: found.unusable.first.clone(),
+            unusable_count: found.unusable.count,
+        })
+    }
+
+    /// How the storage is, by what is in memory: this asks no disk.
+    fn storage_state(&self) -> PyResult<StorageState> {
+        let state = self.inner()?.storage_state();
+        Ok(StorageState {
+            quarantined: state.quarantined,
+            undecided: state.undecided,
+            changed: state.changed,
+            unreadable: state.unreadable,
+            missing: state.missing,
+            replaced_files: state.replaced.files,
+            replaced_bytes: state.replaced.bytes,
+            replaced_max_bytes: state.replaced.max_bytes,
+            replaced_total: state.replaced.replaced,
+        })
+    }
+
+    /// Decides again about rows whose file could not be looked at: rows kept, rows dropped, files put into quarantine, paths
+    /// that are still undecided.
+    fn reconsider(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64)> {
+        let engine = self.inner()?;
+        let settled = run(py, || engine.reconsider())?;
+        Ok((
+            settled.kept,
+            settled.dropped,
+            settled.quarantined.count,
+            settled.undecided.count,
+        ))
+    }
+
+    /// Removes replaced files whose time is over, and counts anew what operators may have removed. How many went, and folders
+    /// that cannot be read, with the reason.
+    fn sweep(&self, py: Python<'_>) -> PyResult<(u64, Vec<(String, String)>)> {
+        let engine = self.inner()?;
+        run(py, || Ok::<_, std::convert::Infallible>(engine.sweep()))
+    }
+
+    /// Whether the outbox's thread lives. Where it does not, nothing is recorded or published any more.
+    fn outbox_is_alive(&self) -> PyResult<bool> {
+        Ok(self.inner()?.outbox().is_alive())
     }
 
     /// An outbox that start-up found damaged: where it was put, what was wrong, how many rows could be read.
@@ -291,12 +393,22 @@ impl Engine {
         }))
     }
 
-    /// Records the files that an interrupted predecessor may have left without a record, where there may be any. Returns
-    /// files looked at, recorded, left without one, and records without a file; None where there was nothing to do.
-    fn recover(&self, py: Python<'_>) -> PyResult<Option<(u64, u64, u64, u64)>> {
+    /// Records the files that an interrupted predecessor may have left without a record, where there may be any; None where
+    /// there was nothing to do. What could not be read is looked at again by the next call.
+    fn recover(&self, py: Python<'_>) -> PyResult<Option<Recovery>> {
         let engine = self.inner()?;
         let recovered = run(py, || engine.recover())?;
-        Ok(recovered.map(|found| (found.files, found.recorded, found.left, found.missing)))
+        Ok(recovered.map(|found| Recovery {
+            files: found.files,
+            recorded: found.recorded,
+            left: found.left,
+            missing_count: found.missing.count,
+            missing: found.missing.first,
+            changed_count: found.changed.count,
+            changed: found.changed.first,
+            unreadable_count: found.unreadable.count,
+            unreadable: found.unreadable.first,
+        }))
     }
 
     /// Ends `recover` early; the next start begins it again.
@@ -449,10 +561,12 @@ impl Engine {
         Ok((facts, dropped))
     }
 
-    /// Counts anew what tenants with a quota have stored.
-    fn measure_tenants(&self, py: Python<'_>) -> PyResult<()> {
+    /// Counts anew what tenants with a quota have stored. Folders that cannot be read, with the reason.
+    fn measure_tenants(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
         let engine = self.inner()?;
-        run(py, || engine.tenants().measure())
+        run(py, || {
+            Ok::<_, std::convert::Infallible>(engine.tenants().measure())
+        })
     }
 
     /// Aborts every association.

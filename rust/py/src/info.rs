@@ -139,9 +139,8 @@ pub fn outbox_migrations() -> Vec<&'static str> {
     storescp_core::outbox::MIGRATIONS.to_vec()
 }
 
-/// A row of the journal: trace id, key, record, path, size, digest, when it was received (microseconds since 1970), whether its
-/// place was empty.
-type JournalRow = (String, String, String, String, u64, [u8; 16], i64, bool);
+/// A row of the journal: trace id, key, record, path, size, digest, when it was received (microseconds since 1970).
+type JournalRow = (String, String, String, String, u64, [u8; 16], i64);
 
 /// Rows that an interrupted Rust engine left in the journal beside the outbox's database, in their order.
 #[pyfunction]
@@ -158,7 +157,6 @@ pub fn read_journal(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<JournalRow>
                 row.size,
                 row.digest,
                 row.created,
-                row.place_was_empty,
             )
         })
         .collect())

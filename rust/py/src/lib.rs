@@ -33,6 +33,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<desk::Desk>()?;
     module.add_class::<desk::Served>()?;
     module.add_class::<engine::Engine>()?;
+    module.add_class::<engine::StartUp>()?;
+    module.add_class::<engine::Recovery>()?;
+    module.add_class::<engine::StorageState>()?;
     module.add_class::<engine::AssociationSummary>()?;
     module.add_class::<engine::InstanceFact>()?;
     module.add_class::<engine::LiveAssociation>()?;

@@ -172,12 +172,19 @@ fn tag_of(keyword: &str) -> Result<Tag, UnknownKeyword> {
         .ok_or_else(|| UnknownKeyword(keyword.to_owned()))
 }
 
-/// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2).
+/// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2). Neither has control characters; one that is there
+/// becomes U+FFFD, so that what consumers store is never cut at a NUL.
 fn text(charset: &SpecificCharacterSet, value: &[u8]) -> String {
     let is_padding = |c| c == ' ' || c == '\0';
     let mut text = charset.decode(value);
     text.truncate(text.trim_end_matches(is_padding).len());
     text.drain(..text.len() - text.trim_start_matches(is_padding).len());
+    if text.bytes().any(|byte| byte < b' ') {
+        text = text
+            .chars()
+            .map(|c| if c < ' ' { char::REPLACEMENT_CHARACTER } else { c })
+            .collect();
+    }
     text
 }
 

@@ -1,5 +1,6 @@
 //! The commit of an instance: duplicates, file, name, record.
 
+use std::io::ErrorKind;
 use std::time::Instant;
 
 use chrono::Utc;
@@ -14,8 +15,14 @@ use crate::outbox::NewRow;
 use crate::record::Facts;
 use crate::stages::Stage;
 use crate::status::Refusal;
-use crate::store::folders::SeriesFolder;
-use crate::store::Existing;
+use crate::store::folders::{Made, SeriesFolder};
+use crate::store::{Existing, Store};
+
+/// The folder of a series, and those on the way to it that were made.
+fn create<'s>(store: &'s Store, path: &'s InstancePath) -> std::io::Result<(SeriesFolder, Option<Made<'s>>)> {
+    let (folder, made) = store.folders().create(path)?;
+    Ok((folder, Some(made)))
+}
 
 /// To write so much takes longer than to wake a thread that syncs the row meanwhile.
 const SYNCED_BESIDE: u64 = 1 << 16;
@@ -28,7 +35,11 @@ impl Reception<'_> {
         path: &InstancePath,
     ) -> Result<Stored, Refusal> {
         let store = self.store;
-        let _one_writer = store.lock(path);
+        let _one_writer = store.lock(path.relative());
+        if self.engine.outbox().undecided() > 0 {
+            // Whatever an interruption left at this path is decided before anything takes its place.
+            self.engine.reconsider_path(path.relative())?;
+        }
         let folder = store.folders().open(path)?;
         match store.existing(folder.as_ref(), path, &mut self.spool)? {
             Existing::Absent => self.commit_new(tenant, index, path, folder, None),
@@ -38,6 +49,7 @@ impl Reception<'_> {
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
                 Duplicates::Keep => {
                     self.make_existing_durable(path)?;
+                    self.engine.ensure_recorded(path.relative())?;
                     Ok(Stored::Kept)
                 }
             },
@@ -67,9 +79,7 @@ impl Reception<'_> {
             outbox.flush_rows()?;
         }
         let names_first = !in_its_place && self.store.names_first();
-        let mut row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
-        // Where nothing is synced, a part after a power cut may be what is left of an instance that was acknowledged: it stays.
-        row.place_was_empty = sync_data && !in_its_place;
+        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
         let stages = self.engine.stages();
         let mut began = Instant::now();
         let mut lap = || {
@@ -101,7 +111,9 @@ impl Reception<'_> {
         entry.wait()?;
         stages.note(Stage::Outbox, lap());
         failpoint::hit("row_durable");
-        let named = written.and_then(|()| self.name(path, folder, in_its_place, names_first));
+        let named = written
+            .map_err(Refusal::from)
+            .and_then(|()| self.name(path, folder, replaced, names_first));
         syncing += lap();
         if sync_data {
             stages.note(Stage::Sync, syncing);
@@ -120,32 +132,48 @@ impl Reception<'_> {
     }
 
     /// The name, and its durability. The data is durable before it, or, where the file system keeps the order, on its disk:
-    /// then one sync makes all of it durable.
+    /// then one sync makes all of it durable. What was at its place is put aside before; `replaced` is its size.
     fn name(
         &mut self,
         path: &InstancePath,
         folder: Option<SeriesFolder>,
-        replaces: bool,
+        replaced: Option<u64>,
         names_first: bool,
-    ) -> std::io::Result<()> {
-        let folders = self.store.folders();
-        let folder = match folder {
-            Some(folder) => folder,
-            None => folders.create(path)?,
+    ) -> Result<(), Refusal> {
+        let store = self.store;
+        let (mut folder, mut made) = match folder {
+            Some(folder) => (folder, None),
+            None => create(store, path)?,
         };
         failpoint::hit("folder_made");
         if names_first {
             self.spool.finish_write_back()?;
         }
-        self.spool.publish(&folder, path.file_name())?;
+        if let Some(bytes) = replaced {
+            let aside = store.replaced().put_aside(&folder, path, bytes)?;
+            failpoint::hit("put_aside");
+            self.spool.publish(&folder, path.file_name())?;
+            aside.keep();
+        } else {
+            let mut published = self.spool.publish(&folder, path.file_name());
+            if matches!(&published, Err(error) if error.kind() == ErrorKind::NotFound) {
+                // Whoever made the folder failed, and removed it again because it was empty.
+                (folder, made) = create(store, path)?;
+                published = self.spool.publish(&folder, path.file_name());
+            }
+            published?;
+        }
         failpoint::hit("named");
         if let Err(error) = self.sync_named(path, &folder, names_first) {
-            if !replaces {
+            if replaced.is_none() {
                 folder.remove_file(path.file_name())?;
             }
-            return Err(error);
+            return Err(error.into());
         }
         failpoint::hit("folder_synced");
+        if let Some(made) = made {
+            made.keep();
+        }
         self.folder = Some(folder);
         Ok(())
     }
@@ -235,7 +263,6 @@ impl Reception<'_> {
             size,
             digest,
             created: created.timestamp_micros(),
-            place_was_empty: false,
         })
     }
 }

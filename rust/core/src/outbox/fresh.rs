@@ -158,7 +158,6 @@ mod tests {
             size: 1,
             digest: [0; 16],
             created: 1,
-            place_was_empty: true,
         }
     }
 

@@ -47,7 +47,7 @@ pub struct Damage {
 /// # Errors
 /// [`OutboxError`] when it cannot be told: not permitted, no memory, a newer program's.
 pub fn examine(path: &Path) -> Result<Condition, OutboxError> {
-    let io = |error: std::io::Error| OutboxError(error.to_string());
+    let io = |error: std::io::Error| OutboxError::from(error);
     if !path.try_exists().map_err(io)? {
         return Ok(Condition::Absent);
     }
@@ -108,7 +108,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
 /// # Errors
 /// [`OutboxError`]: then the damaged one is where it was, or its place is empty.
 pub fn replace(path: &Path, reason: String, now: SystemTime) -> Result<Damage, OutboxError> {
-    let io = |error: std::io::Error| OutboxError(error.to_string());
+    let io = |error: std::io::Error| OutboxError::from(error);
     let fresh = with_suffix(path, ".salvaged");
     for suffix in ["", "-journal"] {
         match std::fs::remove_file(with_suffix(&fresh, suffix)) {

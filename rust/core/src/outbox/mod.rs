@@ -16,18 +16,19 @@ mod settle;
 mod topic;
 mod writer;
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use fresh::Fresh;
 use journal::{Journal, Place, Syncing};
-pub use rows::{Backlog, ClaimedRow, Disk, Lag, NewRow, Newest, Settled};
+pub use rows::{Backlog, ClaimedRow, Disk, Found, Lag, NewRow, Newest, Settled};
 pub use schema::MIGRATIONS;
 pub use topic::Topic;
 use writer::{Lazy, LazyQueue, Op, Reply, Writer};
@@ -35,14 +36,53 @@ use writer::{Lazy, LazyQueue, Op, Reply, Writer};
 const ALL_PENDING: i64 = 0b11;
 const QUEUE: usize = 4096;
 
-/// The queue failed; the text is `SQLite`'s.
+/// The queue failed.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct OutboxError(String);
+#[error("{text}")]
+pub struct OutboxError {
+    text: String,
+    may_pass: bool,
+}
+
+impl OutboxError {
+    fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            may_pass: false,
+        }
+    }
+
+    /// Whether it may pass by itself: no space, an I/O error, another process that is busy with it.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.may_pass
+    }
+}
 
 impl From<rusqlite::Error> for OutboxError {
     fn from(error: rusqlite::Error) -> Self {
-        Self(error.to_string())
+        let may_pass = error.sqlite_error_code().is_some_and(|code| {
+            matches!(
+                code,
+                ErrorCode::CannotOpen
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::DiskFull
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::SystemIoFailure
+            )
+        });
+        Self {
+            text: error.to_string(),
+            may_pass,
+        }
+    }
+}
+
+impl From<io::Error> for OutboxError {
+    fn from(error: io::Error) -> Self {
+        Self::of_disk(&error, &error)
     }
 }
 
@@ -53,6 +93,8 @@ struct Shared {
     pending: AtomicI64,
     dead: AtomicI64,
     bytes: AtomicI64,
+    /// Rows of which it is not known whether their file has its name.
+    undecided: AtomicU64,
     lazy: Mutex<LazyQueue>,
     /// Changed by the writer alone.
     fresh: Mutex<Fresh>,
@@ -119,7 +161,7 @@ pub fn sqlite_version() -> &'static str {
 }
 
 fn stopped() -> OutboxError {
-    OutboxError("the outbox is closed".to_owned())
+    OutboxError::new("the outbox is closed")
 }
 
 impl Outbox {
@@ -140,8 +182,12 @@ impl Outbox {
             connection.pragma_update(None, "synchronous", "OFF")?;
         }
         let journal = Journal::create(folder, synchronous)
-            .map_err(|error| OutboxError(format!("the journal: {error}")))?;
+            .map_err(|error| OutboxError::of_disk(format_args!("the journal: {error}"), &error))?;
         begin_log(&mut connection)?;
+        let undecided: u32 =
+            connection.query_row("SELECT count(*) FROM instance WHERE ready IS NULL", [], |row| {
+                row.get(0)
+            })?;
         let (pending, dead, bytes): (i64, i64, i64) = connection.query_row(
             "SELECT coalesce(sum(pending <> 0), 0), coalesce(sum(pending = 0), 0),
                  coalesce(sum(length(CAST(payload AS BLOB))), 0)
@@ -155,6 +201,7 @@ impl Outbox {
             pending: AtomicI64::new(pending),
             dead: AtomicI64::new(dead),
             bytes: AtomicI64::new(bytes),
+            undecided: AtomicU64::new(undecided.into()),
             lazy: Mutex::default(),
             fresh: Mutex::default(),
             last_ready: Mutex::new(next_ready - 1),
@@ -178,8 +225,7 @@ impl Outbox {
         };
         let writer = std::thread::Builder::new()
             .name("storescp-outbox".to_owned())
-            .spawn(move || writer.run(&inbox))
-            .map_err(|error| OutboxError(error.to_string()))?;
+            .spawn(move || writer.run(&inbox))?;
         Ok((
             Self {
                 ops,
@@ -215,6 +261,30 @@ impl Outbox {
         match entry.row.take() {
             Some(row) => self.send_lazily(Lazy::Insert(row, entry.place)),
             None => Ok(()),
+        }
+    }
+
+    /// Rows of which it is not known whether their file has its name.
+    #[must_use]
+    pub fn undecided(&self) -> u64 {
+        self.shared.undecided.load(Ordering::Acquire)
+    }
+
+    /// Whether its thread lives. Where it does not, nothing is recorded or published any more.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.writer.as_ref().is_some_and(|writer| !writer.is_finished())
+    }
+
+    /// Fails where its thread does not live.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn check_alive(&self) -> Result<(), OutboxError> {
+        if self.is_alive() {
+            Ok(())
+        } else {
+            Err(stopped())
         }
     }
 

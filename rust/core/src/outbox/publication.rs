@@ -40,6 +40,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`].
     pub fn claim(&self, topic: Topic, after: i64, most: u32) -> Result<Vec<ClaimedRow>, OutboxError> {
+        self.check_alive()?;
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         // Memory first: what leaves it meanwhile is found in the database, and what comes is later.
         let fresh = lock(&self.shared.fresh).look(topic, after, most);

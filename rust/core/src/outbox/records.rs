@@ -29,7 +29,8 @@ impl Outbox {
         let reader = lock(&self.reader);
         let found = reader
             .prepare_cached(
-                "SELECT id, trace_id, created, pending <> 0 OR dead <> 0, payload <> '' FROM instance
+                "SELECT id, trace_id, created, pending <> 0 OR dead <> 0, payload <> '', ready IS NOT NULL, size, digest
+                 FROM instance
                  WHERE path_hash = ?1 AND path = ?2 ORDER BY id DESC LIMIT 1",
             )?
             .query_row((path_hash(path), path), |row| {
@@ -39,6 +40,9 @@ impl Outbox {
                     created: row.get(2)?,
                     waits: row.get(3)?,
                     has_payload: row.get(4)?,
+                    is_committed: row.get(5)?,
+                    size: u64::try_from(row.get::<_, i64>(6)?).unwrap_or(0),
+                    digest: row.get(7)?,
                 })
             })
             .optional()?;

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::store::quarantine::Evidence;
+
 /// A record on its way into the queue.
 #[derive(Clone, Debug)]
 pub struct NewRow {
@@ -19,9 +21,6 @@ pub struct NewRow {
     pub digest: [u8; 16],
     /// When it was received, microseconds since 1970: what the record says.
     pub created: i64,
-    /// Nothing was at the path before, and the file is synced before it is acknowledged: what is there after an interruption,
-    /// and is not this file, is a part of it that nobody was promised.
-    pub place_was_empty: bool,
 }
 
 /// A record to be published.
@@ -63,32 +62,81 @@ pub struct Newest {
     pub waits: bool,
     /// Whether its record is still there.
     pub has_payload: bool,
+    /// Whether its file is known to have its name.
+    pub is_committed: bool,
+    /// Size of the file.
+    pub size: u64,
+    /// Digest of the file.
+    pub digest: [u8; 16],
 }
 
-/// What start-up found between insertion and publication.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What was decided about rows that an interruption left undecided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Rows whose file is there: kept.
     pub kept: u64,
-    /// Rows whose file is not: never acknowledged, dropped.
+    /// Rows of which another row is the newer one, or whose file is not there: dropped.
     pub dropped: u64,
-    /// Parts of files that were found in their place: removed.
-    pub parts: usize,
+    /// Paths of files that were something else: they are in quarantine, without a record.
+    pub quarantined: Found<String>,
+    /// Paths without a file where, at a durability below full, a power cut may have taken the name of an acknowledged one.
+    pub missing: Found<String>,
+    /// Paths that could not be looked at, and why: their rows stay undecided.
+    pub undecided: Found<(String, String)>,
+}
+
+/// How many there are, and the first of them: for a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T> {
+    /// How many.
+    pub count: u64,
+    /// The first hundred.
+    pub first: Vec<T>,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            first: Vec::new(),
+        }
+    }
+}
+
+impl<T> Found<T> {
+    const MOST: usize = 100;
+
+    /// Counts one more.
+    pub fn push(&mut self, one: T) {
+        self.count += 1;
+        if self.first.len() < Self::MOST {
+            self.first.push(one);
+        }
+    }
+}
+
+impl<T> Extend<T> for Found<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, others: I) {
+        others.into_iter().for_each(|one| self.push(one));
+    }
 }
 
 /// What start-up asks of the storage.
 pub trait Disk {
-    /// Whether the file at a path has this size and digest; it is durable then.
+    /// Size and digest of the file at a path, which is durable then; `None` where there is none.
     ///
     /// # Errors
-    /// What the file system says.
-    fn holds(&self, path: &str, size: u64, digest: &[u8]) -> io::Result<bool>;
+    /// What the file system says: nothing is known of the file.
+    fn look_at(&self, path: &str) -> io::Result<Option<(u64, [u8; 16])>>;
 
-    /// Removes a part of a file of `size` bytes, which was never acknowledged. Returns whether there was one.
+    /// Puts a file aside that is not what its record says.
     ///
     /// # Errors
-    /// What the file system says.
-    fn discard(&self, path: &str, size: u64) -> io::Result<bool>;
+    /// What the file system says: the file is where it was.
+    fn quarantine(&self, evidence: &Evidence<'_>) -> io::Result<()>;
+
+    /// Whether the name of a file is durable before it is acknowledged: then one that is not there never was.
+    fn acknowledges_durable_names(&self) -> bool;
 }
 
 /// How far a topic is behind.

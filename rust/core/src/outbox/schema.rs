@@ -16,7 +16,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), OutboxError> {
     let version: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let version = usize::try_from(version).unwrap_or(usize::MAX);
     if version > MIGRATIONS.len() {
-        return Err(OutboxError(format!(
+        return Err(OutboxError::new(format!(
             "made by a newer program (schema {version}, this one knows {})",
             MIGRATIONS.len()
         )));

@@ -1,89 +1,297 @@
-//! What an interrupted predecessor left between insertion and publication: the files decide.
+//! What start-up decides about undecided rows: those whose file may or may not have got its name before an interruption.
+//!
+//! The file decides. All undecided rows of a path are looked at together, because at most one of them describes its file.
 
+use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 
-use super::{journal, next_ready, writer, Disk, NewRow, OutboxError, Settled, ALL_PENDING};
+use super::writer::{self, Op};
+use super::{journal, lock, next_ready, Disk, NewRow, Outbox, OutboxError, Settled, ALL_PENDING};
+use crate::digest::Digest;
 use crate::store::path_hash;
+use crate::store::quarantine::Evidence;
 
-/// Settles rows of the pure engine that were never marked publishable, and those that are only in the journal.
+const COLUMNS: &str = "id, trace_id, key, payload, path, size, digest, created";
+
+/// An undecided row, in the database where it has an id, else in the journal.
+struct Undecided {
+    id: Option<i64>,
+    row: NewRow,
+}
+
+/// What becomes of the undecided rows of a path.
+enum Verdict {
+    /// The file is that of the row at this place among them; the others go.
+    Keep(usize),
+    /// They go; the file, if there is one, is that of a row that is committed.
+    Drop,
+    /// They go, and there is no file, although there should be.
+    Missing,
+    /// They go; the file is something else, of this size and digest: it is to be put aside.
+    Differs((u64, Digest)),
+    /// The file cannot be looked at, or not be put aside.
+    Unknown(String),
+}
+
+/// Decides about all undecided rows: those in the database, and those that are only in the journal.
 pub(super) fn settle(
     connection: &mut Connection,
     folder: &Path,
     disk: &impl Disk,
 ) -> Result<Settled, OutboxError> {
-    let rows = journal::read(folder).map_err(|error| OutboxError(format!("the journal: {error}")))?;
-    let on_disk = |path: &str, size, digest: &[u8]| {
-        disk.holds(path, size, digest)
-            .map_err(|error| OutboxError(format!("{path}: {error}")))
-    };
+    let journalled = journal::read(folder)
+        .map_err(|error| OutboxError::of_disk(format_args!("the journal: {error}"), &error))?;
     let transaction = connection.transaction()?;
+    let mut undecided = in_database(&transaction, None)?;
+    for row in journalled {
+        if !is_recorded(&transaction, &row)? {
+            undecided.push(Undecided { id: None, row });
+        }
+    }
     let mut settled = Settled::default();
-    let mut ready = next_ready(&transaction)?;
-    let open: Vec<(i64, String, i64, Vec<u8>)> = transaction
-        .prepare("SELECT id, path, size, digest FROM instance WHERE ready IS NULL ORDER BY id")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
-        .collect::<Result<_, _>>()?;
-    for (id, path, size, digest) in open {
-        if on_disk(&path, u64::try_from(size).unwrap_or(0), &digest)? {
-            transaction.execute("UPDATE instance SET ready = ?1 WHERE id = ?2", [ready, id])?;
-            ready += 1;
-            settled.kept += 1;
-        } else {
-            transaction.execute("DELETE FROM instance WHERE id = ?1", [id])?;
-            settled.dropped += 1;
+    let mut kept = Vec::new();
+    for (path, places) in by_path(&undecided) {
+        let rows: Vec<&Undecided> = places.iter().filter_map(|&place| undecided.get(place)).collect();
+        let found = disk.look_at(path);
+        let verdict = judge(
+            &transaction,
+            path,
+            &rows,
+            found,
+            disk.acknowledges_durable_names(),
+        )?;
+        let verdict = put_aside(verdict, path, &rows, disk);
+        let keep = match &verdict {
+            Verdict::Keep(at) => places.get(*at).copied(),
+            _ => None,
+        };
+        settled.note(&verdict, path, rows.len());
+        let is_unknown = matches!(verdict, Verdict::Unknown(_));
+        for (place, one) in places.iter().zip(rows) {
+            if keep == Some(*place) {
+                kept.push(*place);
+            } else if is_unknown {
+                if one.id.is_none() {
+                    writer::insert(&transaction, &one.row, None, None, ALL_PENDING)?;
+                }
+            } else if let Some(id) = one.id {
+                transaction.execute("DELETE FROM instance WHERE id = ?1", [id])?;
+            }
         }
     }
-    let mut dropped = Vec::new();
-    for row in rows {
-        if is_recorded(&transaction, &row)? {
-            continue;
-        }
-        if on_disk(&row.path, row.size, &row.digest)? {
-            writer::insert(&transaction, &row, None, ready, ALL_PENDING)?;
-            ready += 1;
-            settled.kept += 1;
-        } else {
-            settled.dropped += 1;
-            dropped.push(row);
-        }
-    }
-    for row in dropped {
-        // Another row of the path may have been acknowledged, and then the file is that row's.
-        if row.place_was_empty && !has_row(&transaction, &row.path)? {
-            let discarded = disk.discard(&row.path, row.size);
-            let discarded = discarded.map_err(|error| OutboxError(format!("{}: {error}", row.path)))?;
-            settled.parts += usize::from(discarded);
+    // In the order in which they were written.
+    kept.sort_unstable();
+    let kept = kept.iter().filter_map(|&place| undecided.get(place));
+    for (ready, one) in (next_ready(&transaction)?..).zip(kept) {
+        match one.id {
+            Some(id) => {
+                transaction.execute("UPDATE instance SET ready = ?1 WHERE id = ?2", [ready, id])?;
+            }
+            None => writer::insert(&transaction, &one.row, None, Some(ready), ALL_PENDING)?,
         }
     }
     transaction.commit()?;
     Ok(settled)
 }
 
-fn has_row(transaction: &Transaction<'_>, path: &str) -> Result<bool, OutboxError> {
-    Ok(transaction
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ?1 AND path = ?2)")?
-        .query_row((path_hash(path), path), |found| found.get(0))?)
+impl Outbox {
+    /// Paths with undecided rows.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn undecided_paths(&self) -> Result<Vec<String>, OutboxError> {
+        if self.undecided() == 0 {
+            return Ok(Vec::new());
+        }
+        let reader = lock(&self.reader);
+        let mut statement =
+            reader.prepare("SELECT DISTINCT path FROM instance WHERE ready IS NULL ORDER BY id")?;
+        let paths = statement.query_map([], |row| row.get(0))?;
+        Ok(paths.collect::<Result<_, _>>()?)
+    }
+
+    /// Decides again about the undecided rows of a path, under the lock of that path.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn settle_path(&self, path: &str, disk: &impl Disk) -> Result<Settled, OutboxError> {
+        self.flush_rows()?;
+        let mut settled = Settled::default();
+        // Without the reader: a disk that hangs must not hold up publication.
+        let found = disk.look_at(path);
+        let (undecided, verdict) = {
+            let reader = lock(&self.reader);
+            let undecided = in_database(&reader, Some(path))?;
+            let rows: Vec<&Undecided> = undecided.iter().collect();
+            let verdict = judge(&reader, path, &rows, found, disk.acknowledges_durable_names())?;
+            (undecided, verdict)
+        };
+        let rows: Vec<&Undecided> = undecided.iter().collect();
+        let verdict = put_aside(verdict, path, &rows, disk);
+        if undecided.is_empty() {
+            return Ok(settled);
+        }
+        settled.note(&verdict, path, undecided.len());
+        let (mut keep, mut drop) = (None, Vec::new());
+        if !matches!(verdict, Verdict::Unknown(_)) {
+            for (at, one) in undecided.iter().enumerate() {
+                match verdict {
+                    Verdict::Keep(kept) if kept == at => keep = one.id,
+                    _ => drop.extend(one.id),
+                }
+            }
+            self.ask(|reply| Op::Settled { keep, drop, reply })?;
+        }
+        Ok(settled)
+    }
 }
 
-/// Whether the database has the row, or another one that describes the same file: a row that was taken back, and whose
-/// instance was sent again, must not come back beside its successor.
-fn is_recorded(transaction: &Transaction<'_>, row: &NewRow) -> Result<bool, OutboxError> {
-    let place = (path_hash(&row.path), &row.path);
-    let same: bool = transaction
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ?1 AND path = ?2 AND trace_id = ?3)",
-        )?
-        .query_row((place.0, place.1, &row.trace_id), |found| found.get(0))?;
-    if same {
-        return Ok(true);
+/// Undecided rows of the database: of a path, or all.
+fn in_database(connection: &Connection, path: Option<&str>) -> Result<Vec<Undecided>, OutboxError> {
+    let which = if path.is_some() { "path = ?1" } else { "?1 IS NULL" };
+    let mut statement = connection.prepare(&format!(
+        "SELECT {COLUMNS} FROM instance WHERE ready IS NULL AND {which} ORDER BY id"
+    ))?;
+    let rows = statement.query_map([path], |row| {
+        Ok(Undecided {
+            id: row.get(0)?,
+            row: row_of(row)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn row_of(row: &Row<'_>) -> rusqlite::Result<NewRow> {
+    Ok(NewRow {
+        trace_id: row.get(1)?,
+        key: row.get(2)?,
+        payload: row.get(3)?,
+        path: row.get(4)?,
+        size: u64::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
+        digest: row.get(6)?,
+        created: row.get(7)?,
+    })
+}
+
+/// The places of the rows of each path, in their order.
+fn by_path(undecided: &[Undecided]) -> Vec<(&str, Vec<usize>)> {
+    let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    for (place, one) in undecided.iter().enumerate() {
+        let path = one.row.path.as_str();
+        let group = *known.entry(path).or_insert_with(|| {
+            groups.push((path, Vec::new()));
+            groups.len() - 1
+        });
+        if let Some((_, places)) = groups.get_mut(group) {
+            places.push(place);
+        }
     }
-    let newest: Option<(i64, Vec<u8>)> = transaction
-        .prepare_cached(
-            "SELECT size, digest FROM instance WHERE path_hash = ?1 AND path = ?2 ORDER BY id DESC LIMIT 1",
-        )?
-        .query_row(place, |found| Ok((found.get(0)?, found.get(1)?)))
-        .optional()?;
-    Ok(newest.is_some_and(|(size, digest)| u64::try_from(size) == Ok(row.size) && digest == row.digest))
+    groups
+}
+
+/// What becomes of the undecided rows of a path, the oldest first, by what was found there.
+fn judge(
+    connection: &Connection,
+    path: &str,
+    rows: &[&Undecided],
+    found: io::Result<Option<(u64, Digest)>>,
+    absence_is_conclusive: bool,
+) -> Result<Verdict, OutboxError> {
+    let found = match found {
+        Ok(Some(found)) => found,
+        Ok(None) if absence_is_conclusive => return Ok(Verdict::Drop),
+        Ok(None) => return Ok(Verdict::Missing),
+        Err(error) => return Ok(Verdict::Unknown(error.to_string())),
+    };
+    // An attempt that failed may have left a row, and the next one that succeeded another: the newest is the one that was
+    // acknowledged. Where that one is committed, none of these was.
+    let [newest_committed, others_committed] = committed(connection, path, found)?;
+    if newest_committed {
+        return Ok(Verdict::Drop);
+    }
+    let newest = rows
+        .iter()
+        .rposition(|one| (one.row.size, one.row.digest) == found);
+    Ok(match newest {
+        Some(at) => Verdict::Keep(at),
+        None if others_committed => Verdict::Drop,
+        None => Verdict::Differs(found),
+    })
+}
+
+/// Puts the file into quarantine where it differs.
+fn put_aside(verdict: Verdict, path: &str, rows: &[&Undecided], disk: &impl Disk) -> Verdict {
+    let (Verdict::Differs(found), Some(newest)) = (&verdict, rows.last()) else {
+        return verdict;
+    };
+    let moved = disk.quarantine(&Evidence {
+        trace_id: &newest.row.trace_id,
+        path,
+        recorded: (newest.row.size, newest.row.digest),
+        found: *found,
+        record: &newest.row.payload,
+        reason: "the file at this path is not the one whose record was being written when the service was interrupted",
+    });
+    match moved {
+        Ok(()) => verdict,
+        Err(error) => Verdict::Unknown(format!("it cannot be put into quarantine: {error}")),
+    }
+}
+
+/// Whether the newest committed row of the path describes a file of this size and digest, and whether any does.
+fn committed(connection: &Connection, path: &str, found: (u64, Digest)) -> Result<[bool; 2], OutboxError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT size, digest FROM instance WHERE path_hash = ?1 AND path = ?2 AND ready IS NOT NULL ORDER BY id DESC",
+    )?;
+    let rows: Vec<(i64, Digest)> = statement
+        .query_map((path_hash(path), path), |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let describes =
+        |(size, digest): &(i64, Digest)| u64::try_from(*size) == Ok(found.0) && *digest == found.1;
+    Ok([rows.first().is_some_and(describes), rows.iter().any(describes)])
+}
+
+/// Whether the database has the row.
+fn is_recorded(connection: &Connection, row: &NewRow) -> Result<bool, OutboxError> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM instance WHERE path_hash = ?1 AND path = ?2 AND trace_id = ?3")?
+        .query_row((path_hash(&row.path), &row.path, &row.trace_id), |_| Ok(()))
+        .optional()?
+        .is_some())
+}
+
+impl Settled {
+    fn note(&mut self, verdict: &Verdict, path: &str, rows: usize) {
+        let rows = rows as u64;
+        match verdict {
+            Verdict::Keep(_) => {
+                self.kept += 1;
+                self.dropped += rows - 1;
+            }
+            Verdict::Drop => self.dropped += rows,
+            Verdict::Missing => {
+                self.dropped += rows;
+                self.missing.push(path.to_owned());
+            }
+            Verdict::Differs(_) => {
+                self.dropped += rows;
+                self.quarantined.push(path.to_owned());
+            }
+            Verdict::Unknown(reason) => self.undecided.push((path.to_owned(), reason.clone())),
+        }
+    }
+}
+
+impl OutboxError {
+    /// What the file system says, in words of the caller's.
+    pub(super) fn of_disk(text: impl std::fmt::Display, error: &io::Error) -> Self {
+        Self {
+            text: text.to_string(),
+            may_pass: crate::os::may_pass(error),
+        }
+    }
 }

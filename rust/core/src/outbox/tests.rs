@@ -3,6 +3,7 @@
 use std::io;
 
 use super::*;
+use crate::store::quarantine::Evidence;
 
 mod fresh;
 mod syncs;
@@ -16,26 +17,49 @@ fn row(number: u32) -> NewRow {
         size: u64::from(number),
         digest: [7; 16],
         created: now_micros(),
-        place_was_empty: number % 4 == 1,
     }
 }
 
-/// Holds files by their size, and something else in the place of each other one.
-struct Files(fn(u64) -> bool);
+/// What lies at a path.
+type Look = io::Result<Option<(u64, [u8; 16])>>;
+
+/// A disk, by what lies at a path.
+struct Files(fn(&str) -> Look);
 
 impl Disk for Files {
-    fn holds(&self, _path: &str, size: u64, _digest: &[u8]) -> io::Result<bool> {
-        Ok(self.0(size))
+    fn look_at(&self, path: &str) -> Look {
+        (self.0)(path)
     }
 
-    fn discard(&self, _path: &str, size: u64) -> io::Result<bool> {
-        assert!(!self.0(size));
-        Ok(true)
+    fn quarantine(&self, evidence: &Evidence<'_>) -> io::Result<()> {
+        assert_eq!(evidence.found.1, OTHER_DIGEST);
+        if evidence.path == "t/d/s/s/9.dcm" {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn acknowledges_durable_names(&self) -> bool {
+        true
     }
 }
 
-const EVEN: Files = Files(|size| size % 2 == 0);
-const ALL: Files = Files(|_| true);
+const OTHER_DIGEST: [u8; 16] = [9; 16];
+
+fn number(path: &str) -> u64 {
+    let name = path.rsplit_once('/').unwrap().1;
+    name.strip_suffix(".dcm").unwrap().parse().unwrap()
+}
+
+/// Files of even numbers are there, something else is in the place of each other one, and nothing in that of the rest.
+const EVEN: Files = Files(|path| match number(path) {
+    even if even % 2 == 0 => Ok(Some((even, [7; 16]))),
+    odd if odd % 4 == 1 => Ok(Some((odd, OTHER_DIGEST))),
+    _ => Ok(None),
+});
+const ALL: Files = Files(|path| Ok(Some((number(path), [7; 16]))));
+const UNREADABLE: Files = Files(|_| Err(io::Error::other("a bad sector")));
+const NONE: Files = Files(|_| Ok(None));
 
 fn open(path: &Path) -> (Outbox, Settled) {
     Outbox::open(path, true, &EVEN).unwrap()
@@ -265,15 +289,9 @@ fn start_up_keeps_rows_whose_file_is_there_and_drops_the_others() {
     drop((entries, outbox));
     let path = copy.path().join("outbox.sqlite");
     let (outbox, settled) = open(&path);
-    // Of those that are not there, one took an empty place: what is in it is a part.
-    assert_eq!(
-        settled,
-        Settled {
-            kept: 2,
-            dropped: 2,
-            parts: 1
-        }
-    );
+    assert_eq!((settled.kept, settled.dropped), (2, 2));
+    assert_eq!(settled.quarantined.first, ["t/d/s/s/1.dcm"]);
+    assert_eq!((settled.missing.count, settled.undecided.count), (0, 0));
     assert_eq!(trace_ids(&outbox), ["trace-0", "trace-2"]);
     assert!(outbox.describes("t/d/s/s/2.dcm", 2, [7; 16]).unwrap());
     assert!(!outbox.describes("t/d/s/s/2.dcm", 3, [7; 16]).unwrap());
@@ -297,20 +315,39 @@ fn start_up_takes_no_row_twice_and_none_whose_successor_is_there() {
     let copy = left_by_an_interruption(folder.path());
     drop(outbox);
     let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
-    assert_eq!(settled, Settled::default());
+    assert_eq!(
+        (settled.kept, settled.dropped, settled.quarantined.count),
+        (0, 1, 0)
+    );
     assert_eq!(trace_ids(&outbox), ["again", "trace-4"]);
 }
 
 #[test]
-fn start_up_takes_no_file_for_a_part_that_another_row_may_describe() {
+fn of_two_attempts_the_one_that_was_acknowledged_keeps_its_trace_id() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
-    let failed = durable(&outbox, row(5));
-    assert!(failed.row.as_ref().unwrap().place_was_empty);
-    drop(failed);
+    // The first failed behind its row; the second was acknowledged, and may have been published before the interruption.
+    drop(durable(&outbox, row(2)));
     let again = NewRow {
         trace_id: "again".to_owned(),
-        size: 6,
+        ..row(2)
+    };
+    let again = durable(&outbox, again);
+    let copy = left_by_an_interruption(folder.path());
+    drop((again, outbox));
+    let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
+    assert_eq!((settled.kept, settled.dropped), (1, 1));
+    assert_eq!(trace_ids(&outbox), ["again"]);
+}
+
+#[test]
+fn start_up_leaves_a_file_that_another_row_describes_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    drop(durable(&outbox, row(5)));
+    let again = NewRow {
+        trace_id: "again".to_owned(),
+        digest: OTHER_DIGEST,
         ..row(5)
     };
     outbox.publishable(durable(&outbox, again)).unwrap();
@@ -320,8 +357,79 @@ fn start_up_takes_no_file_for_a_part_that_another_row_may_describe() {
         }
         let copy = left_by_an_interruption(folder.path());
         let (_, settled) = open(&copy.path().join("outbox.sqlite"));
-        assert_eq!((settled.dropped, settled.parts), (1, 0));
+        assert_eq!((settled.dropped, settled.quarantined.count), (1, 0));
     }
+}
+
+#[test]
+fn what_cannot_be_looked_at_stays_undecided_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let entries: Vec<Entry> = [2, 3, 5, 9, 2].map(|n| durable(&outbox, row(n))).into();
+    let copy = left_by_an_interruption(folder.path());
+    drop((entries, outbox));
+    let path = copy.path().join("outbox.sqlite");
+    for _ in 0..2 {
+        let (outbox, settled) = Outbox::open(&path, true, &UNREADABLE).unwrap();
+        assert_eq!((settled.kept, settled.dropped), (0, 0));
+        assert_eq!(settled.undecided.count, 4, "by path");
+        assert_eq!(
+            settled.undecided.first[0],
+            ("t/d/s/s/2.dcm".to_owned(), "a bad sector".to_owned())
+        );
+        assert_eq!((outbox.undecided(), outbox.backlog().pending), (5, 5));
+        assert!(trace_ids(&outbox).is_empty());
+        assert_eq!(outbox.undecided_paths().unwrap().len(), 4);
+        let still = outbox.settle_path("t/d/s/s/2.dcm", &UNREADABLE).unwrap();
+        assert_eq!(still.undecided.count, 1);
+        assert_eq!(outbox.undecided(), 5);
+    }
+    let (outbox, _) = Outbox::open(&path, true, &UNREADABLE).unwrap();
+    let settled = outbox
+        .undecided_paths()
+        .unwrap()
+        .iter()
+        .map(|path| outbox.settle_path(path, &EVEN).unwrap())
+        .collect::<Vec<_>>();
+    let sum = |count: fn(&Settled) -> u64| settled.iter().map(count).sum::<u64>();
+    assert_eq!(sum(|one| one.kept), 1);
+    assert_eq!(
+        sum(|one| one.dropped),
+        3,
+        "the other of a path, one without a file, one in quarantine"
+    );
+    assert_eq!(sum(|one| one.quarantined.count), 1);
+    assert_eq!(sum(|one| one.undecided.count), 1, "no space in the quarantine");
+    assert_eq!((outbox.undecided(), outbox.backlog().pending), (1, 2));
+    assert_eq!(trace_ids(&outbox), ["trace-2"]);
+    assert_eq!(
+        outbox.settle_path("t/d/s/s/2.dcm", &NONE).unwrap(),
+        Settled::default(),
+        "it is decided"
+    );
+}
+
+#[test]
+fn below_full_durability_a_file_that_is_not_there_is_reported() {
+    struct Relaxed;
+    impl Disk for Relaxed {
+        fn look_at(&self, _path: &str) -> Look {
+            Ok(None)
+        }
+        fn quarantine(&self, _evidence: &Evidence<'_>) -> io::Result<()> {
+            Ok(())
+        }
+        fn acknowledges_durable_names(&self) -> bool {
+            false
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _) = open(&folder.path().join("outbox.sqlite"));
+    let entry = durable(&outbox, row(2));
+    let copy = left_by_an_interruption(folder.path());
+    drop((entry, outbox));
+    let (_, settled) = Outbox::open(&copy.path().join("outbox.sqlite"), true, &Relaxed).unwrap();
+    assert_eq!(settled.missing.first, ["t/d/s/s/2.dcm"]);
 }
 
 #[test]
@@ -349,7 +457,8 @@ fn a_file_that_changes_and_changes_back_has_its_last_record_after_an_interruptio
     );
     let copy = left_by_an_interruption(folder.path());
     drop((three, outbox));
-    let (outbox, settled) = open(&copy.path().join("outbox.sqlite"));
+    let again = Files(|path| Ok(Some((number(path), [1; 16]))));
+    let (outbox, settled) = Outbox::open(&copy.path().join("outbox.sqlite"), true, &again).unwrap();
     assert_eq!((settled.kept, settled.dropped), (1, 0));
     assert_eq!(trace_ids(&outbox), ["one", "two", "three"]);
 }

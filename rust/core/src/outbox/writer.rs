@@ -99,6 +99,12 @@ pub(super) enum Op {
         ids: Vec<i64>,
         reply: Reply<()>,
     },
+    /// What was decided about undecided rows of a path: one is publishable, the others go.
+    Settled {
+        keep: Option<i64>,
+        drop: Vec<i64>,
+        reply: Reply<()>,
+    },
     AdoptRetries(Reply<u64>),
     Flush(Reply<()>),
     Prune {
@@ -114,6 +120,8 @@ struct Delta {
     pending: i64,
     dead: i64,
     bytes: i64,
+    /// Rows that were undecided and are not any more.
+    undecided: u64,
     next_ready: i64,
 }
 
@@ -255,6 +263,7 @@ impl Writer {
         self.acknowledged.clear();
         shared.count(delta.pending, delta.bytes);
         shared.dead.fetch_add(delta.dead, Ordering::Relaxed);
+        shared.undecided.fetch_sub(delta.undecided, Ordering::Release);
         if delta.next_ready != self.next_ready {
             self.next_ready = delta.next_ready;
             self.show();
@@ -269,11 +278,18 @@ impl Writer {
             pending: 0,
             dead: 0,
             bytes: 0,
+            undecided: 0,
             next_ready: self.next_ready,
         };
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         for row in rows {
-            insert(&self.connection, &row.row, Some(row.id), row.ready, row.pending)?;
+            insert(
+                &self.connection,
+                &row.row,
+                Some(row.id),
+                Some(row.ready),
+                row.pending,
+            )?;
         }
         for (topic, ids) in &self.acknowledged {
             self.done(*topic, ids, &mut delta)?;
@@ -369,6 +385,32 @@ impl Writer {
         Ok(i64::try_from(wanted.len()).unwrap_or(0))
     }
 
+    fn settled(&self, keep: Option<i64>, drop: &[i64], delta: &mut Delta) -> Result<(), OutboxError> {
+        if let Some(id) = keep {
+            let kept = self
+                .connection
+                .prepare_cached("UPDATE instance SET ready = ?1 WHERE id = ?2 AND ready IS NULL")?
+                .execute([delta.next_ready, id])?;
+            delta.next_ready += 1;
+            delta.undecided += kept as u64;
+        }
+        for id in drop {
+            let bytes: Option<i64> = self
+                .connection
+                .prepare_cached(
+                    "DELETE FROM instance WHERE id = ?1 AND ready IS NULL RETURNING length(CAST(payload AS BLOB))",
+                )?
+                .query_row([id], |row| row.get(0))
+                .optional()?;
+            if let Some(bytes) = bytes {
+                delta.undecided += 1;
+                delta.pending -= 1;
+                delta.bytes -= bytes;
+            }
+        }
+        Ok(())
+    }
+
     fn republish(
         &self,
         id: i64,
@@ -422,6 +464,7 @@ impl Writer {
             }
             Op::Reject { topic, rows, .. } => self.reject(*topic, rows, delta).map(|()| 0),
             Op::AdoptRetries(_) => self.adopt_retries(delta),
+            Op::Settled { keep, drop, .. } => self.settled(*keep, drop, delta).map(|()| 0),
             Op::Republish { id, record, .. } => self.republish(*id, record.as_ref(), delta).map(|()| 0),
             Op::ForgetWishes { ids, .. } => {
                 for id in ids {
@@ -447,12 +490,12 @@ impl Writer {
     }
 }
 
-/// Puts a row in whose file has its name, with the topics that still want it; without an `id`, it gets the next one.
+/// Puts a row in, with the topics that still want it; without an `id`, it gets the next one, and without `ready` it is undecided.
 pub(super) fn insert(
     connection: &Connection,
     row: &NewRow,
     id: Option<i64>,
-    ready: i64,
+    ready: Option<i64>,
     pending: i64,
 ) -> Result<(), OutboxError> {
     let delivered = (pending == 0).then(now_micros);
@@ -477,6 +520,7 @@ impl Op {
             | Self::Reject { reply, .. }
             | Self::Republish { reply, .. }
             | Self::ForgetWishes { reply, .. }
+            | Self::Settled { reply, .. }
             | Self::Flush(reply) => reply.send(answer.map(|_| ())).is_ok(),
             Self::AdoptRetries(reply) | Self::Prune { reply, .. } => reply
                 .send(answer.map(|count| u64::try_from(count).unwrap_or(0)))

@@ -34,6 +34,30 @@ pub struct Folders {
 #[derive(Debug)]
 pub struct SeriesFolder(OwnedFd);
 
+/// The folders that were made for an instance. Dropped before [`Made::keep`], those that are empty go again.
+#[derive(Debug)]
+pub struct Made<'f> {
+    folders: &'f Folders,
+    series: &'f str,
+    /// How many levels of the path were there before; all of them where nothing was made.
+    first_new: Option<usize>,
+}
+
+impl Made<'_> {
+    /// They are used now.
+    pub fn keep(mut self) {
+        self.first_new = None;
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        if let Some(first_new) = self.first_new {
+            self.folders.remove_empty(self.series, first_new);
+        }
+    }
+}
+
 impl Folders {
     pub(super) fn new(root: OwnedFd) -> Self {
         Self {
@@ -51,32 +75,27 @@ impl Folders {
         Ok(self.open_folder(path.folders())?.map(SeriesFolder))
     }
 
-    /// Opens the series folder of an instance, making what is missing; a failure leaves no new folder behind.
+    /// Opens the series folder of an instance, making what is missing. What was made goes again with [`Made`], and where this fails.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn create(&self, path: &InstancePath) -> io::Result<SeriesFolder> {
-        let mut levels: Vec<OwnedFd> = Vec::with_capacity(4);
-        let mut made = Vec::new();
+    pub fn create<'f>(&'f self, path: &'f InstancePath) -> io::Result<(SeriesFolder, Made<'f>)> {
+        let mut made = Made {
+            folders: self,
+            series: path.folders(),
+            first_new: None,
+        };
+        let mut level: Option<OwnedFd> = None;
         for (depth, name) in path.folders().split('/').enumerate() {
-            let parent = levels.last().map_or(self.root.as_fd(), AsFd::as_fd);
-            match self.open_or_make(parent, name, path) {
-                Ok((level, new)) => {
-                    if new {
-                        made.push(depth);
-                    }
-                    levels.push(level);
-                }
-                Err(error) => {
-                    self.remove_made(path, &levels, &made);
-                    return Err(error);
-                }
+            let parent = level.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            let (next, is_new) = self.open_or_make(parent, name, path)?;
+            if is_new && made.first_new.is_none() {
+                made.first_new = Some(depth);
             }
+            level = Some(next);
         }
-        let series = levels
-            .pop()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok(SeriesFolder(series))
+        let series = level.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok((SeriesFolder(series), made))
     }
 
     fn open_or_make(
@@ -99,19 +118,35 @@ impl Folders {
             Err(Errno::EXIST) => false,
             Err(error) => return Err(error.into()),
         };
-        Ok((rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?, made))
+        match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+            Ok(folder) => Ok((folder, made)),
+            Err(error) => {
+                if made {
+                    // Best effort: it is empty, or somebody else uses it already.
+                    let _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Best effort: a folder that another instance already uses is not empty and stays.
-    fn remove_made(&self, path: &InstancePath, levels: &[OwnedFd], made: &[usize]) {
-        for &depth in made.iter().rev() {
-            let parent = depth
-                .checked_sub(1)
-                .and_then(|above| levels.get(above))
-                .map_or(self.root.as_fd(), AsFd::as_fd);
-            if let Some(name) = path.folders().split('/').nth(depth) {
-                let _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+    fn remove_empty(&self, series: &str, first_new: usize) {
+        let mut relative = series;
+        for _ in first_new..series.split('/').count() {
+            let (parent, name) = relative.rsplit_once('/').unwrap_or(("", relative));
+            let removed = if parent.is_empty() {
+                rustix::fs::unlinkat(&self.root, name, AtFlags::REMOVEDIR)
+            } else {
+                match self.open_folder(parent) {
+                    Ok(Some(parent)) => rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR),
+                    _ => return,
+                }
+            };
+            if removed.is_err() {
+                return;
             }
+            relative = parent;
         }
     }
 

@@ -5,19 +5,25 @@
 
 mod direct;
 pub mod folders;
+mod identity;
 mod nameless;
+pub mod quarantine;
+pub mod replaced;
 pub mod spool;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::config::Durability;
 use crate::digest::{self, Digest, Digester};
@@ -26,6 +32,8 @@ use crate::layout::{InstancePath, INCOMING, OUTBOX};
 use direct::Direct;
 use folders::{Folders, SeriesFolder};
 use nameless::Nameless;
+use quarantine::Quarantine;
+use replaced::{Replaced, ReplacedLimits};
 use spool::Spool;
 
 /// How often free space is asked for, in milliseconds.
@@ -49,7 +57,21 @@ pub struct Store {
     locks: Box<[Mutex<()>; LOCKS]>,
     lock_seed: RandomState,
     free: FreeSpace,
+    quarantine: Quarantine,
+    replaced: Replaced,
     _exclusive: File,
+}
+
+/// How a storage root is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// What is synced.
+    pub durability: Durability,
+    /// Whether a root that is not there is made. If not, it must be there with its identity file: an unmounted disk is never
+    /// taken for a new, empty root.
+    pub create: bool,
+    /// How long and how much is kept of files that were replaced.
+    pub replaced: ReplacedLimits,
 }
 
 #[derive(Debug)]
@@ -79,12 +101,18 @@ pub enum Existing {
 }
 
 impl Store {
-    /// Opens a storage root, making it and its `.incoming` and `.outbox` where they are missing.
+    /// Opens a storage root, and makes `.incoming` and `.outbox` where they are missing.
     ///
     /// # Errors
-    /// What the file system says; `WouldBlock` when another process serves the same root.
-    pub fn open(root: &Path, durability: Durability) -> io::Result<Self> {
-        std::fs::create_dir_all(root)?;
+    /// What the file system says; `WouldBlock` when another process serves the same root; `NotFound` where the root or its
+    /// identity file is absent and must not be made.
+    pub fn open(root: &Path, options: StoreOptions) -> io::Result<Self> {
+        let durability = options.durability;
+        if options.create {
+            std::fs::create_dir_all(root)?;
+        } else {
+            identity::expect(root)?;
+        }
         let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root_fd = rustix::fs::open(root, directory, Mode::empty())?;
         for name in [INCOMING, OUTBOX] {
@@ -100,6 +128,7 @@ impl Store {
             .write(true)
             .open(root.join(OUTBOX).join("lock"))?;
         rustix::fs::flock(&exclusive, FlockOperation::NonBlockingLockExclusive)?;
+        identity::ensure(root)?;
         sync_ancestors(root, &root_fd)?;
         let free = FreeSpace {
             started: Instant::now(),
@@ -119,6 +148,8 @@ impl Store {
             Direct::default()
         };
         Ok(Self {
+            quarantine: Quarantine::new(root),
+            replaced: Replaced::open(&root_fd, options.replaced, durability)?,
             root_path: root.to_owned(),
             root_text: root.display().to_string(),
             incoming,
@@ -161,26 +192,34 @@ impl Store {
         File::open(self.root_path.join(OUTBOX))?.sync_all()
     }
 
-    /// Removes what an interrupted process left in `.incoming`. Returns how many files.
+    /// Removes what an interrupted process left in `.incoming`. What cannot be removed is named and stays.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn clear_incoming(&self) -> io::Result<usize> {
-        let mut removed = 0;
+    /// The folder cannot be read.
+    pub fn clear_incoming(&self) -> io::Result<Cleared> {
+        let mut cleared = Cleared::default();
         for entry in rustix::fs::Dir::read_from(&self.incoming)? {
             let entry = entry?;
             if entry.file_name().to_bytes().ends_with(b".part") {
-                rustix::fs::unlinkat(&self.incoming, entry.file_name(), rustix::fs::AtFlags::empty())?;
-                removed += 1;
+                match rustix::fs::unlinkat(&self.incoming, entry.file_name(), rustix::fs::AtFlags::empty()) {
+                    Ok(()) => cleared.removed += 1,
+                    Err(error) => {
+                        let file = self
+                            .root_path
+                            .join(INCOMING)
+                            .join(OsStr::from_bytes(entry.file_name().to_bytes()));
+                        cleared.left.push((file.display().to_string(), error.to_string()));
+                    }
+                }
             }
         }
-        Ok(removed)
+        Ok(cleared)
     }
 
-    /// One writer at a time for a path: duplicates are decided and settled under this lock.
+    /// One writer at a time for a path relative to the root: duplicates are decided and committed under this lock.
     #[allow(clippy::indexing_slicing)] // the index is taken modulo the length
-    pub fn lock(&self, path: &InstancePath) -> MutexGuard<'_, ()> {
-        let hash = usize::try_from(self.lock_seed.hash_one(path.relative()) % LOCKS as u64).unwrap_or(0);
+    pub fn lock(&self, relative: &str) -> MutexGuard<'_, ()> {
+        let hash = usize::try_from(self.lock_seed.hash_one(relative) % LOCKS as u64).unwrap_or(0);
         // The guard protects no data, so a panic of its last holder leaves nothing inconsistent.
         self.locks[hash % LOCKS]
             .lock()
@@ -238,39 +277,40 @@ impl Store {
         Ok(Existing::Identical { size, digest })
     }
 
-    /// Whether the file at a path relative to the root has this size and digest; it is made durable where it has.
+    /// Size and digest of the file at a path relative to the root, which is made durable; `None` where there is none.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn settle(&self, relative: &str, size: u64, digest: &[u8]) -> io::Result<bool> {
+    pub fn look_at(&self, relative: &str) -> io::Result<Option<(u64, Digest)>> {
         let Some((folder, file)) = self.folders.open_relative(relative)? else {
-            return Ok(false);
+            return Ok(None);
         };
-        if file.metadata()?.len() != size || digest_of(&file)?.1 != digest {
-            return Ok(false);
-        }
+        let found = digest_of(&file)?;
         file.sync_all()?;
         let folders = relative.rsplit_once('/').map_or("", |(folders, _)| folders);
         self.folders.sync_all(&folder, folders)?;
-        Ok(true)
+        Ok(Some(found))
     }
 
-    /// Removes what was never acknowledged: at a path, a part of a file of `size` bytes. Returns whether there was one.
+    /// Size and digest of the file at a path relative to the root; `None` where there is none.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn discard(&self, relative: &str, size: u64) -> io::Result<bool> {
-        let Some((folder, file)) = self.folders.open_relative(relative)? else {
-            return Ok(false);
-        };
-        // Of more bytes, it is not ours.
-        if file.metadata()?.len() > size {
-            return Ok(false);
-        }
-        let (_, name) = relative.rsplit_once('/').unwrap_or_default();
-        folder.remove_file(name)?;
-        crate::os::sync_folder(folder.series())?;
-        Ok(true)
+    pub fn measured(&self, relative: &str) -> io::Result<Option<(u64, Digest)>> {
+        let found = self.folders.open_relative(relative)?;
+        found.map(|(_, file)| digest_of(&file)).transpose()
+    }
+
+    /// Files that were put aside because they are not what was to be recorded.
+    #[must_use]
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
+    }
+
+    /// Files that were replaced.
+    #[must_use]
+    pub fn replaced(&self) -> &Replaced {
+        &self.replaced
     }
 
     /// Whether an instance that is synced may have its name before: this file system keeps the order, so that the name is
@@ -290,18 +330,26 @@ impl Store {
     }
 }
 
+/// What became of the files in `.incoming`.
+#[derive(Debug, Default)]
+pub struct Cleared {
+    /// How many were removed.
+    pub removed: usize,
+    /// Files that could not be removed, and why.
+    pub left: Vec<(String, String)>,
+}
+
 /// The root may be new: its name, and those of the folders made for it, must be durable before anything beneath it is
-/// acknowledged. Folders above that we may not read existed before.
+/// acknowledged. Folders above that cannot be read, or that their file system cannot sync, existed before.
 fn sync_ancestors(root: &Path, root_fd: &OwnedFd) -> io::Result<()> {
     crate::os::sync_folder(root_fd)?;
     for ancestor in root.ancestors().skip(1) {
-        match rustix::fs::open(
-            ancestor,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
-            Ok(folder) => crate::os::sync_folder(&folder)?,
-            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::NOENT) => break,
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let synced = rustix::fs::open(ancestor, flags, Mode::empty())
+            .and_then(|folder| crate::os::sync_folder(&folder));
+        match synced {
+            Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::ROFS) => {}
+            Err(Errno::ACCESS | Errno::PERM | Errno::NOENT) => break,
             Err(error) => return Err(error.into()),
         }
     }

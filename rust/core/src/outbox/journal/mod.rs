@@ -165,8 +165,7 @@ impl Journal {
         let place = Place(state.current);
         let [first, second] = &inner.files;
         let file = if place.0 == 0 { first } else { second };
-        file.write_all_at(&entry, state.end)
-            .map_err(|error| OutboxError(error.to_string()))?;
+        file.write_all_at(&entry, state.end)?;
         state.next_number += 1;
         state.end += entry.len() as u64;
         state.count(place, 1);
@@ -238,7 +237,7 @@ impl Drop for Journal {
 impl Inner {
     fn wait_for_room(&self, bytes: u64) -> Result<MutexGuard<'_, State>, OutboxError> {
         if bytes > FILE_BYTES {
-            return Err(OutboxError("a record longer than the journal".to_owned()));
+            return Err(OutboxError::new("a record longer than the journal"));
         }
         let full = |state: &mut State| {
             let is_full = state.end + bytes > FILE_BYTES && !state.may_switch(self.synchronous);
@@ -253,8 +252,8 @@ impl Inner {
             .wait_timeout_while(lock(&self.state), LONGEST_WAIT, full)
             .unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() {
-            return Err(OutboxError(
-                "the database does not take what is in the journal".to_owned(),
+            return Err(OutboxError::new(
+                "the database does not take what is in the journal",
             ));
         }
         if state.end + bytes > FILE_BYTES {
@@ -303,7 +302,7 @@ impl Inner {
             }
             Err(error) => {
                 state.end = state.synced;
-                Err(OutboxError(error.to_string()))
+                Err(error.into())
             }
         };
         let failed_too = match &answer {

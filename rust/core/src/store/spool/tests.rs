@@ -1,13 +1,16 @@
 //! Tests of the spool: memory, files, names.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use super::*;
 use crate::config::Durability;
 use crate::layout::{InstancePath, TenantId};
 use crate::store::direct;
 use crate::store::nameless::{self, Nameless};
-use crate::store::Existing;
+use crate::store::quarantine::Evidence;
+use crate::store::replaced::ReplacedLimits;
+use crate::store::{Existing, StoreOptions};
 use crate::uid::Uid;
 use crate::wire::block::Blocks;
 
@@ -59,7 +62,7 @@ impl Way {
             Self::Unsynced => Durability::None,
             Self::Ordered | Self::Named => Durability::Full,
         };
-        let mut store = Store::open(root, durability).unwrap();
+        let mut store = Store::open(root, options(durability)).unwrap();
         store.keeps_order = self == Self::Ordered;
         if self == Self::Named {
             store.nameless = Nameless::default();
@@ -75,6 +78,24 @@ fn ways() -> impl Iterator<Item = (usize, Way)> {
         .flat_map(|bytes| Way::ALL.map(|way| (bytes, way)))
 }
 
+fn options(durability: Durability) -> StoreOptions {
+    StoreOptions {
+        durability,
+        create: true,
+        replaced: ReplacedLimits {
+            retention: Duration::ZERO,
+            max_bytes: None,
+        },
+    }
+}
+
+fn make(store: &Store) -> SeriesFolder {
+    let path = path();
+    let (folder, made) = store.folders().create(&path).unwrap();
+    made.keep();
+    folder
+}
+
 fn incoming(root: &std::path::Path) -> usize {
     std::fs::read_dir(root.join(".incoming")).unwrap().count()
 }
@@ -87,7 +108,7 @@ fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
         let dataset: Vec<u8> = (0..100_000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
         spool.write_out().unwrap();
-        let folder = store.folders().create(&path()).unwrap();
+        let folder = make(&store);
         if way == Way::Ordered {
             spool.begin_write_back().unwrap();
             spool.finish_write_back().unwrap();
@@ -107,8 +128,13 @@ fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
             [header(), dataset.clone()].concat()
         );
         assert_eq!(incoming(root.path()), 0);
-        assert!(store.settle(path().relative(), size, &digest).unwrap());
-        assert!(!store.settle(path().relative(), size + 1, &digest).unwrap());
+        for found in [
+            store.look_at(path().relative()),
+            store.measured(path().relative()),
+        ] {
+            assert_eq!(found.unwrap(), Some((size, digest)));
+        }
+        assert_eq!(store.look_at("t/20260102/1/2/4.dcm").unwrap(), None);
 
         let mut same = super::tests::spool(&store, "b.part", &dataset, memory_bytes);
         assert_eq!(
@@ -202,7 +228,7 @@ fn what_stays_where_it_was_received_is_as_what_was_copied() {
             taken.take_block(block).unwrap();
         }
         assert_eq!((taken.size(), taken.digest()), (copied.size(), copied.digest()));
-        let folder = store.folders().create(&path()).unwrap();
+        let folder = make(&store);
         let mut first = copied;
         first.write_out().unwrap();
         first.publish(&folder, "3.dcm").unwrap();
@@ -245,7 +271,7 @@ fn room_is_reserved_for_what_comes_and_no_more_than_a_part_of_what_is_said_to_co
             let written = taken.file.as_ref().unwrap().metadata().unwrap().len();
             assert_eq!(written, taken.size(), "what is reserved is no part of the file");
         }
-        let folder = store.folders().create(&path()).unwrap();
+        let folder = make(&store);
         taken.publish(&folder, "3.dcm").unwrap();
         assert_eq!(
             std::fs::read(root.path().join(path().relative())).unwrap(),
@@ -285,7 +311,7 @@ fn a_spool_that_moves_leaves_nothing_where_it_was() {
             moved.write_out().unwrap();
             assert_eq!(incoming(roots[0].path()), 0);
             assert_eq!(incoming(roots[1].path()), usize::from(to == Way::Named));
-            let folder = new.folders().create(&path()).unwrap();
+            let folder = make(&new);
             moved.publish(&folder, "3.dcm").unwrap();
             let there = std::fs::read(roots[1].path().join(path().relative())).unwrap();
             assert_eq!(there, [header(), dataset, b"more".to_vec()].concat());
@@ -329,7 +355,7 @@ fn a_name_that_is_taken_is_replaced() {
     for (memory_bytes, way) in ways() {
         let root = tempfile::tempdir().unwrap();
         let store = way.open(root.path());
-        let folder = store.folders().create(&path()).unwrap();
+        let folder = make(&store);
         for dataset in [[1; 5000], [2; 5000], [3; 5000]] {
             let mut spool = spool(&store, "a.part", &dataset, memory_bytes);
             spool.write_out().unwrap();
@@ -352,7 +378,7 @@ fn a_name_that_is_taken_is_replaced() {
 #[test]
 fn what_is_prepared_is_used_once_and_bounded() {
     let root = tempfile::tempdir().unwrap();
-    let store = Store::open(root.path(), Durability::None).unwrap();
+    let store = Store::open(root.path(), options(Durability::None)).unwrap();
     let inode = |spool: &Spool<'_>| spool.file.as_ref().unwrap().metadata().unwrap().ino();
     store.prepare();
     let (first, second) = (
@@ -375,7 +401,7 @@ fn what_is_prepared_is_used_once_and_bounded() {
 fn what_goes_past_the_page_cache_is_whole() {
     let root = tempfile::tempdir().unwrap();
     let store = Way::Ordered.open(root.path());
-    let folder = store.folders().create(&path()).unwrap();
+    let folder = make(&store);
     let least = direct::LEAST_BYTES - header().len();
     let sizes = [0, 1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 5000, 3 << 20].map(|more| least + more);
     for (size, memory_bytes) in sizes
@@ -401,26 +427,98 @@ fn what_goes_past_the_page_cache_is_whole() {
 }
 
 #[test]
-fn only_a_part_of_a_file_is_discarded() {
+fn folders_that_were_made_for_nothing_go_again() {
     let root = tempfile::tempdir().unwrap();
     let store = Way::Ordered.open(root.path());
     let path = path();
-    let relative = path.relative();
-    assert!(!store.discard(relative, 5000).unwrap());
-    let folder = store.folders().create(&path).unwrap();
-    assert!(!store.discard(relative, 5000).unwrap());
-    std::fs::write(root.path().join(relative), [1; 5001]).unwrap();
-    assert!(!store.discard(relative, 5000).unwrap());
-    assert!(folder.open_file(path.file_name()).unwrap().is_some());
-    assert!(store.discard(relative, 5001).unwrap());
-    assert!(folder.open_file(path.file_name()).unwrap().is_none());
+    let tenant = root.path().join("t");
+    drop(store.folders().create(&path).unwrap());
+    assert!(!tenant.exists(), "all four were new");
+    let other = InstancePath::new(
+        &TenantId::parse("t").unwrap(),
+        None,
+        &Uid::parse(b"8").unwrap(),
+        &Uid::parse(b"9").unwrap(),
+        &Uid::parse(b"10").unwrap(),
+    );
+    let (_, made) = store.folders().create(&other).unwrap();
+    made.keep();
+    drop(store.folders().create(&path).unwrap());
+    assert!(root.path().join(other.folders()).exists());
+    assert_eq!(
+        std::fs::read_dir(&tenant).unwrap().count(),
+        1,
+        "its own were empty"
+    );
+    let used = store.folders().create(&path).unwrap();
+    std::fs::write(root.path().join(path.relative()), b"x").unwrap();
+    drop(used);
+    assert!(
+        root.path().join(path.relative()).exists(),
+        "another instance came"
+    );
+}
+
+#[test]
+fn a_file_goes_to_quarantine_as_it_is_and_nothing_there_is_written_over() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Way::Ordered.open(root.path());
+    let path = path();
+    let evidence = Evidence {
+        trace_id: "01890a5d-ac96-774b-bcce-b302099a8057",
+        path: path.relative(),
+        recorded: (3, [1; 16]),
+        found: (5, [2; 16]),
+        record: "{\"n\":1}",
+        reason: "a test",
+    };
+    let take = || store.quarantine().take(store.folders(), &evidence);
+    assert_eq!(take().unwrap_err().kind(), io::ErrorKind::NotFound);
+    let folder = make(&store);
+    for content in ["first", "other"] {
+        std::fs::write(root.path().join(path.relative()), content).unwrap();
+        take().unwrap();
+        assert!(folder.open_file(path.file_name()).unwrap().is_none());
+    }
+    let quarantine = root.path().join(".quarantine");
+    let first = quarantine.join(evidence.trace_id);
+    assert_eq!(std::fs::read(first.with_extension("dcm")).unwrap(), b"first");
+    let note: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(first.with_extension("json")).unwrap()).unwrap();
+    assert_eq!(note["path"], path.relative());
+    assert_eq!(
+        (&note["found_size"], &note["record"]["n"]),
+        (&5.into(), &1.into())
+    );
+    assert_eq!(note["recorded_digest"], "01".repeat(16));
+    assert_eq!(std::fs::read_dir(&quarantine).unwrap().count(), 4);
+    assert_eq!(store.quarantine().files(), 2);
+    std::fs::remove_file(first.with_extension("dcm")).unwrap();
+    store.quarantine().recount().unwrap();
+    assert_eq!(store.quarantine().files(), 1);
+}
+
+#[test]
+fn a_root_that_must_be_there_is_not_made() {
+    let root = tempfile::tempdir().unwrap();
+    let unmade = StoreOptions {
+        create: false,
+        ..options(Durability::None)
+    };
+    for absent in [root.path().join("unmounted"), root.path().to_owned()] {
+        let error = Store::open(&absent, unmade).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    drop(Store::open(root.path(), options(Durability::None)).unwrap());
+    Store::open(root.path(), unmade).unwrap();
 }
 
 #[test]
 fn links_and_files_in_place_of_folders_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
-    let store = Store::open(root.path(), Durability::None).unwrap();
+    let store = Store::open(root.path(), options(Durability::None)).unwrap();
     std::os::unix::fs::symlink(elsewhere.path(), root.path().join("t")).unwrap();
     assert!(store.folders().create(&path()).is_err());
     std::fs::remove_file(root.path().join("t")).unwrap();
@@ -432,9 +530,11 @@ fn links_and_files_in_place_of_folders_are_refused() {
 #[test]
 fn one_root_has_one_owner() {
     let root = tempfile::tempdir().unwrap();
-    let _first = Store::open(root.path(), Durability::None).unwrap();
+    let _first = Store::open(root.path(), options(Durability::None)).unwrap();
     assert_eq!(
-        Store::open(root.path(), Durability::None).unwrap_err().kind(),
+        Store::open(root.path(), options(Durability::None))
+            .unwrap_err()
+            .kind(),
         io::ErrorKind::WouldBlock
     );
 }

@@ -1,0 +1,178 @@
+"""What is done for the storage beside reception: files without a record, undecided records, what has become too old.
+
+Each kind has a thread of its own, so that a disk that hangs holds up nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from storescp import _core
+from storescp.engine import Engine, StartUp
+from storescp.errors import CoreError
+
+log = structlog.get_logger("storescp.service")
+_SHOWN = 10
+_HOURLY_SECONDS = 3600.0
+_FIRST_PAUSE_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 3600.0
+_DATE = re.compile(r"(?<=/)\d{8}(?=/)")
+
+
+def without_date(path: str) -> str:
+    """A path with `*` in the place of the Study Date, which is nobody's business in a log. A shell still finds the file."""
+    return _DATE.sub("*", path)
+
+
+def announce(found: StartUp) -> None:
+    """Tells what start-up found."""
+    if found.rows_kept or found.rows_dropped or found.temporary_files:
+        log.warning(
+            "start_up.recovered",
+            rows_kept=found.rows_kept,
+            rows_dropped=found.rows_dropped,
+            temporary_files=found.temporary_files,
+        )
+    _tell_quarantined(found.quarantined_count, found.quarantined)
+    _tell_missing(found.missing_count, found.missing)
+    _tell_undecided(found.undecided_count, found.undecided)
+    _tell_unreadable(found.unusable_count, found.unusable)
+
+
+def _tell_quarantined(count: int, paths: Sequence[str]) -> None:
+    if count:
+        text = "files are not what was to be recorded: they were put aside, see 'storescpd quarantine list'"
+        log.error("storage.quarantined", count=count, paths=_shown(paths), text=text)
+
+
+def _tell_missing(count: int, paths: Sequence[str]) -> None:
+    if count:
+        text = "records have no file; below durability full a power cut may take it, see 'storescpd verify'"
+        log.error("storage.missing", count=count, paths=_shown(paths), text=text)
+
+
+def _tell_changed(count: int, paths: Sequence[str]) -> None:
+    if count:
+        text = "files are not what their records say: they stay where they are, see 'storescpd verify'"
+        log.error("storage.changed", count=count, paths=_shown(paths), text=text)
+
+
+def _tell_undecided(count: int, problems: Sequence[tuple[str, str]]) -> None:
+    if count:
+        text = "the files of records cannot be looked at: the records wait, and the files are looked at again"
+        log.error("storage.undecided", count=count, paths=_shown_problems(problems), text=text)
+
+
+def _tell_unreadable(count: int, problems: Sequence[tuple[str, str]]) -> None:
+    if count:
+        text = "files or folders cannot be used: they stay as they are, and are looked at again"
+        log.error("storage.unreadable", count=count, paths=_shown_problems(problems), text=text)
+
+
+def _shown(paths: Sequence[str]) -> list[str]:
+    return [without_date(path) for path in paths[:_SHOWN]]
+
+
+def _shown_problems(problems: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{without_date(path)}: {reason}" for path, reason in problems[:_SHOWN]]
+
+
+class Upkeep:
+    """The threads; `stop` ends them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stopping = threading.Event()
+        self._recovery = threading.Thread(target=self._recover, name="storescp-recovery")
+        # Nothing depends on how far these are when the process ends.
+        self._hourly = [
+            threading.Thread(target=self._every_hour, args=(what,), name=f"storescp-{name}", daemon=True)
+            for name, what in (("sweep", self._sweep), ("measure", self._measure))
+        ]
+
+    def start(self) -> None:
+        """Begins."""
+        self._recovery.start()
+        for thread in self._hourly:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends what must end before the engine is closed."""
+        self._stopping.set()
+        if isinstance(self._engine, _core.Engine):
+            self._engine.stop_recovery()
+        self._recovery.join()
+
+    def _every_hour(self, what: Callable[[], None]) -> None:
+        while True:
+            try:
+                what()
+            except CoreError as error:
+                if self._stopping.is_set():
+                    return
+                log.warning("upkeep.failed", text="it is tried again in an hour", reason=str(error))
+            if self._stopping.wait(_HOURLY_SECONDS):
+                return
+
+    def _sweep(self) -> None:
+        removed, unreadable = self._engine.sweep()
+        if removed:
+            log.info("replaced.removed", files=removed, text="replaced files were older than replaced_retention")
+        _tell_unreadable(len(unreadable), unreadable)
+
+    def _measure(self) -> None:
+        """What was deleted beneath a tenant gives its quota back."""
+        if isinstance(self._engine, _core.Engine):
+            unreadable = self._engine.measure_tenants()
+            _tell_unreadable(len(unreadable), unreadable)
+
+    def _recover(self) -> None:
+        """Until nothing is left that could not be read, with growing pauses."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                is_done = self._walk() and self._reconsider()
+            except CoreError as error:
+                is_done = False
+                again = "the next start begins it again" if self._stopping.is_set() else "it is tried again"
+                log.warning("recovery.not_finished", text=again, reason=str(error))
+            if is_done or self._stopping.wait(pause):
+                return
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _walk(self) -> bool:
+        """Records files that an interrupted predecessor may have left without a record; whether all could be read."""
+        if not isinstance(self._engine, _core.Engine):
+            return True
+        began = time.monotonic()
+        found = self._engine.recover()
+        if found is None:
+            return True
+        tell = log.warning if found.recorded or found.left else log.info
+        tell(
+            "recovery.finished",
+            files=found.files,
+            recorded=found.recorded,
+            left_without_record=found.left,
+            records_without_file=found.missing_count,
+            seconds=round(time.monotonic() - began, 3),
+            text="storescpd verify shows each" if found.left else None,
+        )
+        _tell_missing(found.missing_count, found.missing)
+        _tell_changed(found.changed_count, found.changed)
+        _tell_unreadable(found.unreadable_count, found.unreadable)
+        return found.unreadable_count == 0
+
+    def _reconsider(self) -> bool:
+        """Decides again about undecided records; whether all are decided."""
+        if not self._engine.storage_state().undecided:
+            return True
+        kept, dropped, quarantined, undecided = self._engine.reconsider()
+        if kept or dropped or quarantined:
+            log.warning("storage.decided", rows_kept=kept, rows_dropped=dropped, quarantined=quarantined)
+        return undecided == 0
