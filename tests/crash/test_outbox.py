@@ -99,6 +99,7 @@ def test_a_damaged_outbox_loses_no_record(start_service: StartService) -> None:
         root = service.root
         kill_under_load(service, ledger, f"1.2.826.0.{number}", senders=4, after=(20, 80))
         fault(root / ".outbox")
+        row.interrupted(root)
         service = start_service(root=root)
         row.started(service)
         found = service.wait_for_event("recovery.finished", 60)

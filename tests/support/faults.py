@@ -38,6 +38,16 @@ def kill_under_load(
         thread.join(30)
 
 
+def inodes(root: Path, *, beneath_tenants: bool = False) -> frozenset[int]:
+    """Of all instances beneath a root: those of the tenants, and what was put aside."""
+    if not root.is_dir():
+        return frozenset()
+    folders = [folder for folder in root.iterdir() if not folder.name.startswith(".")]
+    if not beneath_tenants:
+        folders += [root / ".quarantine", root / ".replaced"]
+    return frozenset(file.stat().st_ino for folder in folders for file in folder.rglob("*.dcm"))
+
+
 def is_whole(file: Path, digests: Collection[bytes]) -> bool:
     try:
         return digest(dataset_of(file)) in digests
@@ -56,11 +66,22 @@ class Row:
     partial: int = 0
     missing: int = 0
     duplicated: int = 0
+    deleted: int = 0
+    quarantined: int = 0
     slowest_start: float = 0.0
     remark: str = ""
+    found: frozenset[int] = frozenset()
+
+    def interrupted(self, root: Path) -> None:
+        """Notes the files that lie beneath the tenants before the next start."""
+        self.found = inodes(root, beneath_tenants=True)
 
     def started(self, service: ServiceProcess) -> None:
+        """Counts files that lay there before the start and are nowhere now."""
         self.slowest_start = max(self.slowest_start, service.ready_seconds)
+        self.deleted += len(self.found - inodes(service.root))
+        self.found = frozenset()
+        self.quarantined = len(list(service.root.glob(".quarantine/*.dcm")))
 
     def reconcile(self, service: ServiceProcess, ledger: Ledger, *, recreated: Collection[str] = ()) -> None:
         """Compares what senders saw with disk and topics, of a service that has stopped.
@@ -91,14 +112,15 @@ class Row:
             self.duplicated += len(recorded) - len(set(recorded))
 
     def check(self) -> None:
-        """Prints the line; nothing acknowledged may be lost, partial or missing."""
+        """Prints the line; nothing acknowledged may be lost, partial or missing, and no file deleted."""
         print(f"\n{self}")
-        assert (self.lost, self.partial, self.missing) == (0, 0, 0), str(self)
+        assert (self.lost, self.partial, self.missing, self.deleted) == (0, 0, 0, 0), str(self)
 
     def __str__(self) -> str:
         line = (
             f"{self.name}: {self.rounds} rounds, {self.acknowledged} acknowledged, {self.lost} lost, "
-            f"{self.partial} partial, {self.missing} missing, {self.duplicated} duplicated"
+            f"{self.partial} partial, {self.missing} missing, {self.duplicated} duplicated, {self.deleted} deleted, "
+            f"{self.quarantined} in quarantine"
         )
         line += f", ready in {self.slowest_start:.2f} s at most" if self.slowest_start else ""
         return line + (f"; {self.remark}" if self.remark else "")
