@@ -23,6 +23,8 @@ __all__ = [
     "ScanResult",
     "Sender",
     "Served",
+    "StartUp",
+    "StorageState",
     "Tls",
     "Transcoder",
     "__version__",
@@ -232,7 +234,11 @@ class Engine:
         tenant: str | None,
     ) -> tuple[int, str]: ...
     def unavailable(self) -> str | None: ...
-    def start_up(self) -> tuple[int, int, int]: ...
+    def start_up(self) -> StartUp: ...
+    def reconsider(self) -> tuple[int, int, int, int]: ...
+    def sweep_replaced(self) -> int: ...
+    def storage_state(self) -> StorageState: ...
+    def outbox_is_alive(self) -> bool: ...
     def damage(self) -> tuple[str, str, int] | None: ...
     def recover(self) -> tuple[int, int, int, int] | None: ...
     def stop_recovery(self) -> None: ...
@@ -261,6 +267,31 @@ class Engine:
     def outbox_backlog(self) -> tuple[int, int, int]: ...
     def outbox_lag(self, topic_number: int) -> tuple[int, int | None, int]: ...
     def close(self) -> None: ...
+
+@final
+class StartUp:
+    rows_kept: int
+    rows_dropped: int
+    temporary_files: int
+    quarantined: list[str]
+    missing: list[str]
+    undecided: list[tuple[str, str]]
+    not_removed: list[tuple[str, str]]
+    quarantined_count: int
+    missing_count: int
+    undecided_count: int
+
+@final
+class StorageState:
+    quarantined: int
+    undecided: int
+    changed: int
+    unreadable: int
+    missing: int
+    replaced_files: int
+    replaced_bytes: int
+    replaced_max_bytes: int
+    replaced_total: int
 
 @final
 class ScanResult:

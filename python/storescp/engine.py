@@ -6,9 +6,49 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from storescp.settings import Settings
+
+if TYPE_CHECKING:
+    from storescp import _core
+
+MOST_NAMED = 100
+
+
+@dataclass(frozen=True)
+class StartUp:
+    """What a start found of its interrupted predecessor, and what became of it.
+
+    Each list has `MOST_NAMED` entries at most; the counts are exact. Paths are relative to the storage root.
+    """
+
+    rows_kept: int = 0
+    rows_dropped: int = 0
+    temporary_files: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    undecided: list[tuple[str, str]] = field(default_factory=list)  # path, reason
+    not_removed: list[tuple[str, str]] = field(default_factory=list)  # temporary file, reason
+    quarantined_count: int = 0
+    missing_count: int = 0
+    undecided_count: int = 0
+
+
+@dataclass(frozen=True)
+class StorageState:
+    """What is known of the storage without a look at the disk."""
+
+    quarantined: int = 0  # entries of the quarantine
+    undecided: int = 0  # paths whose rows wait for a look at their file
+    changed: int = 0
+    unreadable: int = 0
+    missing: int = 0
+    replaced_files: int = 0
+    replaced_bytes: int = 0
+    replaced_max_bytes: int = 0
+    replaced_total: int = 0  # replacements since the start
 
 
 class QueuedRecord(Protocol):
@@ -97,8 +137,20 @@ class Engine(RecordQueue, Protocol):
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
 
-    def start_up(self) -> tuple[int, int, int]:
-        """What an interrupted predecessor left: rows kept, rows dropped, temporary files and parts of files removed."""
+    def start_up(self) -> StartUp | _core.StartUp:
+        """What an interrupted predecessor left, and what became of it."""
+
+    def reconsider(self) -> tuple[int, int, int, int]:
+        """Tries the undecided rows again: rows kept, rows dropped, files quarantined, paths still undecided."""
+
+    def sweep_replaced(self) -> int:
+        """Removes replaced files whose retention has ended, and counts the others anew; how many were removed."""
+
+    def storage_state(self) -> StorageState | _core.StorageState:
+        """What is known of the storage; does not touch the disk."""
+
+    def outbox_is_alive(self) -> bool:
+        """Whether the outbox can still take rows."""
 
     def close(self) -> None:
         """Gives storage root and outbox back."""

@@ -208,7 +208,8 @@ class Service:
                 text="the pure-Python engine is for comparison: it transcodes what pydicom and its plugins can decode, "
                 "and only to Explicit VR Little Endian; the rest is stored as received and recorded as Failed",
             )
-        kept, dropped, temporary = engine.start_up()
+        found = engine.start_up()
+        kept, dropped, temporary = found.rows_kept, found.rows_dropped, found.temporary_files
         if kept or dropped or temporary:
             log.warning("start_up.recovered", rows_kept=kept, rows_dropped=dropped, temporary_files=temporary)
         damage = engine.damage() if isinstance(engine, _core.Engine) else None

@@ -188,6 +188,12 @@ class LocalStorage(Section):
     duplicates: Literal["replace", "keep", "reject"] = Field(
         "replace", description="what becomes of another instance with the same UIDs"
     )
+    replaced_retention: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        2592000.0, description="seconds that a replaced file stays in .replaced; 0: replaced files are not kept"
+    )
+    replaced_max_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="maximum bytes of all replaced files; null: 10 % of the size of the disk"
+    )
     min_free_bytes: Annotated[int, Field(ge=0)] = Field(
         1 << 30, description="below so much free space nothing is accepted"
     )

@@ -23,6 +23,7 @@ from support.scu import EXPLICIT, Closed, RawAssociation
 from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
+PART_BYTES = 70_000
 SMALL = {"STORESCP_LOCAL_STORAGE__MIN_FREE_BYTES": str(1 << 20)}
 # What a file system has in memory is taken away, or any part of what the disk has there.
 NAMES = {False: "", True: ", a disk with a cache"}
@@ -142,33 +143,23 @@ def test_the_control_does_lose(start_service: StartService, tmp_path: Path, dura
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("durability", ["full", "none"])
 @pytest.mark.parametrize("engine", ["rust", "python"])
-def test_a_part_of_a_file_that_was_left_in_its_place_goes(
-    start_service: StartService, fail_points: dict[str, str], engine: str
+def test_a_part_of_a_file_that_was_left_in_its_place_goes_to_quarantine(
+    start_service: StartService, fail_points: dict[str, str], engine: str, durability: str
 ) -> None:
-    """What a file system that does not keep the order may leave."""
-    service, (first, second) = left_with_a_part(start_service, fail_points, "full")
+    """What a file system that does not keep the order may leave, or is left of an instance that was acknowledged."""
+    service, (first, second) = left_with_a_part(start_service, fail_points, durability)
     service = start_service(root=service.root, engine=engine)
     assert [file.stem for file in service.files()] == [first.sop_instance]
-    assert service.wait_for_event("start_up.recovered")["temporary_files"] == 1
+    [part] = (service.root / ".quarantine").glob("*.dcm")
+    assert part.stat().st_size == PART_BYTES
     with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as again:
         assert again.store(1, CT, second.sop_instance, second.dataset).status == 0
         again.release()
     assert service.stop() == 0
     assert len(service.files()) == 2
     assert sorted(record["sop_uid"] for record in service.records()) == [first.sop_instance, second.sop_instance]
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("engine", ["rust", "python"])
-def test_a_part_stays_where_nothing_was_synced(
-    start_service: StartService, fail_points: dict[str, str], engine: str
-) -> None:
-    """There it may be what is left of an instance that was acknowledged."""
-    service, both = left_with_a_part(start_service, fail_points, "none")
-    service = start_service(root=service.root, engine=engine)
-    assert service.stop() == 0
-    assert {file.stem for file in service.files()} == {one.sop_instance for one in both}
 
 
 def left_with_a_part(
@@ -186,5 +177,5 @@ def left_with_a_part(
     files = {file.stem: file for file in service.files()}
     assert set(files) == {first.sop_instance, second.sop_instance}
     with files[second.sop_instance].open("r+b") as part:
-        part.truncate(70_000)
+        part.truncate(PART_BYTES)
     return service, (first, second)
