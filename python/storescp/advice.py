@@ -38,6 +38,13 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         ),
     ),
     (
+        "the stored file has no record",
+        Advice(
+            "Another file lies in the place of the instance and stays (duplicates = 'keep'), and it is none of ours.",
+            "Look at the file with 'storescpd verify', and move it elsewhere.",
+        ),
+    ),
+    (
         "storage:",
         Advice(
             "The file system refused to take the file.",
@@ -279,7 +286,7 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("recovery.", "Run 'storescpd verify' to see each file."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
     ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
-    ("start_up.", "Nothing to do: what was acknowledged is kept, what was not is gone, and senders try again."),
+    ("start_up.", "Nothing to do: what was acknowledged is kept, and senders send the rest again."),
 )
 
 

@@ -6,97 +6,52 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from storescp.settings import Settings
 
+if TYPE_CHECKING:
+    from storescp import _core
 
-class StartUp(Protocol):
-    """What start-up found of an interrupted predecessor. Lists have the first hundred."""
-
-    @property
-    def rows_kept(self) -> int:
-        """Undecided records whose file is there."""
-
-    @property
-    def rows_dropped(self) -> int:
-        """Undecided records of instances that were never acknowledged, or that another record describes."""
-
-    @property
-    def temporary_files(self) -> int:
-        """Files removed from `.incoming`."""
-
-    @property
-    def quarantined(self) -> list[str]:
-        """Paths of files that were not what was to be recorded: they are in quarantine."""
-
-    @property
-    def quarantined_count(self) -> int:
-        """How many there are."""
-
-    @property
-    def missing(self) -> list[str]:
-        """Paths without a file where, at a durability below full, a power cut may have taken an acknowledged one."""
-
-    @property
-    def missing_count(self) -> int:
-        """How many there are."""
-
-    @property
-    def undecided(self) -> list[tuple[str, str]]:
-        """Paths that could not be looked at, and why: they are looked at again."""
-
-    @property
-    def undecided_count(self) -> int:
-        """How many there are."""
-
-    @property
-    def unusable(self) -> list[tuple[str, str]]:
-        """Files and folders that could not be read or removed, and why."""
-
-    @property
-    def unusable_count(self) -> int:
-        """How many there are."""
+MOST_NAMED = 100
 
 
-class StorageState(Protocol):
-    """How the storage is: what needs an operator, and what is kept beside the instances."""
+@dataclass(frozen=True)
+class StartUp:
+    """What a start found of its interrupted predecessor, and what became of it.
 
-    @property
-    def quarantined(self) -> int:
-        """Files in quarantine."""
+    Each list has `MOST_NAMED` entries at most; the counts are exact. Paths are relative to the storage root.
+    """
 
-    @property
-    def undecided(self) -> int:
-        """Records of which it is not known whether their file is there."""
+    rows_kept: int = 0
+    rows_dropped: int = 0
+    temporary_files: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    undecided: list[tuple[str, str]] = field(default_factory=list)  # path, reason
+    unusable: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # file or folder that cannot be read or removed, reason
+    quarantined_count: int = 0
+    missing_count: int = 0
+    undecided_count: int = 0
+    unusable_count: int = 0
 
-    @property
-    def changed(self) -> int:
-        """Files that are not what their record says."""
 
-    @property
-    def unreadable(self) -> int:
-        """Files and folders that could not be read."""
+@dataclass(frozen=True)
+class StorageState:
+    """What is known of the storage without a look at the disk."""
 
-    @property
-    def missing(self) -> int:
-        """Records whose file is not there."""
-
-    @property
-    def replaced_files(self) -> int:
-        """Files in `.replaced`."""
-
-    @property
-    def replaced_bytes(self) -> int:
-        """Their bytes."""
-
-    @property
-    def replaced_max_bytes(self) -> int:
-        """Bytes that they may have."""
-
-    @property
-    def replaced_total(self) -> int:
-        """Files that were replaced since the start."""
+    quarantined: int = 0  # entries of the quarantine
+    undecided: int = 0  # paths whose rows wait for a look at their file
+    changed: int = 0
+    unreadable: int = 0
+    missing: int = 0
+    replaced_files: int = 0
+    replaced_bytes: int = 0
+    replaced_max_bytes: int = 0
+    replaced_total: int = 0  # replacements since the start
 
 
 class QueuedRecord(Protocol):
@@ -185,26 +140,23 @@ class Engine(RecordQueue, Protocol):
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
 
-    def start_up(self) -> StartUp:
-        """What an interrupted predecessor left."""
-
-    def storage_state(self) -> StorageState:
-        """How the storage is, by what is in memory: this asks no disk."""
+    def start_up(self) -> StartUp | _core.StartUp:
+        """What an interrupted predecessor left, and what became of it."""
 
     def reconsider(self) -> tuple[int, int, int, int]:
-        """Decides again about rows whose file could not be looked at.
-
-        Rows kept, rows dropped, files put into quarantine, paths that are still undecided.
-        """
+        """Tries the undecided rows again: rows kept, rows dropped, files quarantined, paths still undecided."""
 
     def sweep(self) -> tuple[int, list[tuple[str, str]]]:
-        """Removes replaced files whose time is over, and counts anew what operators may have removed.
+        """Removes replaced files whose retention has ended, and counts anew what operators may have removed.
 
-        How many went, and folders that cannot be read, with the reason.
+        How many were removed, and folders that cannot be read, with the reason.
         """
 
+    def storage_state(self) -> StorageState | _core.StorageState:
+        """What is known of the storage; does not touch the disk."""
+
     def outbox_is_alive(self) -> bool:
-        """Whether what records and publishes still works."""
+        """Whether the outbox can still take rows."""
 
     def close(self) -> None:
         """Gives storage root and outbox back."""

@@ -25,11 +25,11 @@ _DATE = re.compile(r"(?<=/)\d{8}(?=/)")
 
 
 def without_date(path: str) -> str:
-    """A path with `*` in the place of the Study Date, which is nobody's business in a log. A shell still finds the file."""
+    """A path with `*` in the place of the Study Date: no patient's date is logged, and a shell finds the file."""
     return _DATE.sub("*", path)
 
 
-def announce(found: StartUp) -> None:
+def announce(found: StartUp | _core.StartUp) -> None:
     """Tells what start-up found."""
     if found.rows_kept or found.rows_dropped or found.temporary_files:
         log.warning(

@@ -1,4 +1,4 @@
-"""Comparing the storage with its records: what is missing, changed, unreadable, in the wrong place or foreign."""
+"""Comparing the storage with its records: what differs, and what is in quarantine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import xxhash
 
 from storescp import _core
 from storescp.errors import CoreError
+from storescp.quarantine import QUARANTINE, entries
 
 _THREADS = min(4, os.cpu_count() or 1)
 _AT_A_TIME = 256
@@ -36,7 +37,7 @@ class Recorded:
 class Looked:
     """One file or record that was looked at: `kind` is "whole" where all is well."""
 
-    kind: str  # "whole", "missing", "changed", "unreadable", "misplaced" or "foreign"
+    kind: str  # "whole", "missing", "changed", "unreadable", "misplaced", "foreign" or "quarantined"
     path: str
     bytes: int = 0
     reason: str = ""
@@ -54,9 +55,13 @@ class Roots:
         """The absolute path of a file; its first folder is the tenant."""
         return self._tenant_roots.get(path.partition("/")[0], self._root) / path
 
+    def all(self) -> set[Path]:
+        """Every storage root."""
+        return {self._root, *self._tenant_roots.values()}
+
     def stored(self) -> Iterator[tuple[str, Path, bool]]:
         """Every file beneath a tenant: relative path, absolute path, and whether the tenant belongs to that root."""
-        for root in sorted({self._root, *self._tenant_roots.values()}):
+        for root in sorted(self.all()):
             for tenant in sorted(root.iterdir()):
                 if tenant.name.startswith(".") or not tenant.is_dir():
                     continue
@@ -74,9 +79,11 @@ def count_paths(database: sqlite3.Connection) -> int:
 
 
 def verify(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
-    """Looks at the file of every record, then at every file without one ("foreign")."""
+    """Looks at the file of every record, at every file without one ("foreign"), and into the quarantine."""
     yield from _recorded_files(roots, database)
     yield from _foreign_files(roots, database)
+    for entry in entries(roots.all()):
+        yield Looked("quarantined", entry.path or f"{QUARANTINE}/{entry.name}", reason=entry.reason)
 
 
 def _recorded_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:

@@ -59,7 +59,9 @@ def test_a_kill_at_each_step_of_a_replacement_destroys_no_version(
         root = service.root
         row.started(service)
         senders = [
-            threading.Thread(target=send_versions, args=(service.port, f"1.2.826.0.{one}", number * 10_000, acknowledged))
+            threading.Thread(
+                target=send_versions, args=(service.port, f"1.2.826.0.{one}", number * 10_000, acknowledged)
+            )
             for one in range(3)
         ]
         for sender in senders:

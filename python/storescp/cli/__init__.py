@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from storescp import _core, logs
-from storescp.cli import instances, licences, links, queue
+from storescp.cli import instances, licences, links, quarantine, queue
 from storescp.cli.common import (
     EXIT_BUG,
     EXIT_CONFIG,
@@ -193,6 +193,7 @@ for command in (
     instances.inspect_command,
     instances.transcode_command,
     instances.verify_command,
+    quarantine.quarantine_group,
     queue.outbox_group,
     queue.index_command,
 ):

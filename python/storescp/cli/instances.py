@@ -96,7 +96,8 @@ def transcode_command(
 def verify_command(context: click.Context, config: Path | None, republish: str | None) -> None:
     """Compare every stored file with its record.
 
-    One line for each that is missing, changed, unreadable, misplaced or foreign; exit code 1 where there is any.
+    One line for each that is missing, changed, unreadable, misplaced, foreign or quarantined; exit code 1 where
+    there is any.
     """
     from storescp import verify  # noqa: PLC0415
     from storescp.outbox import open_outbox  # noqa: PLC0415
@@ -110,7 +111,7 @@ def verify_command(context: click.Context, config: Path | None, republish: str |
     files = size = 0
     with progress("comparing", verify.count_paths(database)) as advance:
         for looked in verify.verify(roots, database):
-            advance(looked.kind != "foreign")
+            advance(looked.kind not in {"foreign", "quarantined"})
             if looked.kind == "whole":
                 files, size = files + 1, size + looked.bytes
             else:

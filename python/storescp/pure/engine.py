@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import os
+import sqlite3
+from dataclasses import dataclass, replace
+from datetime import date
 
 import structlog
 
+from storescp import _core
+from storescp.engine import MOST_NAMED, StartUp, StorageState
 from storescp.errors import CoreError
 from storescp.pure import record
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
-from storescp.pure.refusal import Refusal, storage_refusal
-from storescp.pure.store import OUTBOX, Store, digest, file_meta, split_file
+from storescp.pure.reconcile import Reconciler
+from storescp.pure.refusal import Refusal, storage_refusal, unrecorded_refusal
+from storescp.pure.replaced import REPLACED, ReplacedFiles
+from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset, reason_of, split_file
 from storescp.pure.structure import WalkLimits, inflate, walk
 from storescp.pure.transcode import EXPLICIT, TranscodeError, can_transcode, to_explicit
 from storescp.settings import TENANT_ID, Settings
@@ -84,11 +92,15 @@ class PureEngine:
         self._outbox = Outbox(
             self._storage.dicm_store_path / OUTBOX / "outbox.sqlite",
             synchronous=self._storage.durability != "none",
-            on_disk=self._is_on_disk,
-            discard=self._store.discard,
         )
         self._store.sync_outbox_folder()
-        self._temporary_files = self._outbox.parts + self._store.clear_incoming()
+        self._replaced = ReplacedFiles(self._store, self._storage.replaced_retention, self._storage.replaced_max_bytes)
+        self._reconciler = Reconciler(self._store, self._outbox, durability=self._storage.durability)
+        reconciled = self._reconciler.start()
+        removed, left = self._store.clear_incoming()
+        self._start_up = replace(
+            reconciled, temporary_files=removed, unusable=left[:MOST_NAMED], unusable_count=len(left)
+        )
 
     def ingest(
         self,
@@ -127,9 +139,46 @@ class PureEngine:
             return "storage: less free space than configured"
         return None
 
-    def start_up(self) -> tuple[int, int, int]:
-        """What an interrupted predecessor left."""
-        return self._outbox.kept, self._outbox.dropped, self._temporary_files
+    def start_up(self) -> StartUp:
+        """What an interrupted predecessor left, and what became of it."""
+        return self._start_up
+
+    def reconsider(self) -> tuple[int, int, int, int]:
+        """Tries the undecided rows again: rows kept, rows dropped, files quarantined, paths still undecided."""
+        kept = dropped = quarantined = 0
+        for path in self._reconciler.undecided_paths():
+            try:
+                with self._store.one_writer:
+                    found = self._reconciler.reconsider(path)
+            except sqlite3.Error as error:
+                raise CoreError(f"outbox: {error}") from None
+            kept, dropped, quarantined = kept + found[0], dropped + found[1], quarantined + found[2]
+        return kept, dropped, quarantined, self._reconciler.undecided
+
+    def sweep(self) -> tuple[int, list[tuple[str, str]]]:
+        """Removes replaced files whose retention has ended, and counts the others anew."""
+        with self._store.one_writer:
+            self._reconciler.count_quarantined()
+            try:
+                return self._replaced.sweep(), []
+            except OSError as error:
+                return 0, [(REPLACED, reason_of(error))]
+
+    def storage_state(self) -> StorageState:
+        """What is known of the storage."""
+        return StorageState(
+            quarantined=self._reconciler.quarantined,
+            undecided=self._reconciler.undecided,
+            missing=self._reconciler.missing,
+            replaced_files=self._replaced.files,
+            replaced_bytes=self._replaced.bytes,
+            replaced_max_bytes=self._replaced.max_bytes,
+            replaced_total=self._replaced.total,
+        )
+
+    def outbox_is_alive(self) -> bool:
+        """Whether the outbox can still take rows."""
+        return self._outbox.is_open
 
     def outbox_wait(self, after: int, timeout: float) -> int:
         """Waits for something to publish."""
@@ -184,13 +233,6 @@ class PureEngine:
         self._outbox.close()
         self._store.close()
 
-    def _is_on_disk(self, path: str, size: int, expected: bytes) -> bool:
-        content = self._store.read(path)
-        if content is None or len(content) != size or digest(content) != expected:
-            return False
-        self._store.make_durable(path, data=True, directories=True)
-        return True
-
     def _take(self, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source) -> None:
         if not _is_uid(sop_instance):
             raise Refusal(0x0117, "AffectedSOPInstanceUID breaks the UID grammar")
@@ -242,12 +284,15 @@ class PureEngine:
 
     def _instance(self, pixels: _Pixels, source: Source, tenant: str, index: InstanceIndex) -> _Instance:
         transfer_syntax = pixels.stored_as
-        trace_id = str(record.uuid7())
         header = file_meta(index.sop_class_uid, index.sop_instance_uid, transfer_syntax, source.calling_ae_title)
         content = header + pixels.dataset
-        day = index.study_date.strftime("%Y%m%d").zfill(8) if index.study_date else "00000000"
+        row = self._row(content, source, tenant, index, pixels)
+        return _Instance(row.path, content, len(header), transfer_syntax, row)
+
+    def _row(self, content: bytes, source: Source, tenant: str, index: InstanceIndex, pixels: _Pixels) -> NewRow:
+        trace_id = str(record.uuid7())
         study, series = index.study_instance_uid, index.series_instance_uid
-        path = f"{tenant}/{day}/{study}/{series}/{index.sop_instance_uid}.dcm"
+        path = _path(tenant, index.study_date, study, series, index.sop_instance_uid)
         payload = record.encode(
             {
                 "trace_id": trace_id,
@@ -260,7 +305,7 @@ class PureEngine:
                 "file_path": self._store.absolute(path),
                 "file_size": len(content),
                 "transfer_syntax_uid": pixels.received_as,
-                "target_ts": transfer_syntax,
+                "target_ts": pixels.stored_as,
                 "study_date": index.study_date.isoformat() if index.study_date else None,
                 "transfer_status": pixels.status,
                 "number_of_frames": index.number_of_frames,
@@ -275,39 +320,94 @@ class PureEngine:
                 "called_ae": source.called_ae_title,
             }
         )
-        row = NewRow(trace_id, f"{tenant}/{study}", payload, path, f"{trace_id}.part", len(content), digest(content))
-        return _Instance(path, content, len(header), transfer_syntax, row)
+        return NewRow(trace_id, f"{tenant}/{study}", payload, path, f"{trace_id}.part", len(content), digest(content))
+
+    def _row_of_file(self, path: str, content: bytes) -> NewRow:
+        """What is known from a stored file alone: the address of its sender and the called AE title are lost.
+
+        Raises:
+            Refusal: it is no file of ours, or another instance than its path says.
+        """
+        located = locate_dataset(content)
+        if located is None or located.implementation_class_uid != _core.IMPLEMENTATION_CLASS_UID:
+            raise unrecorded_refusal()
+        syntax, dataset = located.transfer_syntax, content[located.offset :]
+        try:
+            plain = inflate(dataset, syntax, self._walk_limits)
+            index = read_index(walk(plain, syntax, captured_tags(()), self._walk_limits).values, ())
+        except Refusal:
+            raise unrecorded_refusal() from None
+        source = Source(located.source_ae_title, "", "", path.partition("/")[0])
+        row = self._row(content, source, source.tenant or "", index, _Pixels(b"", syntax, syntax, "NoNeedTransfer"))
+        if row.path != path:
+            raise unrecorded_refusal()
+        return row
 
     def _commit(self, instance: _Instance) -> None:
         durability = self._storage.durability
         data, directories = durability != "none", durability == "full"
         with self._store.one_writer:
+            self._reconciler.reconsider(instance.path)
             existing = self._store.read(instance.path)
             if existing is not None:
                 found = split_file(existing)
                 dataset = memoryview(instance.content)[instance.header_bytes :]
-                same = found is not None and found[0] == instance.transfer_syntax and found[1] == dataset
-                if same or self._storage.duplicates == "keep":
+                if found is not None and found[0] == instance.transfer_syntax and found[1] == dataset:
                     self._store.make_durable(instance.path, data=data, directories=directories)
-                    if same and not self._outbox.describes(instance.path, len(existing), digest(existing)):
+                    if (len(existing), digest(existing)) not in self._outbox.committed(instance.path):
                         self._outbox.publishable(self._outbox.insert(instance.row))
+                    return
+                if self._storage.duplicates == "keep":
+                    self._keep(instance.path, existing, data=data, directories=directories)
                     return
                 if self._storage.duplicates == "reject":
                     raise Refusal(0xA900, "a different instance with this UID is stored")
-            self._write(instance, data=data, directories=directories)
+            self._write(instance, existing, data=data, directories=directories)
 
-    def _write(self, instance: _Instance, *, data: bool, directories: bool) -> None:
-        row_id = None
+    def _keep(self, path: str, existing: bytes, *, data: bool, directories: bool) -> None:
+        """The stored file stays; success speaks of it, so it must have a record."""
+        self._store.make_durable(path, data=data, directories=directories)
+        if not self._outbox.committed(path):
+            self._outbox.publishable(self._outbox.insert(self._row_of_file(path, existing)))
+
+    def _write(self, instance: _Instance, existing: bytes | None, *, data: bool, directories: bool) -> None:
+        row, keeps = instance.row, existing is not None and self._replaced.is_kept
+        if existing is not None and keeps:
+            self._replaced.admit(len(existing))
+        row_id, has_replaced = None, False
         try:
-            self._store.write_temporary(instance.row.temporary, instance.content, sync=data)
-            row_id = self._outbox.insert(instance.row)
-            self._store.publish(instance.row.temporary, instance.path, sync=directories)
-        except OSError:
-            if row_id is not None:
-                self._outbox.remove(row_id)
-            self._store.remove_temporary(instance.row.temporary)
+            self._store.write_temporary(row.temporary, instance.content, sync=data)
+            row_id = self._outbox.insert(row)
+            with self._store.series_folder(instance.path) as series:
+                name = instance.path.rpartition("/")[2]
+                with contextlib.ExitStack() as kept:
+                    if existing is not None and keeps:
+                        tenant = instance.path.partition("/")[0]
+                        kept.enter_context(self._replaced.keep(series, name, tenant, existing, sync=directories))
+                    os.rename(row.temporary, name, src_dir_fd=self._store.incoming, dst_dir_fd=series.descriptor)
+                has_replaced = existing is not None
+                try:
+                    if directories:
+                        series.sync()
+                except OSError:
+                    if not has_replaced:
+                        os.unlink(name, dir_fd=series.descriptor)
+                    raise
+        except BaseException:
+            if has_replaced and row_id is not None:
+                # What was acknowledged before is gone from its place: what took it stays, with its record.
+                self._outbox.publishable(row_id)
+            else:
+                self._store.remove_temporary(row.temporary)
+                if row_id is not None:
+                    self._outbox.remove(row_id)
             raise
         self._outbox.publishable(row_id)
+
+
+def _path(tenant: str, study_date: date | None, study: str, series: str, instance: str) -> str:
+    day = study_date.strftime("%Y%m%d").zfill(8) if study_date else "00000000"
+    return f"{tenant}/{day}/{study}/{series}/{instance}.dcm"
 
 
 def _is_uid(text: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,18 @@ class Row:
     payload: bytes
 
 
+@dataclass(frozen=True)
+class UndecidedRow:
+    """A row that was inserted and never made publishable: its file decides."""
+
+    id: int
+    trace_id: str
+    path: str
+    size: int
+    digest: bytes
+    payload: str
+
+
 def path_hash(path: str) -> int:
     """XXH3-64 of a relative path as SQLite's signed integer."""
     value = xxhash.xxh3_64_intdigest(path.encode())
@@ -59,57 +72,36 @@ def _now() -> int:
 class Outbox:
     """One connection behind one lock; every change is its own transaction."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        synchronous: bool,
-        on_disk: Callable[[str, int, bytes], bool],
-        discard: Callable[[str, int], bool],
-    ) -> None:
+    def __init__(self, path: Path, *, synchronous: bool) -> None:
         self._lock = threading.Condition()
         self._is_over = False
-        # Where rows were lost, no file can be told to be without one.
-        is_whole = path.exists()
+        self._is_open = True
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
         self._connection.execute("PRAGMA journal_mode = WAL")
         # What a journal holds may have been promised at a higher durability than is configured now.
         self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate()
-        self.kept, self.dropped = self._settle(on_disk)
+        self._adopt_journal(path.parent)
         self._pending, self._dead, self._bytes = self._connection.execute(
             "SELECT coalesce(sum(pending <> 0), 0), coalesce(sum(pending = 0), 0), "
             f"coalesce(sum({_PAYLOAD_BYTES}), 0) FROM instance WHERE pending <> 0 OR dead <> 0"
         ).fetchone()
         self._last_ready = self._next_ready() - 1
-        self.parts = 0
-        self._adopt_journal(path.parent, on_disk, discard if is_whole else None)
         if not synchronous:
             self._connection.execute("PRAGMA synchronous = OFF")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can take rows."""
+        return self._is_open
 
     def insert(self, row: NewRow) -> int:
         """A durable row that is not publishable yet."""
         with self._lock:
-            cursor = self._connection.execute(
-                "INSERT INTO instance "
-                "(trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    row.trace_id,
-                    row.key,
-                    row.payload,
-                    row.path,
-                    path_hash(row.path),
-                    row.temporary,
-                    row.size,
-                    row.digest,
-                    _ALL_PENDING,
-                    row.created or _now(),
-                ),
-            )
+            row_id = self._insert(row)
             self._pending += 1
             self._bytes += len(row.payload.encode())
-            return int(cursor.lastrowid or 0)
+            return row_id
 
     def publishable(self, row_id: int) -> None:
         """Lets the publisher see a row."""
@@ -121,21 +113,40 @@ class Outbox:
     def remove(self, row_id: int) -> None:
         """Takes back a row whose file never got its name."""
         with self._lock:
-            removed = self._connection.execute(
-                f"DELETE FROM instance WHERE id = ? AND ready IS NULL RETURNING {_PAYLOAD_BYTES}", (row_id,)
-            ).fetchone()
-            if removed:
-                self._pending -= 1
-                self._bytes -= removed[0]
+            self._remove(row_id)
 
-    def describes(self, path: str, size: int, digest: bytes) -> bool:
-        """Whether a row describes the file with this path, size and digest."""
+    def committed(self, path: str) -> list[tuple[int, bytes]]:
+        """Size and digest of the file as the committed rows of a path describe it, the newest row first."""
         with self._lock:
-            found = self._connection.execute(
-                "SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ? AND path = ? AND size = ? AND digest = ?)",
-                (path_hash(path), path, size, digest),
-            ).fetchone()
-            return bool(found[0])
+            return self._connection.execute(
+                "SELECT size, digest FROM instance WHERE path_hash = ? AND path = ? AND ready IS NOT NULL "
+                "ORDER BY id DESC",
+                (path_hash(path), path),
+            ).fetchall()
+
+    def undecided(self, path: str | None = None) -> dict[str, list[UndecidedRow]]:
+        """Rows of an interrupted predecessor by path, the newest of a path last: of one path, or all."""
+        query = "SELECT id, trace_id, path, size, digest, payload FROM instance WHERE ready IS NULL"
+        with self._lock:
+            if path is None:
+                rows = self._connection.execute(f"{query} ORDER BY id").fetchall()
+            else:
+                of_path = f"{query} AND path_hash = ? AND path = ? ORDER BY id"
+                rows = self._connection.execute(of_path, (path_hash(path), path)).fetchall()
+        found: dict[str, list[UndecidedRow]] = {}
+        for row in itertools.starmap(UndecidedRow, rows):
+            found.setdefault(row.path, []).append(row)
+        return found
+
+    def decide(self, kept: Iterable[int], dropped: Iterable[int]) -> None:
+        """Makes undecided rows publishable, in the order of their ids, and removes others."""
+        with self._transaction() as connection:
+            for row_id in sorted(kept):
+                self._last_ready = self._next_ready()
+                connection.execute("UPDATE instance SET ready = ? WHERE id = ?", (self._last_ready, row_id))
+            for row_id in dropped:
+                self._remove(row_id)
+            self._lock.notify_all()
 
     def wait(self, after: int, timeout: float) -> int:
         """Waits for a publishable row later than `after`; the order of the last one there was."""
@@ -247,6 +258,7 @@ class Outbox:
     def close(self) -> None:
         """Closes the database."""
         with self._lock:
+            self._is_open = False
             self._connection.close()
 
     @contextlib.contextmanager
@@ -275,50 +287,45 @@ class Outbox:
         )
         return int(max(_now(), last + 1))
 
-    def _settle(self, on_disk: Callable[[str, int, bytes], bool]) -> tuple[int, int]:
-        kept = dropped = 0
-        query = "SELECT id, path, size, digest FROM instance WHERE ready IS NULL ORDER BY id"
-        for row_id, path, size, digest in self._connection.execute(query).fetchall():
-            if on_disk(path, size, digest):
-                self._connection.execute("UPDATE instance SET ready = ? WHERE id = ?", (self._next_ready(), row_id))
-                kept += 1
-            else:
-                self._connection.execute("DELETE FROM instance WHERE id = ?", (row_id,))
-                dropped += 1
-        return kept, dropped
+    def _insert(self, row: NewRow) -> int:
+        cursor = self._connection.execute(
+            "INSERT INTO instance "
+            "(trace_id, key, payload, path, path_hash, temporary, size, digest, pending, created) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                row.trace_id,
+                row.key,
+                row.payload,
+                row.path,
+                path_hash(row.path),
+                row.temporary,
+                row.size,
+                row.digest,
+                _ALL_PENDING,
+                row.created or _now(),
+            ),
+        )
+        return int(cursor.lastrowid or 0)
 
-    def _adopt_journal(
-        self, folder: Path, on_disk: Callable[[str, int, bytes], bool], discard: Callable[[str, int], bool] | None
-    ) -> None:
-        """Takes up what an interrupted Rust engine left in its journal: the files decide."""
-        dropped = []
-        for trace_id, key, payload, path, size, digest, created, place_was_empty in _core.read_journal(folder):
-            row = NewRow(trace_id, key, payload, path, "", size, digest, created)
-            if self._has(row):
-                continue
-            if on_disk(path, size, row.digest):
-                self.publishable(self.insert(row))
-                self.kept += 1
-            else:
-                self.dropped += 1
-                if place_was_empty:
-                    dropped.append(row)
-        for row in dropped:
-            # Another row of the path may have been acknowledged, and then the file is that row's.
-            if discard and not self._rows_of(row.path):
-                self.parts += discard(row.path, row.size)
+    def _remove(self, row_id: int) -> None:
+        removed = self._connection.execute(
+            f"DELETE FROM instance WHERE id = ? AND ready IS NULL RETURNING {_PAYLOAD_BYTES}", (row_id,)
+        ).fetchone()
+        if removed:
+            self._pending -= 1
+            self._bytes -= removed[0]
+
+    def _adopt_journal(self, folder: Path) -> None:
+        """Takes up what an interrupted Rust engine left in its journal: undecided rows."""
+        with self._transaction():
+            for trace_id, key, payload, path, size, digest, created, *_ in _core.read_journal(folder):
+                if not self._has(path, trace_id):
+                    self._insert(NewRow(trace_id, key, payload, path, "", size, digest, created))
         _core.remove_journal(folder)
 
-    def _rows_of(self, path: str) -> list[tuple[str, int, bytes]]:
-        """Trace id, size and digest of the rows of a path, the newest first."""
-        return self._connection.execute(
-            "SELECT trace_id, size, digest FROM instance WHERE path_hash = ? AND path = ? ORDER BY id DESC",
-            (path_hash(path), path),
-        ).fetchall()
-
-    def _has(self, row: NewRow) -> bool:
-        """Whether the row is there, or the newest one of its path describes the same file."""
-        rows = self._rows_of(row.path)
-        if any(trace_id == row.trace_id for trace_id, _, _ in rows):
-            return True
-        return bool(rows) and rows[0][1:] == (row.size, row.digest)
+    def _has(self, path: str, trace_id: str) -> bool:
+        found = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ? AND path = ? AND trace_id = ?)",
+            (path_hash(path), path, trace_id),
+        ).fetchone()
+        return bool(found[0])

@@ -20,3 +20,13 @@ class Refusal(Exception):
 def storage_refusal(error: OSError) -> Refusal:
     """A700 for whatever the file system says."""
     return Refusal(0xA700, f"storage: {(error.strerror or 'error').lower()}")
+
+
+def replaced_bound_refusal() -> Refusal:
+    """A700: a replaced file could not be kept without removing one of the last day."""
+    return Refusal(0xA700, "storage: replaced files have reached their bound")
+
+
+def unrecorded_refusal() -> Refusal:
+    """A700: success would be answered for a stored file that has no record."""
+    return Refusal(0xA700, "storage: the stored file has no record and can get none")

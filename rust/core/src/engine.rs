@@ -500,6 +500,10 @@ impl Disk for Interrupted<'_> {
         store.quarantine().take(store.folders(), evidence)
     }
 
+    fn is_quarantined(&self, path: &str, trace_id: &str) -> io::Result<bool> {
+        self.tenants.store_of_path(path).quarantine().holds(trace_id)
+    }
+
     fn acknowledges_durable_names(&self) -> bool {
         self.durability.syncs_directories()
     }

@@ -346,7 +346,7 @@ impl Engine {
     /// Makes sure that a stored file has a record. The caller has the lock of its path.
     ///
     /// # Errors
-    /// A700; A900 where the file is not one of ours, so that it cannot have one.
+    /// A700, also where the file is not one of ours, so that it cannot have one.
     pub(crate) fn ensure_recorded(&self, relative: &str) -> Result<(), Refusal> {
         if self.outbox().newest(relative)?.is_some() {
             return Ok(());
@@ -356,7 +356,7 @@ impl Engine {
                 .map_err(|error| match error {
                     NotOurs::Io(error) => Refusal::Storage(error),
                     NotOurs::Outbox(error) => Refusal::Outbox(error),
-                    _ => Refusal::DuplicateRejected,
+                    _ => Refusal::Unrecorded,
                 })?;
         Ok(self.record(row)?)
     }

@@ -30,6 +30,9 @@ pub enum Refusal {
     /// Files that were replaced have reached `local_storage.replaced_max_bytes`, and are too young to make room.
     #[error("storage: replaced files have reached their bound")]
     ReplacedFull,
+    /// Another instance is stored and stays (`keep`), and it has no record and can get none.
+    #[error("storage: the stored file has no record and can get none")]
+    Unrecorded,
     /// The instance exceeds `limits.max_instance_bytes`.
     #[error("instance exceeds the size limit of {0} bytes")]
     TooLarge(u64),
@@ -92,6 +95,7 @@ impl Refusal {
             | Self::TenantQuota
             | Self::TenantBusy
             | Self::ReplacedFull
+            | Self::Unrecorded
             | Self::TooLarge(_) => 0xA700,
             Self::IdentityMismatch(_)
             | Self::AttributeMissing(_)
@@ -120,6 +124,7 @@ impl Refusal {
             Self::TenantQuota,
             Self::TenantBusy,
             Self::ReplacedFull,
+            Self::Unrecorded,
             Self::TooLarge(8 << 30),
             Self::IdentityMismatch("SOPInstanceUID"),
             Self::AttributeMissing(keyword()),

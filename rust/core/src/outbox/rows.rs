@@ -135,6 +135,12 @@ pub trait Disk {
     /// What the file system says: the file is where it was.
     fn quarantine(&self, evidence: &Evidence<'_>) -> io::Result<()>;
 
+    /// Whether the file of a record is in quarantine already: a start that was interrupted put it there.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn is_quarantined(&self, path: &str, trace_id: &str) -> io::Result<bool>;
+
     /// Whether the name of a file is durable before it is acknowledged: then one that is not there never was.
     fn acknowledges_durable_names(&self) -> bool;
 }

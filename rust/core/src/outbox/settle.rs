@@ -16,6 +16,9 @@ use crate::store::quarantine::Evidence;
 
 const COLUMNS: &str = "id, trace_id, key, payload, path, size, digest, created";
 
+/// Why a file is in quarantine.
+const REASON: &str = "the file differs from its record, which was never marked committed";
+
 /// An undecided row, in the database where it has an id, else in the journal.
 struct Undecided {
     id: Option<i64>,
@@ -28,10 +31,14 @@ enum Verdict {
     Keep(usize),
     /// They go; the file, if there is one, is that of a row that is committed.
     Drop,
-    /// They go, and there is no file, although there should be.
+    /// They go; there is no file.
+    Absent,
+    /// They go, and there is no file, although there may have been one that was acknowledged.
     Missing,
     /// They go; the file is something else, of this size and digest: it is to be put aside.
     Differs((u64, Digest)),
+    /// They go; the file was something else and is put aside.
+    Quarantined,
     /// The file cannot be looked at, or not be put aside.
     Unknown(String),
 }
@@ -56,14 +63,8 @@ pub(super) fn settle(
     for (path, places) in by_path(&undecided) {
         let rows: Vec<&Undecided> = places.iter().filter_map(|&place| undecided.get(place)).collect();
         let found = disk.look_at(path);
-        let verdict = judge(
-            &transaction,
-            path,
-            &rows,
-            found,
-            disk.acknowledges_durable_names(),
-        )?;
-        let verdict = put_aside(verdict, path, &rows, disk);
+        let verdict = judge(&transaction, path, &rows, found)?;
+        let verdict = completed(verdict, path, &rows, disk);
         let keep = match &verdict {
             Verdict::Keep(at) => places.get(*at).copied(),
             _ => None,
@@ -126,11 +127,11 @@ impl Outbox {
             let reader = lock(&self.reader);
             let undecided = in_database(&reader, Some(path))?;
             let rows: Vec<&Undecided> = undecided.iter().collect();
-            let verdict = judge(&reader, path, &rows, found, disk.acknowledges_durable_names())?;
+            let verdict = judge(&reader, path, &rows, found)?;
             (undecided, verdict)
         };
         let rows: Vec<&Undecided> = undecided.iter().collect();
-        let verdict = put_aside(verdict, path, &rows, disk);
+        let verdict = completed(verdict, path, &rows, disk);
         if undecided.is_empty() {
             return Ok(settled);
         }
@@ -199,12 +200,10 @@ fn judge(
     path: &str,
     rows: &[&Undecided],
     found: io::Result<Option<(u64, Digest)>>,
-    absence_is_conclusive: bool,
 ) -> Result<Verdict, OutboxError> {
     let found = match found {
         Ok(Some(found)) => found,
-        Ok(None) if absence_is_conclusive => return Ok(Verdict::Drop),
-        Ok(None) => return Ok(Verdict::Missing),
+        Ok(None) => return Ok(Verdict::Absent),
         Err(error) => return Ok(Verdict::Unknown(error.to_string())),
     };
     // An attempt that failed may have left a row, and the next one that succeeded another: the newest is the one that was
@@ -223,22 +222,33 @@ fn judge(
     })
 }
 
-/// Puts the file into quarantine where it differs.
-fn put_aside(verdict: Verdict, path: &str, rows: &[&Undecided], disk: &impl Disk) -> Verdict {
-    let (Verdict::Differs(found), Some(newest)) = (&verdict, rows.last()) else {
+/// The verdict that is left when the disk was asked: a file that differs is put aside; that there is none has a reason.
+fn completed(verdict: Verdict, path: &str, rows: &[&Undecided], disk: &impl Disk) -> Verdict {
+    let Some(newest) = rows.last().map(|one| &one.row) else {
         return verdict;
     };
-    let moved = disk.quarantine(&Evidence {
-        trace_id: &newest.row.trace_id,
-        path,
-        recorded: (newest.row.size, newest.row.digest),
-        found: *found,
-        record: &newest.row.payload,
-        reason: "the file at this path is not the one whose record was being written when the service was interrupted",
-    });
-    match moved {
-        Ok(()) => verdict,
-        Err(error) => Verdict::Unknown(format!("it cannot be put into quarantine: {error}")),
+    match verdict {
+        Verdict::Absent => match disk.is_quarantined(path, &newest.trace_id) {
+            Ok(true) => Verdict::Quarantined,
+            Ok(false) if disk.acknowledges_durable_names() => Verdict::Drop,
+            Ok(false) => Verdict::Missing,
+            Err(error) => Verdict::Unknown(error.to_string()),
+        },
+        Verdict::Differs(found) => {
+            let moved = disk.quarantine(&Evidence {
+                trace_id: &newest.trace_id,
+                path,
+                recorded: (newest.size, newest.digest),
+                found,
+                record: &newest.payload,
+                reason: REASON,
+            });
+            match moved {
+                Ok(()) => Verdict::Quarantined,
+                Err(error) => Verdict::Unknown(format!("it cannot be put into quarantine: {error}")),
+            }
+        }
+        other => other,
     }
 }
 
@@ -272,12 +282,12 @@ impl Settled {
                 self.kept += 1;
                 self.dropped += rows - 1;
             }
-            Verdict::Drop => self.dropped += rows,
+            Verdict::Drop | Verdict::Absent | Verdict::Differs(_) => self.dropped += rows,
             Verdict::Missing => {
                 self.dropped += rows;
                 self.missing.push(path.to_owned());
             }
-            Verdict::Differs(_) => {
+            Verdict::Quarantined => {
                 self.dropped += rows;
                 self.quarantined.push(path.to_owned());
             }

@@ -39,6 +39,10 @@ impl Disk for Files {
         Ok(())
     }
 
+    fn is_quarantined(&self, path: &str, _trace_id: &str) -> io::Result<bool> {
+        Ok(number(path) == 7)
+    }
+
     fn acknowledges_durable_names(&self) -> bool {
         true
     }
@@ -418,6 +422,9 @@ fn below_full_durability_a_file_that_is_not_there_is_reported() {
         }
         fn quarantine(&self, _evidence: &Evidence<'_>) -> io::Result<()> {
             Ok(())
+        }
+        fn is_quarantined(&self, _path: &str, _trace_id: &str) -> io::Result<bool> {
+            Ok(false)
         }
         fn acknowledges_durable_names(&self) -> bool {
             false

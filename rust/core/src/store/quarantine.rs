@@ -91,6 +91,17 @@ impl Quarantine {
         Ok(())
     }
 
+    /// Whether it has the file of a record.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn holds(&self, trace_id: &str) -> io::Result<bool> {
+        match Uuid::parse_str(trace_id) {
+            Ok(id) => self.folder().join(format!("{id}.dcm")).try_exists(),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Moves a file here. Its note is durable before it moves; both are durable afterwards.
     ///
     /// # Errors
