@@ -54,18 +54,33 @@ class Sender:
         return time.monotonic() - began
 
 
+def empty_folders(service: ServiceProcess) -> list[Path]:
+    """Beneath the tenants."""
+    roots = (service.root, *service.tenant_roots)
+    tenants = [tenant for root in roots for tenant in root.iterdir() if not tenant.name.startswith(".")]
+    return [folder for tenant in tenants for folder in (tenant, *tenant.rglob("*")) if is_empty(folder)]
+
+
+def is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
 def check_through(
     row: Row, service: ServiceProcess, ledger: Ledger, fault: Callable[[], object], rows: int = 256
 ) -> None:
     """Before the fault 0000; during it A700 and C-ECHO is answered; after it 0000 again within 5 s."""
     slowest = 0.0
     sender = Sender(service, ledger, "1.2.826.0.7.1", rows)
-    for _ in range(row.rounds):
+    for number in range(row.rounds):
         assert sender.store() == 0
+        of_a_new_series = Sender(service, ledger, f"1.2.826.0.8.{number}", rows)
         with fault():  # type: ignore[attr-defined]
             sender.store_until(OUT_OF_RESOURCES, 20)
             assert [sender.store() for _ in range(5)] == [OUT_OF_RESOURCES] * 5
+            assert of_a_new_series.store() == OUT_OF_RESOURCES
             assert sender.association.echo(5).status == 0
+            assert empty_folders(service) == []
+        of_a_new_series.association.release()
         slowest = max(slowest, sender.store_until(0, 5))
     sender.association.release()
     assert set(ledger.statuses) == {0, OUT_OF_RESOURCES}
@@ -181,3 +196,22 @@ def test_a_bug_while_the_journal_is_synced_costs_one_instance(
     assert [sender.store() for _ in range(8)] == [0, 0, 0, OUT_OF_RESOURCES, 0, 0, 0, 0]
     sender.association.release()
     assert service.stop() == 0
+
+
+def test_a_bug_in_the_writer_of_the_outbox_is_no_success_and_loses_nothing(
+    start_service: StartService, fail_points: dict[str, str]
+) -> None:
+    service = start_service(env=fail_points | {"STORESCP_FAIL_POINT": "commit_begun:2:panic"})
+    ledger = Ledger()
+    sender = Sender(service, ledger, "1.2.826.0.7.1", 16)
+    sender.store_until(OUT_OF_RESOURCES, 20)
+    assert [sender.store() for _ in range(5)] == [OUT_OF_RESOURCES] * 5
+    assert sender.association.echo(5).status == 0
+    sender.association.abort()
+    service.kill()
+    row = Row("a writer of the outbox that ends")
+    service = start_service(root=service.root)
+    assert service.stop() == 0
+    row.reconcile(service, ledger)
+    row.check()
+    assert len(ledger.uids) > 1

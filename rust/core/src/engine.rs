@@ -16,7 +16,7 @@ use crate::config::{Durability, EngineConfig};
 use crate::digest::Digest;
 use crate::events::EventRing;
 use crate::ingest::{Scratch, Source};
-use crate::layout::{OUTBOX, QUARANTINE, REPLACED};
+use crate::layout::{OUTBOX, QUARANTINE};
 use crate::outbox::health::{self, Condition, Damage};
 use crate::outbox::{Disk, Found, Outbox, OutboxError, Settled};
 use crate::recovery::{self, Concerned};
@@ -289,10 +289,9 @@ impl Engine {
         let (mut removed, mut unreadable) = (0, Vec::new());
         for store in self.tenants.stores() {
             let name = |folder: &str| store.root_path().join(folder).display().to_string();
-            match store.replaced().sweep(Utc::now()) {
-                Ok(count) => removed += count,
-                Err(error) => unreadable.push((name(REPLACED), error.to_string())),
-            }
+            let (count, problems) = store.replaced().sweep(Utc::now());
+            removed += count;
+            unreadable.extend(problems.into_iter().map(|(folder, why)| (name(&folder), why)));
             if let Err(error) = store.quarantine().recount() {
                 unreadable.push((name(QUARANTINE), error.to_string()));
             }

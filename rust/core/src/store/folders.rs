@@ -132,18 +132,21 @@ impl Folders {
 
     /// Best effort: a folder that another instance already uses is not empty and stays.
     fn remove_empty(&self, series: &str, first_new: usize) {
+        let levels = series.split('/').count();
         let mut relative = series;
-        for _ in first_new..series.split('/').count() {
+        for _ in first_new..levels {
             let (parent, name) = relative.rsplit_once('/').unwrap_or(("", relative));
             let removed = if parent.is_empty() {
                 rustix::fs::unlinkat(&self.root, name, AtFlags::REMOVEDIR)
             } else {
                 match self.open_folder(parent) {
                     Ok(Some(parent)) => rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR),
-                    _ => return,
+                    Ok(None) => Err(Errno::NOENT),
+                    Err(_) => return,
                 }
             };
-            if removed.is_err() {
+            // One that could not be made is not there either.
+            if !matches!(removed, Ok(()) | Err(Errno::NOENT)) {
                 return;
             }
             relative = parent;

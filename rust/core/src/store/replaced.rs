@@ -62,6 +62,15 @@ struct State {
     durable_day: String,
 }
 
+/// What a sweep came upon.
+#[derive(Debug, Default)]
+struct Swept {
+    removed: u64,
+    files: u64,
+    bytes: u64,
+    unreadable: Vec<(String, String)>,
+}
+
 /// What is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -242,43 +251,56 @@ impl Replaced {
         }
     }
 
-    /// Removes the files whose time is over, and counts the others anew: operators remove some. Returns how many went.
-    ///
-    /// # Errors
-    /// What the file system says; the next sweep goes on.
-    pub fn sweep(&self, now: DateTime<Utc>) -> io::Result<u64> {
+    /// Removes the files whose time is over, and counts the others anew: operators remove some. Returns how many went, and what
+    /// could not be read or removed, and why.
+    #[must_use]
+    pub fn sweep(&self, now: DateTime<Utc>) -> (u64, Vec<(String, String)>) {
         let before = self.usage();
-        let (mut removed, mut files, mut bytes) = (0, 0, 0);
-        for day in self.days()? {
-            let Some(folder) = self.open_day(&day)? else {
-                continue;
-            };
-            each_name(&folder, |name| {
-                let Some(age) = age(&day, name, now) else {
-                    return Ok(());
-                };
-                if age >= self.retention {
-                    match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-                        Ok(()) => removed += 1,
-                        Err(Errno::NOENT) => {}
-                        Err(error) => return Err(error.into()),
+        let mut swept = Swept::default();
+        match self.days() {
+            Ok(days) => {
+                for day in days {
+                    if let Err(error) = self.sweep_day(&day, now, &mut swept) {
+                        swept
+                            .unreadable
+                            .push((format!("{REPLACED}/{day}"), error.to_string()));
                     }
-                } else if let Some(size) = size_of(&folder, name)? {
-                    files += 1;
-                    bytes += size;
                 }
-                Ok(())
-            })?;
-            self.remove_empty_day(&day, now);
+            }
+            Err(error) => swept.unreadable.push((REPLACED.to_owned(), error.to_string())),
         }
         let mut state = self.lock();
         state.oldest.clear();
         // What came meanwhile may be counted twice until the next time; it is never left out.
         let came = state.usage.replaced - before.replaced;
         let came_bytes = state.usage.bytes.saturating_sub(before.bytes);
-        state.usage.files = files + came;
-        state.usage.bytes = bytes + came_bytes;
-        Ok(removed)
+        state.usage.files = swept.files + came;
+        state.usage.bytes = swept.bytes + came_bytes;
+        (swept.removed, swept.unreadable)
+    }
+
+    fn sweep_day(&self, day: &str, now: DateTime<Utc>, swept: &mut Swept) -> io::Result<()> {
+        let Some(folder) = self.open_day(day)? else {
+            return Ok(());
+        };
+        each_name(&folder, |name| {
+            let Some(age) = age(day, name, now) else {
+                return Ok(());
+            };
+            if age >= self.retention {
+                match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+                    Ok(()) => swept.removed += 1,
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            } else if let Some(size) = size_of(&folder, name)? {
+                swept.files += 1;
+                swept.bytes += size;
+            }
+            Ok(())
+        })?;
+        self.remove_empty_day(day, now);
+        Ok(())
     }
 
     fn remove_counted(&self, day: &str, name: &str) -> io::Result<()> {
@@ -309,15 +331,16 @@ impl Replaced {
         }
     }
 
-    /// The first files of the oldest day that has any.
+    /// The first files of the oldest day that has any. A day that cannot be read is passed over: the sweep names it.
     fn list_oldest(&self) -> io::Result<VecDeque<(String, String)>> {
         let now = Utc::now();
         for day in self.days()? {
-            if let Some(folder) = self.open_day(&day)? {
-                let names = first_names(&folder, |name| age(&day, name, now).is_some())?;
-                if !names.is_empty() {
-                    return Ok(names.into_iter().map(|name| (day.clone(), name)).collect());
-                }
+            let listed = self.open_day(&day).and_then(|folder| match folder {
+                Some(folder) => first_names(&folder, |name| age(&day, name, now).is_some()),
+                None => Ok(Vec::new()),
+            });
+            if let Some(names) = listed.ok().filter(|names| !names.is_empty()) {
+                return Ok(names.into_iter().map(|name| (day.clone(), name)).collect());
             }
         }
         Ok(VecDeque::new())
