@@ -188,6 +188,9 @@ class LocalStorage(Section):
     duplicates: Literal["replace", "keep", "reject"] = Field(
         "replace", description="what becomes of another instance with the same UIDs"
     )
+    create: bool = Field(
+        True, description="whether a storage root that is not there is made; false: it must have its identity file"
+    )
     min_free_bytes: Annotated[int, Field(ge=0)] = Field(
         1 << 30, description="below so much free space nothing is accepted"
     )

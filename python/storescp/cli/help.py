@@ -21,9 +21,8 @@ _OPTIONS = {
     "How to run": ("--output-directory", "--config", "--engine", "--verbose", "--version", "--help"),
 }
 _COMMANDS = {
-    "Before the start": ("check-config", "conformance", "license", "passcode", "completion"),
-    "Links": ("echo", "send"),
-    "Files": ("inspect", "transcode", "verify"),
+    "Before the start": ("check-config", "storage", "license", "passcode", "conformance", "completion"),
+    "Links and files": ("echo", "send", "inspect", "transcode", "verify"),
     "Records": ("outbox", "index"),
 }
 
