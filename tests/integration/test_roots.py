@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from storescp.root_identity import make_identity, read_identity
+from storescp.settings import Settings
 from support.service import ServiceProcess
 from support.steps import Killed, killed_at
 
@@ -118,3 +119,14 @@ def test_a_power_cut_while_a_root_is_made_leaves_one_with_an_identity_or_none(tm
         if len(steps) < step:
             break
     assert step > 5
+
+
+@pytest.mark.parametrize("section", [{}, {"durability": "none"}])
+def test_the_default_root_is_absolute_whatever_else_is_configured(
+    section: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records name files by it."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        Settings.model_validate({"local_storage": section}).local_storage.dicm_store_path == tmp_path / "storescp-data"
+    )
