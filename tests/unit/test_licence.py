@@ -27,6 +27,7 @@ from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licenc
 from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.settings import Settings
 from support.steps import Killed, killed_at
+from support.users import BECOME_NOBODY, let_others_in, require_root
 
 OTHER_OID = "1.3.6.1.4.1.99999.1"
 ISSUE = "storescpd license issue --client-id ID DIR"
@@ -163,20 +164,15 @@ def test_chain_and_purpose(sign: Sign) -> None:
 
 
 def test_an_issued_licence_can_be_read_by_another_user_but_not_its_keys(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to become another user")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder != Path("/") and not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(0o711)
+    require_root()
+    let_others_in(tmp_path)
     program = (
-        "import os, sys\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from storescp.licence import HASH_CODE_OID, issue_licence, validate_client_certificate\n"
-        "os.umask(0o077)\n"
+        "import os; os.umask(0o077)\n"
         "issued = issue_licence('hospital', 30, Path(sys.argv[1]))\n"
-        "os.setgroups([])\n"
-        "os.setgid(65534)\n"
-        "os.setuid(65534)\n"
+        f"{BECOME_NOBODY}\n"
         "validate_client_certificate(client_certificate=issued.client_certificate, ca_certificate=issued.ca_certificate,\n"
         "                            client_id='hospital', license_key=issued.license_key)\n"
         "for key in ('ca.key', 'client.key'):\n"

@@ -1,0 +1,25 @@
+"""Another user of this machine, who may do less than root."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+NOBODY = 65534
+# The interpreter may lie where that user cannot look, so what is needed is loaded before the user changes.
+BECOME_NOBODY = f"import os; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+
+
+def let_others_in(folder: Path) -> None:
+    """Lets every user enter a folder of the tests."""
+    for one in (folder, *folder.parents):
+        if not one.stat().st_mode & stat.S_IXOTH:
+            one.chmod(one.stat().st_mode | stat.S_IXOTH)
