@@ -16,7 +16,7 @@ from support.compressed import compressed_ct
 from support.instances import ct_slice
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
-from support.users import BECOME_NOBODY, NOBODY, let_others_in, require_root
+from support.users import BECOME_NOBODY, NOBODY, require_root
 from support.waiting import wait_until
 from support.web import get, http_port
 
@@ -47,14 +47,13 @@ AS_NOBODY = (
 )
 
 
-def test_its_head_makes_what_a_service_of_another_user_needs(start_service: StartService, tmp_path: Path) -> None:
+def test_its_head_makes_what_a_service_of_another_user_needs(start_service: StartService, shared_folder: Path) -> None:
     require_root()
-    let_others_in(tmp_path)
     text = UNIT.read_text()
     commands = re.findall(r"^#   (.*)$", text.partition("[Unit]")[0], re.MULTILINE)
     done_by_the_package_manager = [one for one in commands if re.match(r"python3 -m venv |useradd |systemctl ", one)]
     assert len(done_by_the_package_manager) == 3
-    etc, data = tmp_path / "etc", tmp_path / "data"
+    etc, data = shared_folder / "etc", shared_folder / "data"
     user = shlex.join([sys.executable, "-c", AS_NOBODY])
     script = "\n".join(one for one in commands if one not in done_by_the_package_manager)
     for said, here in (

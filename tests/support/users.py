@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +14,3 @@ BECOME_NOBODY = f"import os; os.setgroups([]); os.setgid({NOBODY}); os.setuid({N
 def require_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
-
-
-def let_others_in(folder: Path) -> None:
-    """Lets every user enter a folder of the tests."""
-    for one in (folder, *folder.parents):
-        if not one.stat().st_mode & stat.S_IXOTH:
-            one.chmod(one.stat().st_mode | stat.S_IXOTH)

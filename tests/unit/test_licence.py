@@ -27,7 +27,7 @@ from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licenc
 from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.settings import Settings
 from support.steps import Killed, killed_at
-from support.users import BECOME_NOBODY, let_others_in, require_root
+from support.users import BECOME_NOBODY, require_root
 
 OTHER_OID = "1.3.6.1.4.1.99999.1"
 ISSUE = "storescpd license issue --client-id ID DIR"
@@ -163,9 +163,8 @@ def test_chain_and_purpose(sign: Sign) -> None:
         check(sign(b"x", names=("c", "d")), "x")
 
 
-def test_an_issued_licence_can_be_read_by_another_user_but_not_its_keys(tmp_path: Path) -> None:
+def test_an_issued_licence_can_be_read_by_another_user_but_not_its_keys(shared_folder: Path) -> None:
     require_root()
-    let_others_in(tmp_path)
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -182,7 +181,7 @@ def test_an_issued_licence_can_be_read_by_another_user_but_not_its_keys(tmp_path
         "        print(key, 'is refused')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "etc" / "licence")],
+        [sys.executable, "-c", program, str(shared_folder / "etc" / "licence")],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "ca.key is refused\nclient.key is refused\n"), done.stderr
