@@ -25,7 +25,9 @@ def write_new(file: Path, content: bytes, mode: int) -> None:
         OSError: it cannot be written.
     """
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as written:
-        os.fchmod(written.fileno(), mode)
+        # Only what the umask took away: a file system without permissions of its own refuses every change.
+        if mode & ~os.fstat(written.fileno()).st_mode:
+            os.fchmod(written.fileno(), mode)
         written.write(content)
         written.flush()
         os.fsync(written.fileno())

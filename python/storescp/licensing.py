@@ -103,7 +103,7 @@ class LicenceWatch:
 
     def _settings_read_again(self) -> Settings:
         """The settings of this run, but for the section of the licence."""
-        given = dict(self._configuration.layers)["option"]
+        given = dict(self._configuration.layers).get("option", {})
         options = {(section, key): value for section, table in given.items() for key, value in table.items()}
         section = load(options, self._configuration.file).settings.dicom_license_server
         return self._settings.model_copy(update={"dicom_license_server": section})
