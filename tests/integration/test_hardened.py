@@ -71,7 +71,7 @@ def test_its_head_makes_what_a_service_of_another_user_needs(start_service: Star
         ["sh", "-eu", "-c", f"umask 077\n{script}"], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf"made {data} with the identity \S+\n", done.stdout)
+    assert re.fullmatch(rf"{data} was there and has the new identity \S+\n", done.stdout)
     environment = dict(re.findall(r"^Environment=(\w+)=(\S+)$", text, re.MULTILINE))
     service = start_service(
         "-c", str(etc / "storescp.toml"), root=data, env=environment, program=("-c", AS_NOBODY), names_root=False

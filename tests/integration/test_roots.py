@@ -48,8 +48,10 @@ def test_each_root_is_made_once_with_an_identity(config: Path, tmp_path: Path) -
     (tmp_path / "disks" / "clinic" / "clinic").mkdir(parents=True)
     first = storescp("storage", "create", "-c", str(config))
     assert (first.returncode, first.stderr) == (0, "")
-    told = re.findall(r"made (\S+) with the identity (\S+)\n", first.stdout)
+    told = re.findall(r"^(?:made )?(/\S+) .* identity (\S+)$", first.stdout, re.MULTILINE)
     roots = [tmp_path / "disks" / "main", tmp_path / "disks" / "clinic"]
+    assert first.stdout.startswith(f"made {roots[0]} with the identity ")
+    assert f"\n{roots[1]} was there and has the new identity " in first.stdout
     assert [root for root, _ in told] == [str(root) for root in roots]
     for root, identity in told:
         outbox = Path(root, ".outbox")
@@ -58,7 +60,7 @@ def test_each_root_is_made_once_with_an_identity(config: Path, tmp_path: Path) -
         assert [file.name for file in outbox.iterdir()] == ["identity"]
     second = storescp("storage", "create", "-c", str(config))
     assert second.returncode == 0
-    assert second.stdout == first.stdout.replace("made ", "").replace(" with the", " is there with the")
+    assert second.stdout == "".join(f"{root} is there with the identity {identity}\n" for root, identity in told)
 
 
 @pytest.mark.parametrize("engine", ["rust", "python"])

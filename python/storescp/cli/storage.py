@@ -36,9 +36,11 @@ def storage_create(context: click.Context, config: Path | None) -> None:
                 expected = f"a folder that is not within another storage root ({around})"
                 raise ConfigError(ConfigProblem(key, str(root), expected, "configuration"))
             identity = read_identity(root)
-            if identity is None:
-                click.echo(f"made {root} with the identity {make_identity(root)}")
-            else:
+            if identity is not None:
                 click.echo(f"{root} is there with the identity {identity}")
+            elif root.exists():
+                click.echo(f"{root} was there and has the new identity {make_identity(root)}")
+            else:
+                click.echo(f"made {root} with the identity {make_identity(root)}")
         except OSError as error:
             raise start_failure(key, root, _EXPECTED, error) from None
