@@ -204,7 +204,6 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
             "The sender gave no user name and passcode that are known, or gave them without TLS.",
             "Make a line for it with 'storescpd passcode', and have it connect by TLS.",
         ),
-        "licence_expired": Advice("The licence has ended.", "Put a new one in place and start again."),
         "draining": Advice("The service is being stopped.", "The sender may try again after the next start."),
         "application_context": Advice(
             "The request is not for the DICOM application context (PS3.7 A.2.1).", "Is the sender a DICOM device?"
@@ -271,7 +270,6 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("kafka.client", "What the Kafka client says; see also the state of the topics."),
     ("outbox.damaged", "Run 'storescpd verify' when it is quiet, and look at the disk."),
     ("outbox.", "Look at the room on the disk of the storage root and at its permissions."),
-    ("licence.", "Put a new licence in place and start again: 'storescpd license show' tells what there is."),
     ("tls.", "Renew it, and send the process a SIGHUP."),
     ("audit.", "Look at the destination of the audit trail."),
     ("association.timeout", "The sender was silent or too slow: see limits.idle_timeout and limits.min_rate."),

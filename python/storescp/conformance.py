@@ -200,7 +200,7 @@ class Statement:
         busy = congestion("")
         rejections = (
             (LOCAL_LIMIT, "all associations that may run at a time are running"),
-            (busy, "the disk is below the watermark, the outbox is full, the service drains, or the licence has ended"),
+            (busy, "the disk is below the watermark, the outbox is full, or the service drains"),
             (PEER_NOT_ALLOWED, "the address is not allowed"),
             (USER_NOT_KNOWN, "users are configured, and the user is not known or the connection is not encrypted"),
             (negotiation.UNUSABLE_PDU_LENGTH, "the peer's maximum PDU length is below 128"),

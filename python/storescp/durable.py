@@ -18,11 +18,16 @@ def sync_folder(folder: Path) -> None:
 def write_new(file: Path, content: bytes, mode: int) -> None:
     """A file that was not there before, with its content on the disk; its name takes a `sync_folder`.
 
+    `mode` are its permissions, whatever the umask says.
+
     Raises:
         FileExistsError: there is one.
         OSError: it cannot be written.
     """
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as written:
+        # Only what the umask took away: a file system without permissions of its own refuses every change.
+        if mode & ~os.fstat(written.fileno()).st_mode:
+            os.fchmod(written.fileno(), mode)
         written.write(content)
         written.flush()
         os.fsync(written.fileno())

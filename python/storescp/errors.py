@@ -1,8 +1,24 @@
-"""The errors of this package. The Rust half raises `CoreError` and `CoreBug`."""
+"""The errors of this package. The Rust half raises `CoreError`, `TemporaryFailure` and `CoreBug`."""
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+from pathlib import Path
+
+# Only a person can mend these: a permission, or a path that cannot be one.
+_LASTING = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+    }
+)
 
 
 class StorescpError(Exception):
@@ -48,3 +64,16 @@ class ConfigError(StorescpError):
     def __init__(self, *problems: ConfigProblem) -> None:
         self.problems = problems
         super().__init__("; ".join(str(problem) for problem in problems))
+
+
+def is_temporary(error: OSError) -> bool:
+    """Whether what the operating system says may pass by itself: no space, an I/O error, a file system not mounted."""
+    return error.errno is not None and error.errno not in _LASTING
+
+
+def start_failure(key: str, path: Path, expected: str, error: OSError) -> ConfigError | TemporaryFailure:
+    """What an error of the operating system means for a start that needs the path of a key of the configuration."""
+    reason = error.strerror or str(error)
+    if is_temporary(error):
+        return TemporaryFailure(f"{key} = {path}: {reason}")
+    return ConfigError(ConfigProblem(key, str(path), f"{expected} ({reason})", "configuration"))

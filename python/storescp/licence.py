@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,21 +26,35 @@ _COMMON_NAME_CHARACTERS = 64  # RFC 5280 A.1, ub-common-name
 
 @dataclass(frozen=True)
 class Licence:
-    """What a client certificate says."""
+    """What a client certificate says. A checked one is valid while every certificate of its chain is."""
 
     client_id: str
     hash_code: str
     not_before: datetime
     not_after: datetime
     issuer: str
+    file: Path
 
     def days_left(self, now: datetime) -> int:
-        """Whole days until it expires, negative afterwards."""
+        """Whole days until it ends, negative afterwards."""
         return (self.not_after - now).days
 
-    def is_valid_at(self, now: datetime) -> bool:
-        """Whether `now` is in its validity."""
-        return self.not_before <= now <= self.not_after
+    def has_ended(self, now: datetime) -> bool:
+        """Whether `now` is after its end."""
+        return now > self.not_after
+
+    def ends_soon(self, now: datetime) -> bool:
+        """Whether fewer than 30 days are left, or it has ended."""
+        return self.not_after - now < WARN_BEFORE
+
+    def describe_end(self, now: datetime) -> str:
+        """Its file and the date of its end, as messages name them."""
+        return f"the licence {self.file} {'ended' if self.has_ended(now) else 'ends'} on {shown(self.not_after)}"
+
+
+def shown(moment: datetime) -> str:
+    """A moment as messages name it."""
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def read_certificates(file: Path, what: str) -> list[x509.Certificate]:
@@ -66,24 +80,30 @@ def read_licence(client_certificate: Path, hash_code_oid: str) -> tuple[Licence,
         LicenceError: it cannot be read, or lacks the common name or the hash code.
     """
     certificates = read_certificates(client_certificate, "the client certificate")
+    called = f"the client certificate {client_certificate}"
     leaf = certificates[0]
     names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(names) != 1:
-        raise LicenceError("the client certificate has no single common name (the client id)")
+        raise LicenceError(f"{called} has no single common name (the client id)")
     try:
         extension = leaf.extensions.get_extension_for_oid(x509.ObjectIdentifier(hash_code_oid))
     except x509.ExtensionNotFound:
-        raise LicenceError(f"the client certificate has no extension {hash_code_oid} (the hash code)") from None
+        raise LicenceError(f"{called} has no extension {hash_code_oid} (the hash code)") from None
     except ValueError:
-        raise LicenceError("the extensions of the client certificate cannot be read") from None
+        raise LicenceError(f"the extensions of {called} cannot be read") from None
     if not isinstance(extension.value, x509.UnrecognizedExtension):
-        raise LicenceError(f"the extension {hash_code_oid} is no hash code")
+        raise LicenceError(f"the extension {hash_code_oid} of {called} is no hash code")
+    try:
+        hash_code = _utf8_string(extension.value.value)
+    except UnicodeDecodeError:
+        raise LicenceError(f"the hash code of {called} is not text") from None
     licence = Licence(
         client_id=str(names[0].value),
-        hash_code=_utf8_string(extension.value.value),
+        hash_code=hash_code,
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
         issuer=leaf.issuer.rfc4514_string(),
+        file=client_certificate,
     )
     return licence, certificates
 
@@ -97,57 +117,59 @@ def validate_client_certificate(
     hash_code_oid: str = HASH_CODE_OID,
     now: datetime | None = None,
 ) -> Licence:
-    """Checks chain, validity, client id and hash code, the last two in constant time.
+    """Checks chain, begin, client id and hash code, the last two in constant time.
+
+    Whether the licence has ended is not an error here: the caller decides what that means (`Licence.has_ended`).
 
     Raises:
         LicenceError: with one clear line that never shows the expected values.
     """
     now = now or datetime.now(UTC)
     licence, certificates = read_licence(client_certificate, hash_code_oid)
-    anchors = read_certificates(ca_certificate, "the CA certificate")
-    _check_chain(certificates, anchors, now)
-    if now < licence.not_before:
-        raise LicenceError(f"the client certificate is not valid before {licence.not_before:%Y-%m-%d %H:%M} UTC")
-    if now > licence.not_after:
-        raise LicenceError(f"the client certificate expired on {licence.not_after:%Y-%m-%d %H:%M} UTC")
+    called = f"the client certificate {client_certificate}"
+    _check_purpose(certificates[0], called)
+    authorities = _chain(certificates, read_certificates(ca_certificate, "the CA certificate"))
+    if authorities is None:
+        raise LicenceError(f"{called} was not issued by the configured CA {ca_certificate}")
+    begin = max(licence.not_before, *(authority.not_valid_before_utc for authority in authorities))
+    end = min(licence.not_after, *(authority.not_valid_after_utc for authority in authorities))
+    if begin > end:
+        raise LicenceError(f"{called} and the certificates of its CA {ca_certificate} are never valid together")
+    if now < begin:
+        raise LicenceError(f"the licence {client_certificate} is not valid before {shown(begin)}")
     same_client = hmac.compare_digest(licence.client_id.encode(), client_id.encode())
     same_hash = hmac.compare_digest(licence.hash_code.encode(), license_key.encode())
     if not same_client:
-        raise LicenceError("the common name of the client certificate is not the configured client_id")
+        raise LicenceError(f"the common name of {called} is not the configured client_id")
     if not same_hash:
-        raise LicenceError("the hash code of the client certificate is not the configured license_key")
-    return licence
+        raise LicenceError(f"the hash code of {called} is not the configured license_key")
+    return replace(licence, not_before=begin, not_after=end)
 
 
-def _check_chain(certificates: list[x509.Certificate], anchors: list[x509.Certificate], now: datetime) -> None:
-    leaf, *intermediates = certificates
-    _check_purpose(leaf)
-    current = leaf
+def _chain(certificates: list[x509.Certificate], anchors: list[x509.Certificate]) -> list[x509.Certificate] | None:
+    """The authorities above the first certificate, the last of them an anchor; None where there is no way to one."""
+    current, *intermediates = certificates
+    authorities: list[x509.Certificate] = []
     for _ in range(_LONGEST_CHAIN):
-        anchor = next((ca for ca in anchors if _issued_by(current, ca)), None)
-        if anchor is not None:
-            _check_validity(anchor, now)
-            return
-        issuer = next((ca for ca in intermediates if _issued_by(current, ca)), None)
+        # A renewed authority may stand beside the old one, with the same key.
+        issuing = [anchor for anchor in anchors if _issued_by(current, anchor)]
+        if issuing:
+            return [*authorities, max(issuing, key=lambda anchor: anchor.not_valid_after_utc)]
+        issuer = next((authority for authority in intermediates if _issued_by(current, authority)), None)
         if issuer is None:
-            break
-        _check_validity(issuer, now)
+            return None
+        authorities.append(issuer)
         current = issuer
-    raise LicenceError("the client certificate was not issued by the configured CA")
+    return None
 
 
-def _check_validity(ca: x509.Certificate, now: datetime) -> None:
-    if not ca.not_valid_before_utc <= now <= ca.not_valid_after_utc:
-        raise LicenceError("a CA certificate of the chain is expired or not yet valid")
-
-
-def _check_purpose(leaf: x509.Certificate) -> None:
+def _check_purpose(leaf: x509.Certificate, called: str) -> None:
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         return
     if not {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(usage):
-        raise LicenceError("the certificate is not meant for client authentication")
+        raise LicenceError(f"{called} is not meant for client authentication")
 
 
 def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
@@ -167,10 +189,7 @@ def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 def _utf8_string(value: bytes) -> str:
     """The text of an extension: a DER UTF8String, or raw UTF-8."""
-    try:
-        return _der_content(value).decode("utf-8")
-    except UnicodeDecodeError:
-        raise LicenceError("the hash code of the client certificate is not text") from None
+    return _der_content(value).decode("utf-8")
 
 
 def _der_content(value: bytes) -> bytes:
@@ -194,10 +213,14 @@ class IssuedLicence:
 
 
 def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
-    """Makes a CA and a client certificate: ca.pem, ca.key, client.pem, client.key; keys readable by the owner only.
+    """Makes a CA and a client certificate: ca.pem, ca.key, client.pem, client.key.
+
+    The service reads the two certificates. Everybody may read them, in folders that this makes too; the keys are for
+    the owner alone.
 
     Raises:
-        LicenceError: a file exists already or cannot be written, or the client id cannot be a common name.
+        LicenceError: a file exists already, or the client id cannot be a common name.
+        OSError: a folder or a file cannot be written.
     """
     if not 1 <= len(client_id) <= _COMMON_NAME_CHARACTERS:
         raise LicenceError("a client id has 1 to 64 characters (it becomes the common name)")
@@ -230,14 +253,20 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
         client_certificate.public_bytes(pem),
         _private_pem(client_key),
     )
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, content in zip(names, contents, strict=True):
-            write_new(directory / name, content, 0o600 if name.endswith(".key") else 0o644)
-        sync_folder(directory)
-    except OSError as error:
-        raise LicenceError(f"{error.filename}: {error.strerror}") from None
+    _make_folders(directory)
+    for name, content in zip(names, contents, strict=True):
+        write_new(directory / name, content, 0o600 if name.endswith(".key") else 0o644)
+    sync_folder(directory)
     return IssuedLicence(client_id, hash_code, directory / "client.pem", directory / "ca.pem")
+
+
+def _make_folders(directory: Path) -> None:
+    """Makes a folder and those above it, for everybody to enter, whatever the umask says."""
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir()
+        folder.chmod(0o755)
+        sync_folder(folder.parent)
 
 
 def _certificate(

@@ -16,10 +16,11 @@ from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.config import Configuration
 from storescp.engine import Engine, engine_config
-from storescp.errors import ConfigError, ConfigProblem, CoreError
-from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence, make_root
+from storescp.errors import ConfigError, ConfigProblem, CoreError, TemporaryFailure
+from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.network.identity import Users
 from storescp.network.tls import load_tls
+from storescp.roots import make_root
 from storescp.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def prepare(configuration: Configuration, engine_name: str) -> Iterator[Prepared
     _refuse_unavailable(settings, engine_name)
     _raise_descriptor_limit()
     licence = evaluation_licence(settings) if configuration.evaluation else configured_licence(settings)
+    watch = LicenceWatch(licence, configuration)
     kafka = _kafka_sink(settings)
     trail = Trail(settings)
     users = load_users(settings)
@@ -71,7 +73,7 @@ def prepare(configuration: Configuration, engine_name: str) -> Iterator[Prepared
             # It imports pydicom, and two threads that do so at once see half of it.
             opening.exception()
         try:
-            yield Prepared(configuration, engine_name, LicenceWatch(licence), trail, opening, kafka, users, tls)
+            yield Prepared(configuration, engine_name, watch, trail, opening, kafka, users, tls)
         finally:
             if opening.exception() is None:
                 opening.result().close()
@@ -127,13 +129,15 @@ def _kafka_sink(settings: Settings) -> KafkaSink | None:
 def _open_engine(settings: Settings, engine: str) -> Engine:
     """Storage and outbox; a ConfigError where the storage root cannot be used."""
     root = settings.local_storage.dicm_store_path
-    make_root(root)
+    make_root(settings)
     try:
         if engine == "python":
             from storescp.pure.engine import PureEngine  # noqa: PLC0415 - only where it is asked for
 
             return PureEngine(settings)
         return _core.Engine(engine_config(settings))
+    except TemporaryFailure:
+        raise
     except CoreError as error:
         raise ConfigError(
             ConfigProblem(

@@ -16,7 +16,7 @@ import structlog
 from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.engine import Engine
-from storescp.errors import ConfigError, CoreError
+from storescp.errors import ConfigError, CoreError, StorescpError
 from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
@@ -85,7 +85,7 @@ class Service:
             engine = self._prepared.engine()
             self._admission = Admission(settings, engine.unavailable)
             self._admission.users = self._prepared.users
-            self._check_licence(datetime.now(UTC))
+            self._licence.check(datetime.now(UTC))
             server = self._make_server(engine)
             running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
             self._announce_start(engine)
@@ -102,6 +102,7 @@ class Service:
             upkeep = Upkeep(engine)
             upkeep.start()
             running.callback(upkeep.stop)
+            self._licence.mark_root(datetime.now(UTC))
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
@@ -128,11 +129,6 @@ class Service:
         assert isinstance(engine, PureEngine)  # noqa: S101 - there are two engines
         return PureListener(settings, self._configuration.host, engine, admission, offer)
 
-    def _check_licence(self, now: datetime) -> None:
-        """One that has ended lets nobody in any more."""
-        self._licence.check(now)
-        self._admission.close(None if self._licence.was_valid else "licence_expired")
-
     def _start_http(
         self, engine: Engine, server: Server, publisher: Publisher, running: contextlib.ExitStack
     ) -> HttpServer | None:
@@ -150,7 +146,7 @@ class Service:
             engine=engine,
             admission=self._admission,
             publisher=publisher,
-            licence=lambda: self._licence.licence,
+            licence=self._licence,
             refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
             not_ready=lambda: self._reasons_not_ready(engine),
         )
@@ -167,8 +163,6 @@ class Service:
             reasons.append("not listening yet")
         if self._stop_requested.is_set():
             reasons.append("draining")
-        if not self._licence.was_valid:
-            reasons.append("licence expired")
         try:
             unavailable = engine.unavailable()
         except CoreError as error:
@@ -253,9 +247,33 @@ class Service:
                 notify("READY=1")
             if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
-                self._check_licence(datetime.now(UTC))
+                self._licence.check(datetime.now(UTC))
+                self._licence.mark_root(datetime.now(UTC))
 
     def _reload(self, server: Server) -> bool:
+        """Reads the licence again, and what decides who may come in; whether both are in order."""
+        # Each by itself: a licence that is not in order must not keep a revocation list from being read.
+        licence_is_read, access_is_read = self._reload_licence(), self._reload_access(server)
+        if licence_is_read and access_is_read:
+            licence = self._licence.licence
+            log.info(
+                "reload.done",
+                tls=self._settings.tls is not None,
+                users=self._settings.user_identity is not None,
+                client_id=licence.client_id,
+                licence_days_left=licence.days_left(datetime.now(UTC)),
+            )
+        return licence_is_read and access_is_read
+
+    def _reload_licence(self) -> bool:
+        try:
+            self._licence.read_again(datetime.now(UTC))
+        except StorescpError as error:
+            log.error("reload.failed", text="the licence before stays in force", reason=str(error))  # noqa: TRY400
+            return False
+        return True
+
+    def _reload_access(self, server: Server) -> bool:
         """Certificates, authorities, revocation lists and users; whether. What is bad leaves the old ones in force."""
         settings = self._settings
         try:
@@ -267,7 +285,6 @@ class Service:
         self._admission.users = users
         if tls is not None and isinstance(server, Listener):
             server.set_tls(tls)
-        log.info("reload.done", tls=tls is not None, users=users is not None)
         return True
 
     def _start_events(self, engine: Engine, running: contextlib.ExitStack) -> None:

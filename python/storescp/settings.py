@@ -181,7 +181,7 @@ class DicomLicenseServer(Section):
 class LocalStorage(Section):
     """`[local_storage]`."""
 
-    dicm_store_path: StorageRoot = Field(Path("storescp-data"), description="storage root")
+    dicm_store_path: StorageRoot = Field(Path("storescp-data"), validate_default=True, description="storage root")
     durability: Literal["full", "data", "none"] = Field(
         "full", description="what is on the disk before success is answered"
     )

@@ -47,7 +47,6 @@ ELSEWHERE = {
     "rejections": [
         "hostile/test_tls.py::test_users_need_their_passcode_and_tls",
         "kafka/test_faults.py::test_beyond_the_limit_new_work_is_refused_as_transient_until_there_is_room",
-        "unit/test_licence.py::test_a_licence_that_ended_lets_nobody_in",
     ],
     "audit": [
         "hostile/test_audit.py::test_messages_go_to_syslog_over_tcp_and_tls",

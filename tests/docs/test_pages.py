@@ -23,8 +23,14 @@ PAGES = sorted([*CHECKOUT.glob("*.md"), *DOCS.rglob("*.md")])
 # What a page says that cannot be run here, and what is done instead.
 NOT_RUN = {
     "docker compose -f deploy/compose.yaml up --build": "no container runtime here; the file is checked by its schema",
-    "helm install storescp deploy/helm/storescp": "no cluster here; the chart is rendered and checked by its schemas",
+    "podman run --rm --volume images:/data storescp storage create": "no container runtime here",
+    "podman run --detach --read-only --volume images:/data --publish 11111:11111 storescp": "no container runtime here",
+    "helm install storescp deploy/helm/storescp --set persistence.create=true": "no cluster here; the chart is "
+    "rendered and checked by its schemas",
+    "helm upgrade storescp deploy/helm/storescp --reuse-values --set persistence.create=false": "no cluster here; the "
+    "chart is rendered and checked by its schemas",
     "systemctl enable --now storescp": "no systemd as first process here; the unit is checked by systemd-analyze",
+    "systemctl reload storescp": "no systemd as first process here; a signal of the tests does the same",
 }
 
 

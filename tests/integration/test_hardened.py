@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from support.compressed import compressed_ct
+from support.instances import ct_slice
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
+from support.users import BECOME_NOBODY, NOBODY, require_root
 from support.waiting import wait_until
 from support.web import get, http_port
 
@@ -32,6 +35,54 @@ EVERYTHING = {
     "STORESCP_HTTP__SHOW_PATIENT_DATA": "true",
     "STORESCP_DICOM_STORE_SCP__CORNERSTONEJS_SUPPORTED_TRANSFER_SYNTAX": f'["{EXPLICIT}"]',
 }
+
+
+# Loads what the service loads later, too.
+AS_NOBODY = (
+    "import difflib\n"
+    "import storescp.memory, storescp.preparation, storescp.pure.engine, storescp.service\n"
+    "from storescp.cli import main\n"
+    f"{BECOME_NOBODY}\n"
+    "main()\n"
+)
+
+
+def test_its_head_makes_what_a_service_of_another_user_needs(start_service: StartService, shared_folder: Path) -> None:
+    require_root()
+    text = UNIT.read_text()
+    commands = re.findall(r"^#   (.*)$", text.partition("[Unit]")[0], re.MULTILINE)
+    done_by_the_package_manager = [one for one in commands if re.match(r"python3 -m venv |useradd |systemctl ", one)]
+    assert len(done_by_the_package_manager) == 3
+    etc, data = shared_folder / "etc", shared_folder / "data"
+    user = shlex.join([sys.executable, "-c", AS_NOBODY])
+    script = "\n".join(one for one in commands if one not in done_by_the_package_manager)
+    for said, here in (
+        ("runuser -u storescp -- /opt/storescp/bin/storescpd", user),
+        ("/opt/storescp/bin/storescpd", shlex.join([sys.executable, "-m", "storescp"])),
+        ("/etc/storescp", str(etc)),
+        ("/var/lib/storescp", str(data)),
+        ("-o storescp", f"-o {NOBODY}"),
+        ("-g storescp", f"-g {NOBODY}"),
+        ("root:storescp", f"root:{NOBODY}"),
+    ):
+        assert said in script
+        script = script.replace(said, here)
+    done = subprocess.run(
+        ["sh", "-eu", "-c", f"umask 077\n{script}"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"{data} was there and has the new identity \S+\n", done.stdout)
+    environment = dict(re.findall(r"^Environment=(\w+)=(\S+)$", text, re.MULTILINE))
+    service = start_service(
+        "-c", str(etc / "storescp.toml"), root=data, env=environment, program=("-c", AS_NOBODY), names_root=False
+    )
+    one = ct_slice(1)
+    with RawAssociation(service.port, [(1, one.sop_class, [EXPLICIT])]) as association:
+        assert association.store(1, one.sop_class, one.sop_instance, one.dataset).status == 0
+        association.release()
+    [file] = service.files()
+    assert file.stat().st_uid == NOBODY
+    assert service.stop() == 0
 
 
 def use(service: ServiceProcess) -> None:

@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from storescp.pure.store import file_meta
 from support.instances import CT, ct_slice
+from support.licences import licence_issued, section
 from support.load import again_and_again
 from support.scu import EXPLICIT, RawAssociation, Rejected
 from support.service import ServiceProcess
@@ -141,6 +143,24 @@ def test_no_patient_data_unless_it_is_wished_for(start_service: StartService, fi
         assert "P-0001" not in page.content()
         assert page.is_hidden("#latest-table .patient >> nth=0")
         assert page.is_visible("#patient-note")
+
+
+def test_a_licence_that_has_ended_is_shown_on_a_page_that_is_ready(start_service: StartService, tmp_path: Path) -> None:
+    issued = licence_issued(timedelta(days=10), 5, tmp_path / "licence")
+    (tmp_path / "storescp.toml").write_text(f"{section(issued)}[dicom_store_scp]\nhost = '127.0.0.1'\n")
+    (tmp_path / "data" / ".outbox").mkdir(parents=True)
+    (tmp_path / "data" / ".outbox" / "licensed").write_text('{"client_id": "hospital"}')
+    service = start_service("-c", str(tmp_path / "storescp.toml"), env=HTTP)
+    port = http_port(service)
+    with chromium() as (page, complaints):
+        show(page, port)
+        tile = page.wait_for_selector("#tiles div.bad:has-text('Licence')", timeout=15000)
+        assert "ended" in tile.inner_text()
+        assert "reception goes on" in tile.inner_text()
+        note = page.inner_text("#warnings")
+        assert "storescpd license issue --client-id ID DIR" in note
+        assert "SIGHUP" in note
+    assert complaints == []
 
 
 def test_the_page_asks_for_the_token(start_service: StartService) -> None:

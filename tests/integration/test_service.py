@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.data import get_testdata_file
@@ -20,12 +22,16 @@ from pydicom.data import get_testdata_file
 from storescp import _core
 from storescp.licence import issue_licence
 from support.instances import CT, ct_slice, dataset_of, from_file
+from support.licences import licence_issued, section
 from support.memory import arenas
 from support.scu import EXPLICIT, Aborted, Closed, RawAssociation
 from support.service import ServiceProcess
+from support.waiting import wait_until
+from support.web import get, http_port
 
 StartService = Callable[..., ServiceProcess]
 CONTEXTS = [(1, CT, [EXPLICIT])]
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 def storescp(
@@ -97,6 +103,116 @@ def test_a_missing_licence_section_names_the_commands_that_make_one(tmp_path: Pa
     assert result.returncode == 77
     assert "license issue --client-id" in result.stderr
     assert "license verify" in result.stderr
+
+
+def storing(port: int, number: int) -> int:
+    """The status that an instance gets."""
+    one = ct_slice(number, rows=4)
+    with RawAssociation(port, CONTEXTS) as association:
+        status = association.store(1, CT, one.sop_instance, one.dataset).status
+        association.release()
+    return status
+
+
+def clock_of(file: Path) -> dict[str, str]:
+    """The environment of a process whose clock is off by what a file says, now and whenever the file changes."""
+    if not FAKETIME.exists():
+        pytest.skip("needs faketime")
+    return {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+@pytest.mark.parametrize("engine", ["rust", "python"])
+def test_a_licence_that_has_ended_stops_neither_reception_nor_a_start(
+    start_service: StartService, tmp_path: Path, engine: str
+) -> None:
+    """Its CA has ended, too."""
+    issued = licence_issued(timedelta(days=10), 5, tmp_path / "licence")
+    file = tmp_path / "storescp.toml"
+    file.write_text(f"{section(issued)}[dicom_store_scp]\nhost = '127.0.0.1'\n[http]\nport = 0\n")
+    refused = storescp("-c", str(file), "-p", "0", "-o", str(tmp_path / "data"))
+    assert refused.returncode == 77
+    [line] = refused.stderr.splitlines()
+    end = datetime.now(UTC) - timedelta(days=5)
+    for part in (
+        str(issued.client_certificate),
+        f"ended on {end:%Y-%m-%d}",
+        "storescpd license issue --client-id ID DIR",
+    ):
+        assert part in line
+    reason = f"the licence ended on {end:%Y-%m-%d}; reception goes on"
+    ready = json.dumps({"ready": True, "reasons": [reason]}, separators=(",", ":"))
+    clock = tmp_path / "clock"
+    clock.write_text("-7d")
+    first = start_service("-c", str(file), engine=engine, env=clock_of(clock))
+    port = http_port(first)
+    assert get(port, "/readyz") == (200, '{"ready":true,"reasons":[]}')
+    clock.write_text("+0")
+    assert get(port, "/readyz") == (200, ready)
+    # The timers of pynetdicom, which serves the pure-Python engine, follow the clock.
+    if engine == "rust":
+        assert storing(first.port, 1) == 0
+    assert first.stop() == 0
+    second = start_service("-c", str(file), engine=engine, root=first.root)
+    port = http_port(second)
+    assert storing(second.port, 2) == 0
+    [told] = second.events("licence.expired")
+    assert str(issued.client_certificate) in told["text"]
+    assert get(port, "/readyz") == (200, ready)
+    shown = json.loads(get(port, "/status")[1])
+    assert (shown["ready"], shown["reasons"], shown["licence"]["state"]) == (True, [reason], "ended")
+    assert storescp("license", "verify", "-c", str(file)).returncode == 77
+    other = licence_issued(timedelta(days=10), 5, tmp_path / "other", "clinic")
+    file.write_text(f"{section(other)}[dicom_store_scp]\nhost = '127.0.0.1'\n")
+    assert second.stop() == 0
+    assert storescp("-c", str(file), "-p", "0", "-o", str(first.root)).returncode == 77
+
+
+def test_sighup_reads_a_renewed_licence_and_keeps_the_old_one_where_the_new_one_is_bad(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    issued = licence_issued(timedelta(days=10), 30, tmp_path / "licence")
+    file = tmp_path / "storescp.toml"
+    rest = "[dicom_store_scp]\nhost = '127.0.0.1'\n[http]\nport = 0\n"
+    file.write_text(section(issued) + rest)
+    scp = start_service("-c", str(file))
+    port = http_port(scp)
+    assert scp.events("licence.expires_soon")
+
+    def days() -> int:
+        return int(json.loads(get(port, "/status")[1])["licence"]["days"])
+
+    def signalled(name: str) -> dict[str, Any]:
+        before = len(scp.events(name))
+        scp.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(scp.events(name)) > before, 10, f"no {name}")
+        return scp.events(name)[-1]
+
+    ended = licence_issued(timedelta(days=10), 5, tmp_path / "ended")
+    wrong_key = section(issued).replace("license_key = '", "license_key = '0")
+    for bad, reason in (
+        (section(ended), f"{ended.client_certificate} ended on"),
+        (wrong_key, "is not the configured license_key"),
+        ("", "no [dicom_license_server] section"),
+        ("[dicom_license_server\n", "valid TOML"),
+    ):
+        file.write_text(bad + rest)
+        failed = signalled("reload.failed")
+        assert failed["text"] == "the licence before stays in force"
+        assert reason in failed["reason"]
+        assert days() == 19
+    renewed = issue_licence("hospital", 365, tmp_path / "renewed")
+    file.write_text(section(renewed) + rest)
+    assert signalled("reload.done")["licence_days_left"] == 364
+    wait_until(lambda: days() == 364)
+    assert json.loads((scp.root / ".outbox" / "licensed").read_text())["not_after"].startswith(
+        f"{datetime.now(UTC) + timedelta(days=365):%Y-%m}"
+    )
+    assert storing(scp.port, 1) == 0
 
 
 def test_exit_codes_of_wrong_starts(tmp_path: Path) -> None:

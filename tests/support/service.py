@@ -34,7 +34,8 @@ def lines_so_far(file: Path, process: subprocess.Popen[str]) -> list[str]:
 class ServiceProcess:
     """Starts `python -m storescp`, waits for its line, and stops what it started.
 
-    `wrapper` is a command that becomes it, such as `prlimit --nofile=64`.
+    `wrapper` is a command that becomes it, such as `prlimit --nofile=64`. Without `names_root` the configuration alone
+    says where the storage root is, and `root` is where the test looks.
     """
 
     def __init__(
@@ -46,16 +47,18 @@ class ServiceProcess:
         listeners: int = 1,
         logs: Path | None = None,
         wrapper: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "storescp"),
+        names_root: bool = True,
     ) -> None:
         self.root = root
         self.tenant_roots: list[Path] = []
         self.log_path = (logs or root.parent) / f"{root.name}-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
         self._log = self.log_path.open("wb")
-        arguments = ["-p", "0", "-o", str(root), "--engine", engine, *options]
+        arguments = ["-p", "0", *(("-o", str(root)) if names_root else ()), "--engine", engine, *options]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
         self.process = subprocess.Popen(
-            [*wrapper, sys.executable, "-m", "storescp", *arguments],
+            [*wrapper, sys.executable, *program, *arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment | {"PYTHONUNBUFFERED": "1"} | (env or {}),

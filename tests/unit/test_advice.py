@@ -24,7 +24,7 @@ def test_no_two_kinds_of_refusal_share_advice_by_accident() -> None:
     "cause",
     [
         *("called_ae_title", "calling_ae_title", "peer_address", "association_limit", "user_identity"),
-        *("licence_expired", "draining", "application_context", "protocol_version", "max_pdu_length"),
+        *("draining", "application_context", "protocol_version", "max_pdu_length"),
         *("malformed_request", "request_timeout", "tls_handshake", "unreadable_certificate"),
         *("connections", "connections_per_address", "outbox limit reached"),
         "storage: less free space than configured",

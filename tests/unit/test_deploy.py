@@ -8,19 +8,22 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click import UsageError
 
 from storescp.cli import main_group
+from storescp.cli.common import EXIT_CONFIG, EXIT_LICENCE, EXIT_TEMPORARY, configuration
 from storescp.config import Configuration, load
 from storescp.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 DEPLOY = PROJECT / "deploy"
+CHART = DEPLOY / "helm" / "storescp"
 
 
 def compose() -> dict[str, Any]:
@@ -56,7 +59,101 @@ def test_what_has_no_status_page_is_not_asked_for_it() -> None:
     services = [service for service in compose()["services"].values() if service.get("image") == "storescp"]
     for service in services:
         assert ("command" in service) == (service.get("healthcheck") == {"disable": True})
-    assert len(services) == 2
+    assert len(services) == 3
+
+
+def settings_in_force(
+    options: list[str], environment: dict[str, str], file: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """What the program makes of options, environment and a configuration file."""
+    with monkeypatch.context() as patch:
+        for key, value in environment.items():
+            if key.startswith("STORESCP_"):
+                patch.setenv(key, value)
+        config = [] if file is None else ["--config", str(file)]
+        with main_group.make_context("storescpd", [*config, *options, "check-config"]) as context:
+            context.invoked_subcommand = "check-config"
+            main_group.callback(**context.params)
+            return configuration(context).settings
+
+
+Started = tuple[list[str], dict[str, str]]
+
+
+def started_by_the_unit() -> Started:
+    text = (DEPLOY / "systemd" / "storescp.service").read_text()
+    command = re.search(r"^ExecStart=\S+/storescpd -c /etc/storescp/storescp.toml(.*)$", text, re.MULTILINE)
+    assert command
+    return command[1].split(), dict(re.findall(r"^Environment=(\w+)=(\S+)$", text, re.MULTILINE))
+
+
+def started_by_the_image() -> Started:
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+    command = re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    assert command
+    environment = " ".join(re.findall(r"^ENV (.*)$", text, re.MULTILINE))
+    return json.loads(command[1]), dict(re.findall(r"(\w+)=(\S+)", environment))
+
+
+def started_by_the_compose_file() -> Started:
+    options, environment = started_by_the_image()
+    return options, environment | compose()["services"]["storescp"]["environment"]
+
+
+def started_by_the_chart() -> Started:
+    container = stateful_set("image.tag=1.0")["spec"]["template"]["spec"]["containers"][0]
+    _, environment = started_by_the_image()
+    return container["args"], environment | {one["name"]: one["value"] for one in container["env"]}
+
+
+WAYS = [started_by_the_unit, started_by_the_image, started_by_the_compose_file, started_by_the_chart]
+
+
+@pytest.mark.parametrize("started", WAYS)
+def test_the_configuration_file_alone_says_where_the_storage_root_is(
+    started: Callable[[], Started], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that are run beside the service find the same root, with the file and without one."""
+    options, environment = started()
+    file = tmp_path / "storescp.toml"
+    file.write_text("[local_storage]\ndicm_store_path = '/srv/images'\n")
+    served = settings_in_force(options, environment, file, monkeypatch)
+    assert served.local_storage.dicm_store_path == Path("/srv/images")
+    assert served.local_storage.create is False
+    monkeypatch.chdir(tmp_path)
+    for given in (options, []):
+        served = settings_in_force(given, environment, None, monkeypatch)
+        assert served.local_storage.dicm_store_path == tmp_path / "storescp-data"
+
+
+def test_without_a_file_the_root_is_on_the_volume() -> None:
+    """The default is relative to the folder in which commands of a container are run."""
+    text = (DEPLOY / "Containerfile").read_text()
+    assert "\nVOLUME /data\n" in text
+    assert text.rpartition("\nWORKDIR ")[2].startswith("/data\n")
+    for name in ("storage", "storescp"):
+        assert compose()["services"][name]["volumes"] == ["data:/data"]
+        assert "working_dir" not in compose()["services"][name]
+
+
+def test_the_compose_file_makes_its_storage_root_before_the_service_starts() -> None:
+    services = compose()["services"]
+    assert services["storescp"]["depends_on"]["storage"] == {"condition": "service_completed_successfully"}
+    assert services["storage"]["command"] == ["storage", "create"]
+    assert services["storage"].get("restart") is None
+
+
+def test_the_chart_makes_a_storage_root_only_where_it_is_told_to() -> None:
+    def pod(*values: str) -> dict[str, Any]:
+        return stateful_set(",".join(("existingSecret=s", *values)))["spec"]["template"]["spec"]
+
+    assert "initContainers" not in pod()
+    made = pod("persistence.create=true")
+    [first], [service] = made["initContainers"], made["containers"]
+    assert first["args"] == ["--config=/etc/storescp/storescp.toml", "storage", "create"]
+    for shared in ("image", "env", "volumeMounts", "workingDir", "securityContext"):
+        assert first[shared] == service[shared]
+    assert service["workingDir"] == "/data"
 
 
 def test_a_stop_of_the_compose_file_leaves_time_to_drain_and_to_publish(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +215,31 @@ def test_the_unit_is_right_and_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "storescp.service"
     unit.write_text(text.replace("/opt/storescp/bin/storescpd", "/bin/true"))
     assert run(tool("systemd-analyze"), "verify", "--man=no", unit) == ""
+    drop_in = tmp_path / "storescp.service.d" / "disks.conf"
+    drop_in.parent.mkdir()
+    shutil.copy(DEPLOY / "systemd" / "storescp.service.d" / "disks.conf", drop_in)
+    assert run(tool("systemd-analyze"), "verify", "--man=no", unit) == ""
+    drop_in.write_text(drop_in.read_text().replace("ReadWritePaths", "ReadWritePath"))
+    assert "Unknown key" in run(tool("systemd-analyze"), "verify", "--man=no", unit)
     exposure = run(tool("systemd-analyze"), "security", "--offline=true", "--threshold=20", unit)
     assert "OK" in exposure
     stop = re.search(r"TimeoutStopSec=(\d+)", text)
     defaults = Settings.model_validate({}).service
     assert stop
     assert int(stop[1]) > defaults.drain_timeout + defaults.publish_timeout
+
+
+def test_the_unit_is_started_again_without_limit_but_for_what_only_a_person_can_mend() -> None:
+    text = (DEPLOY / "systemd" / "storescp.service").read_text()
+    keys = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    assert keys["Restart"] == "on-failure"
+    assert keys["RestartSec"] == "10"
+    assert keys["StartLimitIntervalSec"] == "0"
+    assert "StartLimitBurst" not in keys
+    not_again = {int(code) for code in keys["RestartPreventExitStatus"].split()}
+    # What click makes of a bad option, and ours.
+    assert not_again == {UsageError.exit_code, EXIT_LICENCE, EXIT_CONFIG}
+    assert EXIT_TEMPORARY not in not_again
 
 
 def test_alerts_and_their_tests_hold() -> None:
@@ -159,6 +275,22 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
+def rendered(values: str) -> str:
+    """The manifests of the chart."""
+    return subprocess.run(
+        [tool("helm"), "template", "r", CHART, "--kube-version", "1.33.0", "--set", values],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+
+
+def stateful_set(values: str) -> dict[str, Any]:
+    """The workload of the chart."""
+    return next(one for one in yaml.safe_load_all(rendered(values)) if one["kind"] == "StatefulSet")
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -166,6 +298,7 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
         ",".join(
             (
                 "existingSecret=s",
+                "persistence.create=true",
                 "podMonitor.enabled=true",
                 "prometheusRule.enabled=true",
                 "networkPolicy.enabled=true",
@@ -178,31 +311,19 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
     ],
 )
 def test_the_chart_makes_manifests_that_kubernetes_takes(tmp_path: Path, values: str) -> None:
-    helm, chart = tool("helm"), DEPLOY / "helm" / "storescp"
-    run(helm, "lint", "--strict", chart)
-    made = subprocess.run(
-        [helm, "template", "r", chart, "--kube-version", "1.33.0", "--set", values],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
+    run(tool("helm"), "lint", "--strict", CHART)
     manifests = tmp_path / "manifests.yaml"
-    manifests.write_text(made)
+    manifests.write_text(rendered(values))
     run(tool("kubernetes-validate"), "--strict", "--no-warn", "-k", "1.33", manifests)
-    stateful = next(one for one in yaml.safe_load_all(made) if one["kind"] == "StatefulSet")
-    [container] = stateful["spec"]["template"]["spec"]["containers"]
+    [container] = stateful_set(values)["spec"]["template"]["spec"]["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    given = [option for option in container["args"] if not option.startswith("--config")]
-    with main_group.make_context("storescpd", given, resilient_parsing=True) as context:
-        assert str(context.params["output_directory"]) == "/data"
 
 
 def test_the_chart_refuses_values_that_cannot_be() -> None:
-    helm, chart = tool("helm"), DEPLOY / "helm" / "storescp"
-    for wrong in ("dicom.port=104", "persistence.size=many", "unknown=1", "env.PATH=x"):
+    helm = tool("helm")
+    for wrong in ("dicom.port=104", "persistence.size=many", "persistence.create=1", "unknown=1", "env.PATH=x"):
         done = subprocess.run(
-            [helm, "template", "r", chart, "--kube-version", "1.33.0", "--set", wrong],
+            [helm, "template", "r", CHART, "--kube-version", "1.33.0", "--set", wrong],
             capture_output=True,
             check=False,
             timeout=60,

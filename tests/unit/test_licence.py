@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
+import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from storescp.audit.trail import Trail
-from storescp.config import load
-from storescp.errors import LicenceError
+from storescp.config import Configuration, load
+from storescp.errors import LicenceError, TemporaryFailure
 from storescp.licence import HASH_CODE_OID, IssuedLicence, Licence, issue_licence, validate_client_certificate
-from storescp.licensing import LicenceWatch, evaluation_licence
-from storescp.logs import Warnings
-from storescp.network.admission import Admission, congestion
-from storescp.network.negotiation import Rejection
-from storescp.preparation import Prepared
-from storescp.service import Service
+from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.settings import Settings
+from support.steps import Killed, killed_at
+from support.users import BECOME_NOBODY, require_root
 
 OTHER_OID = "1.3.6.1.4.1.99999.1"
+ISSUE = "storescpd license issue --client-id ID DIR"
 
 
 @pytest.fixture
@@ -72,9 +74,9 @@ def test_wrong_values_are_refused_without_showing_the_right_ones(issued: IssuedL
     assert "client_id" in refused(issued, client_id="hospital-b")
     assert "license_key" in refused(issued, license_key="0" * 64)
     assert "license_key" in refused(issued, license_key="ü")
-    now = datetime.now(UTC)
-    assert "expired" in refused(issued, now=now + timedelta(days=30, hours=12))
-    assert "CA certificate of the chain" in refused(issued, now=now - timedelta(days=1))
+    message = refused(issued, now=datetime.now(UTC) - timedelta(days=1))
+    assert str(issued.client_certificate) in message
+    assert "is not valid before 2" in message
     other = issue_licence("hospital-a", 30, tmp_path / "other")
     assert "not issued by the configured CA" in refused(issued, ca_certificate=other.ca_certificate)
     assert "not issued by the configured CA" in refused(issued, ca_certificate=issued.client_certificate)
@@ -94,21 +96,28 @@ def sign(tmp_path: Path) -> Sign:
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
     now = datetime.now(UTC)
 
-    def build(subject: x509.Name) -> x509.CertificateBuilder:
+    def build(subject: x509.Name, days: float = 10) -> x509.CertificateBuilder:
+        end = now + timedelta(days=days)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(ca_name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=10))
+            .not_valid_before(min(now, end) - timedelta(days=1))
+            .not_valid_after(end)
         )
 
     def certificate(
-        extension: bytes, *, names: tuple[str, ...] = ("c",), usage: object = None, ca: bool = True
+        extension: bytes,
+        *,
+        names: tuple[str, ...] = ("c",),
+        usage: object = None,
+        ca: bool = True,
+        authority_days: float = 10,
     ) -> Path:
-        authority = build(ca_name).add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        authority = build(ca_name, authority_days)
+        authority = authority.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         (tmp_path / "ca.pem").write_bytes(authority.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         client = build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names]))
         client = client.add_extension(
@@ -154,43 +163,252 @@ def test_chain_and_purpose(sign: Sign) -> None:
         check(sign(b"x", names=("c", "d")), "x")
 
 
-def test_a_licence_that_ended_lets_nobody_in(issued: IssuedLicence) -> None:
-    configuration = load({}, None)
-    licence = LicenceWatch(validate(issued))
-    service = Service(Prepared(configuration, "rust", licence, Trail(configuration.settings), Future()), Warnings())
-    admission = service._admission = Admission(Settings(), lambda: None)
-    end = licence.licence.not_after
-    service._check_licence(end - timedelta(seconds=1))
-    assert not isinstance(admission.enter("10.0.0.1"), Rejection)
-    service._check_licence(end + timedelta(seconds=1))
-    rejection = admission.enter("10.0.0.1")
-    assert rejection == congestion("licence_expired")
-    assert (rejection.result, rejection.source, rejection.reason) == (2, 3, 1)
+def test_an_issued_licence_can_be_read_by_another_user_but_not_its_keys(shared_folder: Path) -> None:
+    require_root()
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from storescp.licence import HASH_CODE_OID, issue_licence, validate_client_certificate\n"
+        "import os; os.umask(0o077)\n"
+        "issued = issue_licence('hospital', 30, Path(sys.argv[1]))\n"
+        f"{BECOME_NOBODY}\n"
+        "validate_client_certificate(client_certificate=issued.client_certificate, ca_certificate=issued.ca_certificate,\n"
+        "                            client_id='hospital', license_key=issued.license_key)\n"
+        "for key in ('ca.key', 'client.key'):\n"
+        "    try:\n"
+        "        issued.ca_certificate.with_name(key).read_bytes()\n"
+        "    except PermissionError:\n"
+        "        print(key, 'is refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(shared_folder / "etc" / "licence")],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ca.key is refused\nclient.key is refused\n"), done.stderr
 
 
-@pytest.mark.parametrize("most_syncs", range(8))
-def test_a_power_cut_in_a_first_start_does_not_hinder_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_syncs: int
+def test_a_licence_ends_with_the_first_certificate_of_its_chain(sign: Sign) -> None:
+    now = datetime.now(UTC)
+    short = check(sign(b"x", authority_days=3), "x")
+    assert now + timedelta(days=2) < short.not_after < now + timedelta(days=4)
+    long = check(sign(b"x", authority_days=30), "x")
+    assert now + timedelta(days=9) < long.not_after < now + timedelta(days=11)
+    ended = check(sign(b"x", authority_days=-0.5), "x")
+    assert ended.has_ended(now)
+    with pytest.raises(LicenceError, match="never valid together"):
+        check(sign(b"x", authority_days=-2), "x")
+
+
+def test_intermediate_authorities_and_renewed_ones_count_for_the_end(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("root", "between", "c")}
+
+    def signed(subject: str, issuer: str, days: int) -> bytes:
+        named = {one: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (subject, issuer)}
+        builder = (
+            x509.CertificateBuilder(named[issuer], named[subject], keys[subject].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca=subject != "c", path_length=None), critical=True)
+            .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(HASH_CODE_OID), b"x"), critical=False)
+        )
+        return builder.sign(keys[issuer], hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def days_left(between: int, *roots: int) -> int:
+        (tmp_path / "client.pem").write_bytes(signed("c", "between", 40) + signed("between", "root", between))
+        (tmp_path / "ca.pem").write_bytes(b"".join(signed("root", "root", days) for days in roots))
+        return check(tmp_path, "x").days_left(now)
+
+    assert days_left(60, 60) == 39
+    assert days_left(20, 60) == 19
+    assert days_left(60, 10) == 9
+    assert days_left(60, 10, 60) == 39
+    (tmp_path / "client.pem").write_bytes(signed("c", "between", 40))
+    with pytest.raises(LicenceError, match="was not issued by the configured CA"):
+        check(tmp_path, "x")
+
+
+def settings_of(issued: IssuedLicence, root: Path, *, create: bool = True) -> Settings:
+    return Settings.model_validate(
+        {
+            "local_storage": {"dicm_store_path": root, "create": create},
+            "dicom_license_server": {
+                "client_id": issued.client_id,
+                "license_key": issued.license_key,
+                "client_certificate": issued.client_certificate,
+                "ca_certificate": issued.ca_certificate,
+            },
+        }
+    )
+
+
+def watch(issued: IssuedLicence, root: Path, now: datetime) -> LicenceWatch:
+    settings = settings_of(issued, root)
+    configuration = Configuration(settings, None, (("option", {}), ("environment", {})))
+    return LicenceWatch(configured_licence(settings, now), configuration)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "data" / ".outbox").mkdir(parents=True)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("later", [timedelta(hours=1), timedelta(days=2), timedelta(days=3000)])
+def test_a_start_goes_on_after_the_end_where_the_root_has_served_under_a_valid_licence(
+    issued: IssuedLicence, root: Path, later: timedelta
 ) -> None:
-    """What was not synced is empty then, as XFS leaves it."""
-    settings = Settings(local_storage={"dicm_store_path": tmp_path / "data"})  # type: ignore[arg-type]
-    folder = tmp_path / "data" / ".outbox" / "evaluation"
-    synced: list[int] = []
-    fsync = os.fsync
+    """Two days after the end the certificate of the CA has ended, too."""
+    before = datetime.now(UTC)
+    first = watch(issued, root, before)
+    after = first.licence.not_after + later
+    with pytest.raises(LicenceError) as error:
+        configured_licence(settings_of(issued, root), after)
+    for part in (str(issued.client_certificate), f"ended on {first.licence.not_after:%Y-%m-%d}", ISSUE, str(root)):
+        assert part in str(error.value)
+    first.mark_root(after)
+    with pytest.raises(LicenceError):
+        configured_licence(settings_of(issued, root), after)
+    first.mark_root(before)
+    assert configured_licence(settings_of(issued, root), after) == first.licence
+    assert json.loads((root / ".outbox" / "licensed").read_text()) == {
+        "client_id": "hospital-a",
+        "issuer": "CN=storescp licence CA",
+        "not_after": first.licence.not_after.isoformat(),
+    }
 
-    def sync(descriptor: int) -> None:
-        if len(synced) == most_syncs:
-            raise KeyboardInterrupt
-        fsync(descriptor)
-        synced.append(os.fstat(descriptor).st_ino)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", sync)
-        with contextlib.suppress(KeyboardInterrupt):
-            evaluation_licence(settings)
-    for file in folder.iterdir():
-        if file.stat().st_ino not in synced:
-            os.truncate(file, 0)
-    licence = evaluation_licence(settings)
-    assert evaluation_licence(settings) == licence
-    assert most_syncs == 7 or len(synced) == most_syncs
+def test_a_mark_of_another_client_or_a_damaged_one_does_not_help(
+    issued: IssuedLicence, root: Path, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    watch(issue_licence("hospital-b", 400, tmp_path / "b"), root, now).mark_root(now)
+    after = now + timedelta(days=40)
+    for damaged in (None, b"", b"{", b"[]", b"\xff"):
+        if damaged is not None:
+            (root / ".outbox" / "licensed").write_bytes(damaged)
+        with pytest.raises(LicenceError, match="has not served under a valid one"):
+            configured_licence(settings_of(issued, root), after)
+
+
+def test_a_licence_that_has_ended_does_not_refuse_a_start_whose_disk_is_not_there_yet(
+    issued: IssuedLicence, tmp_path: Path
+) -> None:
+    """It is tried again: the mark is on that disk."""
+    with pytest.raises(TemporaryFailure, match="is not there"):
+        configured_licence(settings_of(issued, tmp_path / "disk", create=False), datetime.now(UTC) + timedelta(days=40))
+    assert not (tmp_path / "disk").exists()
+
+
+def test_warnings_begin_thirty_days_before_the_end_and_name_what_to_do(root: Path, tmp_path: Path) -> None:
+    issued = issue_licence("hospital-a", 365, tmp_path / "licence")
+    observed = watch(issued, root, datetime.now(UTC))
+    end = observed.licence.not_after
+
+    def told(now: datetime) -> list[tuple[str, str]]:
+        with structlog.testing.capture_logs() as lines:
+            observed.check(now)
+        for line in lines:
+            for part in (str(issued.client_certificate), f"{end:%Y-%m-%d}", ISSUE, "SIGHUP"):
+                assert part in line["text"]
+        return [(line["log_level"], line["event"]) for line in lines]
+
+    assert told(end - timedelta(days=30)) == []
+    assert told(end - timedelta(days=29, hours=23)) == [("warning", "licence.expires_soon")]
+    assert told(end + timedelta(seconds=1)) == [("error", "licence.expired")]
+
+
+def test_a_note_that_cannot_be_written_is_written_later(issued: IssuedLicence, root: Path) -> None:
+    now = datetime.now(UTC)
+    observed = watch(issued, root, now)
+    (root / ".outbox").rmdir()
+    with structlog.testing.capture_logs() as lines:
+        observed.mark_root(now)
+    assert [line["event"] for line in lines] == ["licence.not_noted"]
+    (root / ".outbox").mkdir()
+    observed.mark_root(now)
+    assert (root / ".outbox" / "licensed").exists()
+
+
+def evaluation(root: Path) -> Settings:
+    return Settings.model_validate({"local_storage": {"dicm_store_path": root}})
+
+
+def test_the_evaluation_licence_is_made_anew_before_it_ends_and_after(tmp_path: Path) -> None:
+    settings, now = evaluation(tmp_path / "data"), datetime.now(UTC)
+    first = evaluation_licence(settings)
+    assert evaluation_licence(settings, first.not_after - timedelta(days=30)) == first
+    second = evaluation_licence(settings, first.not_after - timedelta(days=29, hours=23))
+    assert second.hash_code != first.hash_code
+    assert second.not_after > now + timedelta(days=89)
+    assert evaluation_licence(settings) == second
+    third = evaluation_licence(settings, second.not_after + timedelta(days=1000))
+    assert third.hash_code != second.hash_code
+    assert sorted(path.name for path in (tmp_path / "data" / ".outbox").iterdir()) == ["evaluation"]
+
+
+def test_the_evaluation_licence_is_made_anew_while_the_service_runs_and_warns_of_nothing(tmp_path: Path) -> None:
+    configuration = load({("local_storage", "dicm_store_path"): tmp_path / "data"}, None)
+    assert configuration.evaluation
+    observed = LicenceWatch(evaluation_licence(configuration.settings), configuration)
+    first = observed.licence
+    with structlog.testing.capture_logs() as lines:
+        observed.check(first.not_after - timedelta(days=31))
+        assert observed.licence == first
+        observed.check(first.not_after - timedelta(days=1))
+    assert observed.licence.hash_code != first.hash_code
+    assert lines == []
+    assert observed.state(first.not_after + timedelta(days=1000)) == "valid"
+    assert observed.notes() == []
+
+
+def test_an_evaluation_licence_that_cannot_be_renewed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = evaluation(tmp_path / "data")
+    first = evaluation_licence(settings)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "full")
+
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as lines:
+        patch.setattr(os, "fsync", full)
+        assert evaluation_licence(settings, first.not_after + timedelta(days=1)) == first
+    assert [line["event"] for line in lines] == ["licence.not_renewed"]
+    assert evaluation_licence(settings, first.not_after + timedelta(days=1)) != first
+
+
+@pytest.mark.parametrize("name", ["client.pem", "ca.pem", "license_key"])
+@pytest.mark.parametrize("content", [None, b"", b"junk"])
+def test_a_damaged_evaluation_licence_is_made_anew(tmp_path: Path, name: str, content: bytes | None) -> None:
+    settings = evaluation(tmp_path / "data")
+    first = evaluation_licence(settings)
+    file = tmp_path / "data" / ".outbox" / "evaluation" / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    assert evaluation_licence(settings).hash_code != first.hash_code
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+def test_a_kill_or_a_power_cut_at_any_step_leaves_a_root_that_starts(tmp_path: Path, is_renewed: bool) -> None:
+    """What was not synced is empty after a power cut, as XFS leaves it."""
+    for step in itertools.count():
+        settings, now = evaluation(tmp_path / str(step)), datetime.now(UTC)
+        folder = tmp_path / str(step) / ".outbox"
+        synced: set[int] = set()
+        if is_renewed:
+            now = evaluation_licence(settings).not_after - timedelta(days=1)
+            synced |= {file.stat().st_ino for file in folder.rglob("*")}
+        with pytest.MonkeyPatch.context() as patch:
+            steps = killed_at(step, patch, synced)
+            with contextlib.suppress(Killed):
+                evaluation_licence(settings, now)
+        for file in folder.rglob("*"):
+            if file.is_file() and file.stat().st_ino not in synced:
+                os.truncate(file, 0)
+        evaluation_licence(settings, now)
+        assert evaluation_licence(settings) == evaluation_licence(settings)
+        if len(steps) < step:
+            break
+    assert step > 10

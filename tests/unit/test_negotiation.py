@@ -209,8 +209,8 @@ def test_what_is_no_rule_is_congestion() -> None:
     assert admission.enter("10.0.0.1") == congestion("the storage is broken")
     reasons.append(None)
     assert enter(admission, "fe80::1%eth0")
-    admission.close("licence_expired")
-    assert admission.enter("10.0.0.1") == congestion("licence_expired")
+    admission.close("draining")
+    assert admission.enter("10.0.0.1") == congestion("draining")
     admission.close(None)
     assert enter(admission, "10.0.0.1")
 

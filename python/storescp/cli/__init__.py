@@ -12,19 +12,20 @@ import click
 from click.core import ParameterSource
 
 from storescp import _core, logs
-from storescp.cli import instances, licences, links, quarantine, queue
+from storescp.cli import instances, licences, links, quarantine, queue, storage
 from storescp.cli.common import (
     EXIT_BUG,
     EXIT_CONFIG,
     EXIT_FOUND,
     EXIT_LICENCE,
+    EXIT_TEMPORARY,
     EXIT_UNAVAILABLE,
     config_option,
     configuration,
 )
 from storescp.cli.completion import completion_command
 from storescp.cli.help import ByTopic
-from storescp.errors import BindError, ConfigError, LicenceError, StorescpError
+from storescp.errors import BindError, ConfigError, LicenceError, StorescpError, TemporaryFailure
 
 # Command line parameter -> section and key of the configuration.
 _OPTION_KEYS = {
@@ -195,6 +196,7 @@ for command in (
     instances.verify_command,
     quarantine.quarantine_group,
     queue.outbox_group,
+    storage.storage_group,
     queue.index_command,
 ):
     main_group.add_command(command)
@@ -223,6 +225,9 @@ def main() -> NoReturn:
     except BindError as error:
         click.echo(f"storescp: {error}", err=True)
         code = EXIT_UNAVAILABLE
+    except TemporaryFailure as error:
+        click.echo(f"storescp: {error}", err=True)
+        code = EXIT_TEMPORARY
     except StorescpError as error:
         click.echo(f"storescp: {error}", err=True)
         code = EXIT_FOUND

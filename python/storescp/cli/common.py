@@ -11,6 +11,7 @@ from storescp.config import Configuration, load
 EXIT_FOUND = 1
 EXIT_UNAVAILABLE = 69
 EXIT_BUG = 70
+EXIT_TEMPORARY = 75
 EXIT_LICENCE = 77
 EXIT_CONFIG = 78
 

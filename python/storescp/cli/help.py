@@ -21,10 +21,9 @@ _OPTIONS = {
     "How to run": ("--output-directory", "--config", "--engine", "--verbose", "--version", "--help"),
 }
 _COMMANDS = {
-    "Commands, each with --help": ("check-config", "conformance", "license", "passcode", "completion"),
-    "Links": ("echo", "send"),
-    "Files": ("inspect", "transcode", "verify", "quarantine"),
-    "Records": ("outbox", "index"),
+    "Before the start": ("check-config", "storage", "license", "passcode", "conformance", "completion"),
+    "Links and files": ("echo", "send", "inspect", "transcode"),
+    "Records and storage": ("outbox", "index", "verify", "quarantine"),
 }
 
 

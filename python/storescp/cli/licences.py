@@ -22,10 +22,17 @@ def license_group() -> None:
 @click.option("--days", type=click.IntRange(1, 36500), default=365, show_default=True, help="Validity.")
 @click.argument("directory", type=click.Path(path_type=Path))
 def license_issue(client_id: str, days: int, directory: Path) -> None:
-    """Make ca.pem, ca.key, client.pem and client.key, and print the TOML section for them."""
+    """Make ca.pem, ca.key, client.pem and client.key, and print the TOML section for them.
+
+    The service reads ca.pem and client.pem, which every user may read. The keys are for you alone: keep them or
+    remove them.
+    """
     from storescp.licence import HASH_CODE_OID, issue_licence  # noqa: PLC0415
 
-    issued = issue_licence(client_id, days, directory)
+    try:
+        issued = issue_licence(client_id, days, directory)
+    except OSError as error:
+        raise LicenceError(f"{error.filename}: {error.strerror}") from None
     click.echo("[dicom_license_server]")
     click.echo(f"client_id = {json.dumps(issued.client_id)}")
     click.echo(f"license_key = {json.dumps(issued.license_key)}")
@@ -60,11 +67,17 @@ def license_show(context: click.Context, config: Path | None, certificate: Path 
 @config_option
 @click.pass_context
 def license_verify(context: click.Context, config: Path | None) -> None:
-    """Check the licence of the configuration as the start does."""
-    from storescp.licensing import configured_licence  # noqa: PLC0415
+    """Check the licence of the configuration; one that has ended is a failure.
 
-    licence = configured_licence(configuration(context, config).settings)
-    click.echo(f"valid for {licence.client_id}, {licence.days_left(datetime.now(UTC))} days left")
+    A service whose licence has ended goes on receiving, and starts in a storage root that has served under a valid one.
+    """
+    from storescp.licensing import RENEW_AND_SIGNAL, checked_licence  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    licence = checked_licence(configuration(context, config).settings)
+    if licence.has_ended(now):
+        raise LicenceError(f"{licence.describe_end(now)}. {RENEW_AND_SIGNAL}")
+    click.echo(f"valid for {licence.client_id}, {licence.days_left(now)} days left")
 
 
 @click.command("passcode")

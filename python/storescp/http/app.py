@@ -134,7 +134,9 @@ async def _livez(_request: Request) -> Response:
 def _readyz(probe: Probe) -> Endpoint:
     async def readyz(_request: Request) -> Response:
         reasons = await run_in_threadpool(probe.not_ready)
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        # What should be known although it is ready.
+        told = [*reasons, *probe.licence.notes()]
+        return JSONResponse({"ready": not reasons, "reasons": told}, 503 if reasons else 200)
 
     return readyz
 

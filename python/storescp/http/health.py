@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from storescp import _core
 from storescp.engine import Engine
-from storescp.licence import Licence
+from storescp.licensing import LicenceWatch
 from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.publish.publisher import Publisher
@@ -31,7 +31,7 @@ class Probe:
     engine: Engine
     admission: Admission
     publisher: Publisher
-    licence: Callable[[], Licence]
+    licence: LicenceWatch
     refused_connections: Callable[[], dict[str, int]]
     not_ready: Callable[[], list[str]]  # a word or a sentence for each reason; none where it is ready
 
@@ -164,7 +164,7 @@ class ServiceCollector(Collector):
         yield published
 
     def _process(self) -> Iterable[Metric]:
-        yield _LICENCE.of(self._probe.licence().not_after.timestamp())
+        yield _LICENCE.of(self._probe.licence.licence.not_after.timestamp())
         yield _READY.of(0.0 if self._probe.not_ready() else 1.0)
         build = _BUILD.empty()
         known = dict(_core.build_info())

@@ -75,7 +75,7 @@ class Status:
             "durability": settings.local_storage.durability,
             "shows_patient_data": settings.http is not None and settings.http.show_patient_data,
             "ready": not reasons,
-            "reasons": reasons,
+            "reasons": [*reasons, *probe.licence.notes()],
             "instances": instances,
             "bytes": received,
             "last_second": self._history[-1] if self._history else (0, 0),
@@ -179,10 +179,11 @@ class Status:
         }
 
     def _licence(self) -> dict[str, Any]:
-        licence = self._probe.licence()
+        licence, now = self._probe.licence.licence, datetime.now(UTC)
         return {
             "client_id": licence.client_id,
-            "days": licence.days_left(datetime.now(UTC)),
+            "state": self._probe.licence.state(now),
+            "days": licence.days_left(now),
             "ends": licence.not_after.timestamp(),
         }
 

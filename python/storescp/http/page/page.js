@@ -85,6 +85,13 @@ function tile(name, value, small, isBad = false) {
     element("dd", {}, value, small && element("small", {}, small)));
 }
 
+function licenceTile({ state, days, ends }) {
+  const end = day.format(new Date(ends * 1000));
+  return state === "ended"
+    ? tile("Licence", "ended", `on ${end}; reception goes on`, true)
+    : tile("Licence", `${days} days`, `until ${end}`, state !== "valid");
+}
+
 function showTiles(now) {
   const [perSecond, bytesPerSecond] = now.last_second;
   const { associations, disk, licence } = now;
@@ -98,7 +105,7 @@ function showTiles(now) {
     tile("Refused", whole.format(refused), `${whole.format(associations.refused)} associations`, refused > 0),
     tile("Records waiting", whole.format(pending), failing ? "a topic takes none" : now.brokers ? "Kafka" : "files", failing),
     tile("Disk free", bytes(disk.free), `of ${bytes(disk.total)}`, disk.free < 2 * disk.least),
-    tile("Licence", `${licence.days} days`, `until ${day.format(new Date(licence.ends * 1000))}`, licence.days < 30),
+    licenceTile(licence),
   );
 }
 
