@@ -58,6 +58,7 @@ def proxied(broker: KafkaBroker, kafka_proxy: KafkaProxy) -> Iterator[KafkaProxy
     yield kafka_proxy
     kafka_proxy.drop_answers(0)
     kafka_proxy.delay = 0.0
+    kafka_proxy.refuse = None
 
 
 _numbers = itertools.count(1)

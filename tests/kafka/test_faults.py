@@ -245,6 +245,55 @@ def test_a_record_that_is_too_large_is_set_aside_and_the_others_go_on(
     assert sorted(main) == sorted(ledger.uids)
 
 
+def refusals_of(topic: str, uid: str, code: int) -> Callable[[str, bytes], int]:
+    """Refuses the batches of a topic that hold the record of an instance."""
+    return lambda name, batch: code if name == topic and f'"{uid}"'.encode() in batch else 0
+
+
+# UNKNOWN_SERVER_ERROR, a code that no broker has yet, CORRUPT_MESSAGE.
+@pytest.mark.parametrize("code", [-1, 999, 2])
+def test_an_error_that_may_pass_by_itself_never_sets_a_record_aside(
+    serve: Serve, broker: KafkaBroker, proxied: KafkaProxy, names: Topics, code: int
+) -> None:
+    broker.create_topics(*names, partitions=1)
+    proxied.refuse = refusals_of(names.main, "1.2.826.0.1.1.1.7", code)
+    service = serve(broker.address("PROXIED"), names)
+    ledger = Ledger()
+    send_all(service.port, ledger, senders=3, count=20)
+    wait_for(lambda: status(service, names)[names.main]["failures"] >= 6)
+    main = status(service, names)[names.main]
+    assert (main["pending"], main["dead"]) == (13, 0), "its key waits, and the other keys have gone on"
+    assert f"[Error {code if code == 2 else -1}]" in main["last_error"]
+    assert status(service, names)[names.log]["pending"] == 0
+    proxied.refuse = None
+    wait_for(lambda: status(service, names)[names.main]["pending"] == 0)
+    assert service.stop() == 0
+    for topic in names:
+        assert check_delivery(service, ledger, broker.read(topic)).duplicates == 0
+
+
+# INVALID_RECORD, POLICY_VIOLATION.
+@pytest.mark.parametrize("code", [87, 44])
+def test_a_record_that_the_broker_s_validation_refuses_is_set_aside(
+    serve: Serve, broker: KafkaBroker, proxied: KafkaProxy, names: Topics, code: int
+) -> None:
+    broker.create_topics(*names, partitions=1)
+    proxied.refuse = refusals_of(names.main, "1.2.826.0.1.1.1.7", code)
+    service = serve(broker.address("PROXIED"), names)
+    ledger = Ledger()
+    send_all(service.port, ledger, senders=3, count=20)
+    wait_for(lambda: status(service, names)[names.main]["dead"] == 1)
+    wait_for(lambda: status(service, names)[names.main]["pending"] == 0)
+    [rejected] = service.events("publish.rejected")
+    assert f"[Error {code}]" in rejected["reason"]
+    proxied.refuse = None
+    assert storescp(service, names, "outbox", "retry", "--all") == "1 to be tried again\n"
+    wait_for(lambda: broker.end(names.main) == 60)
+    assert service.stop() == 0
+    for topic in names:
+        check_delivery(service, ledger, broker.read(topic), retried=["1.2.826.0.1.1.1.7"])
+
+
 def test_beyond_the_limit_new_work_is_refused_as_transient_until_there_is_room(
     serve: Serve, broker: KafkaBroker, topics: Topics
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,16 +12,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pydicom
 import pytest
 import sqlalchemy as sa
+from aiokafka import AIOKafkaConsumer, errors
 
 from storescp.errors import ConfigError
 from storescp.index import tables
-from storescp.index.database import Database, Message
+from storescp.index.consumer import Indexer
+from storescp.index.database import Database, Message, Progress
+from storescp.index.refusals import MessageRefusedError, refusal_by
+from storescp.settings import Index, Kafka
 from support.broker import KafkaBroker, Topics
 from support.instances import CT, ct_slice, curated_instances, explicit, text
 from support.load import Ledger, start_senders
@@ -48,9 +54,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     server = request.getfixturevalue("postgres")
     yield server.url
-    engine = sa.create_engine(server.url.replace("postgresql:", "postgresql+psycopg:"))
-    tables.metadata.drop_all(engine)
-    engine.dispose()
+    drop_tables(server.url)
 
 
 @pytest.fixture
@@ -106,7 +110,7 @@ def test_records_become_patients_studies_series_and_instances(database: Database
     assert len(rows(url, tables.series)) == 3
     [first] = [one for one in rows(url, tables.instance) if one["sop_uid"] == "1.1.1.1"]
     assert (first["file_path"], first["file_size"], first["study_date"]) == ("/data/1.dcm", 101, "2024-02-29")
-    assert database.next_offsets("main", [0, 1, 2]) == {0: 2, 1: 2, 2: 0}
+    assert database.progress("main", [0, 1, 2]) == {0: Progress(2), 1: Progress(2), 2: Progress()}
 
 
 def test_a_second_delivery_changes_nothing_even_after_a_newer_record(database: Database, url: str) -> None:
@@ -123,7 +127,7 @@ def test_a_worker_that_lost_its_partition_does_no_harm(database: Database, url: 
     database.apply("main", {0: batch})
     applied = database.apply("main", {0: batch[:2]})
     assert (applied.records, applied.next_offsets) == (0, {0: 3})
-    assert database.next_offsets("main", [0]) == {0: 3}
+    assert database.progress("main", [0]) == {0: Progress(3)}
 
 
 def test_records_that_the_topic_no_longer_holds_are_told_of(database: Database) -> None:
@@ -145,28 +149,154 @@ def test_a_patient_that_no_study_has_any_more_goes(database: Database, url: str)
     assert {one["patient_id"] for one in rows(url, tables.patient)} == {"p2"}
 
 
+FOREIGN = [
+    b"",
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b"{",
+    b"not JSON",
+    b"[" * 100_000,
+    b'{"trace_id":' * 1000 + b"1" + b"}" * 1000,
+    json.dumps(record(1, study_uid="")).encode(),
+    json.dumps(record(1, study_uid="1" * 65)).encode(),
+    json.dumps(record(1, file_size="1")).encode(),
+    json.dumps(record(1, file_size=1 << 63)).encode(),
+    json.dumps(record(1, file_size=-1)).encode(),
+    json.dumps(record(1, file_size=0)).replace('"file_size": 0', '"file_size": 1e400').encode(),
+    json.dumps(record(1, number_of_frames=1 << 31)).encode(),
+    json.dumps(record(1, study_date="10000-01-01")).encode(),
+    json.dumps(record(1, file_path="/data/1\0.dcm")).encode(),
+    json.dumps(record(1, sop_uid="1.2\0")).encode(),
+    json.dumps(record(1, patient_id="\ud800")).encode(),
+    json.dumps({key: value for key, value in record(1).items() if key != "trace_id"}).encode(),
+]
+
+
+def test_what_is_not_a_record_is_kept_aside(database: Database, url: str) -> None:
+    batch = [Message(offset, value) for offset, value in enumerate(FOREIGN)]
+    applied = database.apply("main", {0: [*batch, *messages(record(1), begin=len(batch))]})
+    assert (applied.records, applied.unreadable) == (1, len(FOREIGN))
+    kept = sorted(rows(url, tables.unreadable), key=lambda row: row["offset"])
+    assert [row["value"] for row in kept] == FOREIGN
+    assert all(row["reason"] for row in kept)
+
+
+def test_numbers_and_texts_at_the_limits_are_applied(database: Database, url: str) -> None:
+    largest = record(1, file_size=(1 << 63) - 1, number_of_frames=(1 << 31) - 1, patient_id="\U0001f9e0" * 64)
+    twice = json.dumps(largest).replace('"source_ae": "A"', '"source_ae": "FIRST", "source_ae": "LAST"')
+    assert database.apply("main", {0: [Message(0, twice.encode())]}).records == 1
+    [instance] = rows(url, tables.instance)
+    assert (instance["file_size"], instance["number_of_frames"]) == ((1 << 63) - 1, (1 << 31) - 1)
+    assert instance["source_ae"] == "LAST"
+    assert [one["patient_id"] for one in rows(url, tables.patient)] == ["\U0001f9e0" * 64]
+
+
+def test_a_control_character_in_a_record_of_before_is_read_as_new_records_have_it(database: Database, url: str) -> None:
+    older = record(1, patient_id="AB\0CDE", accession_number="\x1b1\n", source_ae="A\x01")
+    assert database.apply("main", {0: messages(older)}).records == 1
+    [study] = rows(url, tables.study)
+    assert (study["patient_id"], study["accession_number"]) == ("AB\ufffdCDE", "\ufffd1\ufffd")
+    assert [one["source_ae"] for one in rows(url, tables.instance)] == ["A\ufffd"]
+
+
+def execute(url: str, *statements: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    engine.dispose()
+
+
+def test_a_message_that_the_database_refuses_leaves_everything_as_it_was(database: Database, url: str) -> None:
+    execute(url, "CREATE UNIQUE INDEX one_path ON instance (file_path)")
+    batch = messages(record(1), record(2, file_path="/data/1.dcm"), record(3))
+    with pytest.raises(MessageRefusedError) as refused:
+        database.apply("main", {0: batch})
+    assert refused.value.may_pass
+    assert str(refused.value) in {"database: IntegrityError", "database: UniqueViolation (23505)"}
+    assert rows(url, tables.record) == rows(url, tables.progress) == []
+    aside = [batch[0], replace(batch[1], refusal=str(refused.value)), batch[2]]
+    applied = database.apply("main", {0: aside})
+    assert (applied.records, applied.unreadable, applied.next_offsets) == (2, 1, {0: 3})
+    [kept] = rows(url, tables.unreadable)
+    assert (kept["offset"], kept["reason"], kept["value"]) == (1, str(refused.value), batch[1].value)
+
+
 @pytest.mark.parametrize(
-    "value",
+    ("statement", "value", "may_pass"),
     [
-        b"",
-        b"\xff\xfe",
-        b"[]",
-        b"{",
-        json.dumps(record(1) | {"study_uid": ""}).encode(),
-        json.dumps(record(1) | {"file_size": "1"}).encode(),
-        json.dumps({key: value for key, value in record(1).items() if key != "trace_id"}).encode(),
+        ("SELECT CAST(:value AS text)", "\0", None),
+        ("SELECT CAST(:value AS text)", "\ud800", False),
+        ("SELECT CAST(:value AS bigint)", 1 << 63, False),
+        ("INSERT INTO record VALUES (:value)", None, True),
+        ("SELECT nothing FROM nowhere WHERE nothing = :value", 1, "wait"),
     ],
 )
-def test_what_is_not_a_record_is_kept_aside(tmp_path: Path, value: bytes) -> None:
-    url = f"sqlite:///{tmp_path}/index.sqlite"
-    database = Database(url)
+def test_errors_that_a_value_causes_are_told_from_those_that_pass(
+    database: Database, url: str, statement: str, value: object, may_pass: object
+) -> None:
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    refusal = None
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.text(statement), {"value": value})
+        assert may_pass is None
+        assert engine.dialect.name == "sqlite", "SQLite stores a NUL"
+    except (sa.exc.StatementError, ValueError, OverflowError) as error:
+        refusal = refusal_by(error)
+        assert (refusal is None) == (may_pass == "wait")
+    engine.dispose()
+    assert refusal is None or refusal.may_pass == bool(may_pass)
+
+
+def test_an_outage_of_postgresql_refuses_no_message(postgres: Postgres) -> None:
+    database = Database(postgres.url)
     database.create()
-    applied = database.apply("main", {0: [Message(0, value), *messages(record(1), begin=1)]})
-    assert (applied.records, applied.unreadable) == (1, 1)
-    [kept] = rows(url, tables.unreadable)
-    assert (kept["offset"], kept["value"]) == (0, value)
-    assert kept["reason"]
+    batch = {0: messages(record(1))}
+    execute(postgres.url, "ALTER TABLE instance RENAME TO elsewhere")
+    with pytest.raises(sa.exc.ProgrammingError, match="instance"):
+        database.apply("main", batch)
+    execute(postgres.url, "ALTER TABLE elsewhere RENAME TO instance")
+    postgres.stop()
+    try:
+        with pytest.raises(sa.exc.OperationalError):
+            database.apply("main", batch)
+    finally:
+        postgres.start()
+    assert database.apply("main", batch).records == 1
     database.close()
+    drop_tables(postgres.url)
+
+
+def drop_tables(url: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    tables.metadata.drop_all(engine)
+    engine.dispose()
+
+
+def test_tables_without_a_topic_id_get_the_column_and_keep_their_progress(url: str) -> None:
+    execute(
+        url,
+        "CREATE TABLE kafka_progress (topic VARCHAR(249), partition INTEGER, next_offset BIGINT NOT NULL, "
+        "PRIMARY KEY (topic, partition))",
+        "INSERT INTO kafka_progress VALUES ('main', 0, 7)",
+    )
+    database = Database(url)
+    for _ in range(2):
+        database.create()
+        assert database.progress("main", [0]) == {0: Progress(7)}
+    database.apply("main", {0: messages(record(1), begin=7)}, "id-1")
+    assert database.progress("main", [0]) == {0: Progress(8, "id-1")}
+    database.close()
+
+
+def test_a_worker_that_read_the_topic_before_it_was_made_anew_does_no_harm(database: Database) -> None:
+    database.apply("main", {0: messages(record(1), record(2))}, "id-1")
+    database.begin_again("main", 0, "id-2")
+    applied = database.apply("main", {0: messages(record(3), begin=2)}, "id-1")
+    assert (applied.records, applied.gone, applied.next_offsets) == (0, {}, {0: 0})
+    assert database.progress("main", [0]) == {0: Progress(0, "id-2")}
 
 
 def test_fields_of_later_versions_are_ignored(database: Database, url: str) -> None:
@@ -185,8 +315,17 @@ def test_a_database_that_cannot_be_used_is_a_configuration_error(url: str) -> No
 # The whole way.
 
 
+@pytest.fixture(autouse=True)
+def _no_index_outlives_its_test() -> Iterator[None]:
+    yield
+    while IndexProcess.started:
+        IndexProcess.started.pop().kill()
+
+
 class IndexProcess:
     """`storescpd index` as a process of its own."""
+
+    started: ClassVar[list[IndexProcess]] = []
 
     def __init__(self, broker: KafkaBroker, topics: Topics, url: str, log: Path, *options: str) -> None:
         self.log_path = log
@@ -196,6 +335,7 @@ class IndexProcess:
             [sys.executable, "-m", "storescp", "index", "--database", url, "--group", topics.main, *options],
             stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ | env,
         )  # fmt: skip
+        self.started.append(self)
 
     def wait(self, timeout: float = 90.0) -> str:
         output, _ = self.process.communicate(timeout=timeout)
@@ -208,8 +348,9 @@ class IndexProcess:
         return self.wait()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
         self._log.close()
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -348,9 +489,7 @@ def test_an_outage_of_the_database_and_of_the_broker(
     worker.stop()
     assert service.stop() == 0
     assert indexed(postgres.url) == scan(service)
-    engine = sa.create_engine(postgres.url.replace("postgresql:", "postgresql+psycopg:"))
-    tables.metadata.drop_all(engine)
-    engine.dispose()
+    drop_tables(postgres.url)
 
 
 def test_a_topic_that_was_made_anew_is_read_from_its_beginning(
@@ -369,6 +508,134 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(
         broker.create_topics(topics.main)
     assert worker.events("index.topic_made_anew")
     assert indexed(url) == scan(service)
+
+
+@pytest.mark.parametrize("when", ["while the index runs", "while the index is away"])
+def test_a_topic_that_was_made_anew_and_outgrew_the_old_one_loses_nothing(
+    broker: KafkaBroker, names: Topics, tmp_path: Path, when: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/index.sqlite"
+    runs = when == "while the index runs"
+    broker.create_topics(names.main, partitions=1)
+    worker = IndexProcess(broker, names, url, tmp_path / "0.log", *([] if runs else ["--once"]))
+    if not runs:
+        worker.wait()
+    for generation, count in enumerate((5, 12)):
+        if generation:
+            broker.delete_topic(names.main)
+            broker.create_topics(names.main, partitions=1)
+        numbers = range(100 * generation, 100 * generation + count)
+        broker.write(names.main, [json.dumps(record(number)).encode() for number in numbers])
+        if not runs:
+            worker = IndexProcess(broker, names, url, tmp_path / f"{generation + 1}.log", "--once")
+            assert worker.wait().startswith(f"{count} records, 0 duplicates")
+        uids = {f"1.1.1.{number}" for number in numbers}
+        wait_for(lambda uids=uids: uids <= {row["sop_uid"] for row in rows(url, tables.instance)})
+    assert worker.events("index.topic_made_anew")
+    if runs:
+        worker.stop()
+    assert len(rows(url, tables.record)) == 17
+
+
+def test_an_instance_whose_patient_id_holds_a_nul_is_indexed_like_any_other(
+    serve: Serve, broker: KafkaBroker, topics: Topics, url: str, tmp_path: Path
+) -> None:
+    service = serve(broker.address(), topics)
+    with RawAssociation(service.port, [(1, CT, ["1.2.840.10008.1.2.1"])]) as association:
+        for number in range(26):
+            value = b"AB\0CDE" if number == 7 else b"P1"
+            changes = {0x00100020: explicit(0x00100020, b"LO", text(value))}
+            one = ct_slice(number, study=f"1.2.826.{number}", series=f"1.2.826.{number}.1", rows=4, changes=changes)
+            assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
+        association.release()
+    assert service.stop() == 0
+    output = IndexProcess(broker, topics, url, tmp_path / "index.log", "--once").wait()
+    assert output.startswith("26 records, 0 duplicates, 0 unreadable"), output
+    assert {one["patient_id"] for one in rows(url, tables.patient)} == {"P1", "AB\ufffdCDE"}
+
+
+# What a database refuses of a row: a file that another row has, and a path of more than 15 characters.
+REFUSING = {
+    "sqlite": "CREATE TRIGGER short BEFORE INSERT ON instance WHEN length(NEW.file_path) > 15 "
+    "BEGIN SELECT RAISE(ABORT, 'too long'); END",
+    "postgresql": "ALTER TABLE instance ALTER file_path TYPE VARCHAR(15)",
+}
+
+
+def test_messages_that_the_database_refuses_are_found_and_the_others_go_on(
+    broker: KafkaBroker, topics: Topics, url: str, tmp_path: Path
+) -> None:
+    database = Database(url)
+    database.create()
+    database.apply("another", {0: messages(record(1, file_path="/data/taken.dcm"))})
+    database.close()
+    execute(url, "CREATE UNIQUE INDEX one_path ON instance (file_path)", REFUSING[sa.make_url(url).drivername])
+    refused = {11: "/data/taken.dcm", 12: "/data/long-name.dcm", 39: "/data/long-name.dcm"}
+    for partition in range(2):
+        sent = [record(100 * partition + number, study_uid=f"1.{partition}") for number in range(40)]
+        for number, path in refused.items():
+            sent[number]["file_path"] = path
+        broker.write(topics.main, [json.dumps(one).encode() for one in sent], partition)
+        if partition == 0:
+            broker.write(topics.main, FOREIGN, partition)
+    worker = IndexProcess(broker, topics, url, tmp_path / "index.log", "--once")
+    assert worker.wait().startswith(f"74 records, 0 duplicates, {6 + len(FOREIGN)} unreadable")
+    aside = {(row["partition"], row["offset"]): row["reason"] for row in rows(url, tables.unreadable)}
+    ours = {place: reason for place, reason in aside.items() if reason.startswith("database: ")}
+    assert ours.keys() == {(partition, offset) for partition in range(2) for offset in refused}
+    assert len(worker.events("index.message_refused")) == 6
+    assert "/data/" not in worker.log_path.read_text(), "values of a message are not for the log"
+    progress = {
+        row["partition"]: row["next_offset"] for row in rows(url, tables.progress) if row["topic"] == topics.main
+    }
+    assert (progress[0], progress[1]) == (40 + len(FOREIGN), 40)
+    assert IndexProcess(broker, topics, url, tmp_path / "again.log", "--once").wait().startswith("0 records")
+
+
+def test_a_table_that_is_missing_is_waited_for_and_sets_no_message_aside(
+    broker: KafkaBroker, topics: Topics, url: str, tmp_path: Path
+) -> None:
+    worker = IndexProcess(broker, topics, url, tmp_path / "index.log")
+    wait_for(lambda: bool(worker.events("index.assigned")))
+    execute(url, "ALTER TABLE record RENAME TO elsewhere")
+    broker.write(topics.main, [json.dumps(record(number)).encode() for number in range(5)])
+    wait_for(lambda: bool(worker.events("index.waiting")))
+    assert "record" in worker.events("index.waiting")[0]["reason"]
+    execute(url, "ALTER TABLE elsewhere RENAME TO record")
+    wait_for(lambda: len(rows(url, tables.record)) == 5)
+    worker.stop()
+    assert rows(url, tables.unreadable) == []
+
+
+@pytest.mark.parametrize("error", [errors.UnknownError, errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError])
+def test_an_error_of_the_client_does_not_end_the_index(
+    broker: KafkaBroker, topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    broker.write(topics.main, [json.dumps(record(number)).encode() for number in range(5)])
+    failures = [error(), error()]
+    getmany = AIOKafkaConsumer.getmany
+
+    async def fail_first(consumer: AIOKafkaConsumer, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await getmany(consumer, **options)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", fail_first)
+    database = Database(f"sqlite:///{tmp_path}/index.sqlite")
+    kafka, index = Kafka(brokers=broker.address()), Index(group_id=topics.main)
+    applied = asyncio.run(Indexer(kafka, index, topics.main, database).run(until_caught_up=True))
+    database.close()
+    assert (applied.records, applied.duplicates) == (5, 0)
+
+
+def test_the_beginning_that_a_topic_no_longer_holds_is_told_of_and_the_rest_is_read(
+    broker: KafkaBroker, topics: Topics, tmp_path: Path
+) -> None:
+    broker.write(topics.main, [json.dumps(record(number)).encode() for number in range(10)])
+    broker.delete_records(topics.main, 0, before=4)
+    worker = IndexProcess(broker, topics, f"sqlite:///{tmp_path}/index.sqlite", tmp_path / "index.log", "--once")
+    assert worker.wait().startswith("6 records")
+    assert [(event["partition"], event["count"]) for event in worker.events("index.records_gone")] == [(0, 4)]
 
 
 def test_index_needs_kafka(tmp_path: Path) -> None:

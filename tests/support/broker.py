@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
@@ -277,6 +277,26 @@ class KafkaBroker:
                     await asyncio.sleep(0.02)
 
         run(delete())
+
+    def delete_records(self, topic: str, partition: int, *, before: int) -> None:
+        """As retention does."""
+
+        async def delete() -> None:
+            async with self._admin() as admin:
+                await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before)})
+
+        run(delete())
+
+    def write(self, topic: str, values: Iterable[bytes], partition: int = 0) -> None:
+        """Adds messages to a partition, in this order."""
+
+        async def write() -> None:
+            address = f"127.0.0.1:{self.ports['PLAINTEXT']}"
+            async with AIOKafkaProducer(bootstrap_servers=address, acks="all", enable_idempotence=True) as producer:
+                for value in values:
+                    await producer.send(topic, value, partition=partition)
+
+        run(write())
 
     def end(self, topic: str) -> int:
         """How many records a topic has."""

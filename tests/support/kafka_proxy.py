@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from typing import Any
+
+from aiokafka.protocol.api import RequestHeader_v1
+from aiokafka.protocol.produce import ProduceRequest_v7
 
 _PRODUCE = 0
+_NOT_LEADER = 6
 
 
 class KafkaProxy:
     """Forwards 127.0.0.1:`port` to `target`. Advertise `port` as the broker's own.
 
     `drop_answers(n)` lets the next n produce requests through and drops their answers with the connection;
-    `delay` is waited before each answer.
+    `delay` is waited before each answer. `refuse(topic, batch)` gives the error code with which the proxy answers a
+    batch in the broker's place, or 0.
     """
 
     def __init__(self) -> None:
@@ -24,6 +32,7 @@ class KafkaProxy:
         self.target = 0
         self.delay = 0.0
         self.dropped = 0
+        self.refuse: Callable[[str, bytes], int] | None = None
         self._to_drop = 0
         self._drop_every = 0
         self._answers = itertools.count(1)
@@ -110,12 +119,38 @@ class KafkaProxy:
             while (request := _message(client)) is not None:
                 kind, _, correlation = struct.unpack_from(">hhi", request, 4)
                 if kind == _PRODUCE:
+                    if (answer := self._refusal(request)) is not None:
+                        # In one piece, and the producer waits for it: no other answer is on its way.
+                        client.sendall(answer)
+                        continue
                     produces.add(correlation)
                 broker.sendall(request)
         except OSError:
             pass
         with contextlib.suppress(OSError):
             broker.shutdown(socket.SHUT_WR)
+
+    def _refusal(self, request: bytes) -> bytes | None:
+        """The answer to a produce request with a batch that is refused; its other batches are to be sent again."""
+        if self.refuse is None:
+            return None
+        body = io.BytesIO(request[4:])
+        header = RequestHeader_v1.SCHEMA.decode(body)
+        version = ProduceRequest_v7
+        assert header[1] == version.API_VERSION, f"Produce version {header[1]}"
+        topics: Any = version.decode(body).topics
+        codes = [
+            (topic, [(partition, self.refuse(topic, batch)) for partition, batch in partitions])
+            for topic, partitions in topics
+        ]
+        if not any(code for _, partitions in codes for _, code in partitions):
+            return None
+        answers = [
+            (topic, [(partition, code or _NOT_LEADER, -1, -1, -1) for partition, code in partitions])
+            for topic, partitions in codes
+        ]
+        answer = struct.pack(">i", header[2]) + version.RESPONSE_TYPE(answers, 0).encode()
+        return struct.pack(">i", len(answer)) + answer
 
     def _drops(self) -> bool:
         with self._lock:

@@ -72,6 +72,66 @@ def test_both_scans_say_the_same_of_a_damaged_data_set(at: int, patch: bytes, ki
     assert rust_outcome(instance) == pure_outcome(instance)
 
 
+@pytest.mark.parametrize("engine", ["rust", "python"])
+@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 100", r"\ISO 2022 IR 87"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"AB\0CDE", "AB\ufffdCDE"),
+        (b"\0 AB\0 \0", "AB"),
+        (b"\tAB\r\nC\x0c", "\ufffdAB\ufffd\ufffdC\ufffd"),
+        (b"\x01\x08\x0b\x0e\x1f", "\ufffd" * 5),
+        (b"A\x7fB", "A\x7fB"),
+        (b"A" * 15 + b"\0" + b"B", None),
+    ],
+)
+def test_no_text_of_a_record_holds_a_control_character(
+    tmp_path: Path, engine: str, charset: str, value: bytes, expected: str | None
+) -> None:
+    changes = {
+        0x00080005: explicit(0x00080005, b"CS", text(charset)),
+        0x00080050: explicit(0x00080050, b"SH", text(value)),
+        0x00100020: explicit(0x00100020, b"LO", text(value)),
+    }
+    instance = ct_slice(1, rows=2, changes=changes)
+    found = record_of(engine, tmp_path, instance)
+    assert found["accession_number"] == expected
+    assert found["patient_id"] == ("A" * 15 + "\ufffdB" if expected is None else expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings_of_hypothesis(max_examples=200, deadline=None)
+@given(st.binary(max_size=64).filter(lambda value: b"\x1b" not in value))
+def test_both_engines_read_the_same_patient_id(value: bytes) -> None:
+    changes = {0x00100020: explicit(0x00100020, b"LO", text(value)), 0x00080005: None}
+    instance = ct_slice(1, rows=2, changes=changes)
+    outcome = pure_outcome(instance)
+    assert rust_outcome(instance) == outcome
+    assert not any(character < " " for part in outcome for character in part)
+
+
+def record_of(engine: str, root: Path, instance: Instance) -> dict[str, object]:
+    """The record that an engine makes of an instance."""
+    chosen = settings(root)
+    opened: Engine = _core.Engine(engine_config(chosen)) if engine == "rust" else PureEngine(chosen)
+    status = opened.ingest(
+        instance.dataset,
+        instance.sop_class,
+        instance.sop_instance,
+        instance.transfer_syntax,
+        "A",
+        "B",
+        "127.0.0.1",
+        "t",
+    )
+    assert status == (0, "")
+    opened.outbox_flush()
+    [row] = opened.outbox_claim(0, 0, 10)
+    opened.close()
+    found: dict[str, object] = json.loads(row.payload)
+    return found
+
+
 @given(st.integers(1, len(TEMPLATE.dataset)))
 def test_both_scans_say_the_same_of_a_cut_data_set(cut: int) -> None:
     instance = Instance(TEMPLATE.sop_class, TEMPLATE.sop_instance, TEMPLATE.transfer_syntax, TEMPLATE.dataset[:cut])

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, StatementError
 
 from storescp.errors import ConfigError, ConfigProblem
 from storescp.index import tables
+from storescp.index.refusals import refusal_by
 
 _BUSY_SECONDS = 30.0
 # A number of ours: workers that start at the same time make the tables one after the other.
@@ -23,37 +25,65 @@ _VALUE_BYTES = 1 << 20
 _Rows = dict[tuple[str, ...], dict[str, object]]
 
 
+_WITHOUT_CONTROLS = dict.fromkeys(range(0x20), "\ufffd")
+
+
+def _readable(text: str) -> str:
+    """Each C0 control character becomes U+FFFD, as in the records that are published now."""
+    return text.translate(_WITHOUT_CONTROLS)
+
+
+def _exact(text: str) -> str:
+    """PostgreSQL stores no NUL, and an identifier or a path with another character in its place is another one."""
+    if "\0" in text:
+        raise PydanticCustomError("nul_character", "a NUL character")
+    return text
+
+
+_Readable = Annotated[str, AfterValidator(_readable)]
+_Exact = Annotated[str, AfterValidator(_exact)]
+
+
 class Record(BaseModel):
     """What the tables need of a record; see `record.schema.json`. Fields that are new in later versions are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
-    trace_id: str = Field(min_length=36, max_length=36)
-    tenant_id: str = Field(min_length=1, max_length=64)
-    patient_id: str = Field(max_length=64)
-    study_uid: str = Field(min_length=1, max_length=64)
-    series_uid: str = Field(min_length=1, max_length=64)
-    sop_uid: str = Field(min_length=1, max_length=64)
-    sop_class_uid: str = Field(min_length=1, max_length=64)
-    file_path: str = Field(min_length=1, max_length=512)
-    file_size: int = Field(ge=0)
-    transfer_syntax_uid: str = Field(min_length=1, max_length=64)
-    target_ts: str = Field(min_length=1, max_length=64)
+    trace_id: _Exact = Field(min_length=36, max_length=36)
+    tenant_id: _Exact = Field(min_length=1, max_length=64)
+    patient_id: _Readable = Field(max_length=64)
+    study_uid: _Exact = Field(min_length=1, max_length=64)
+    series_uid: _Exact = Field(min_length=1, max_length=64)
+    sop_uid: _Exact = Field(min_length=1, max_length=64)
+    sop_class_uid: _Exact = Field(min_length=1, max_length=64)
+    file_path: _Exact = Field(min_length=1, max_length=512)
+    file_size: int = Field(ge=0, lt=1 << 63)
+    transfer_syntax_uid: _Exact = Field(min_length=1, max_length=64)
+    target_ts: _Exact = Field(min_length=1, max_length=64)
     study_date: date | None
     transfer_status: Literal["NoNeedTransfer", "Success", "Failed"]
-    number_of_frames: int = Field(ge=1)
-    accession_number: str | None = Field(max_length=16)
-    created_time: str = Field(max_length=32)
-    source_ip: str = Field(max_length=64)
-    source_ae: str = Field(max_length=16)
+    number_of_frames: int = Field(ge=1, lt=1 << 31)
+    accession_number: _Readable | None = Field(max_length=16)
+    created_time: _Exact = Field(max_length=32)
+    source_ip: _Exact = Field(max_length=64)
+    source_ae: _Readable = Field(max_length=16)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the topic."""
+    """One message of the topic. `refusal`: why the database cannot take it, after that is known."""
 
     offset: int
     value: bytes
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where to go on in a partition, and the id of the topic that the offset belongs to, where it is known."""
+
+    next_offset: int = 0
+    topic_id: str | None = None
 
 
 @dataclass
@@ -92,74 +122,107 @@ class Database:
             _prepare_sqlite(self._engine)
 
     def create(self) -> None:
-        """Makes the tables that are not there yet."""
+        """Makes the tables and the column that are not there yet."""
         with self._engine.begin() as connection:
             if self._engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             tables.metadata.create_all(connection)
+            column, table = tables.progress.c.topic_id, tables.progress.name
+            if column.name not in {one["name"] for one in sa.inspect(connection).get_columns(table)}:
+                kind = column.type.compile(self._engine.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}"))
 
     def close(self) -> None:
         """Closes the connections."""
         self._engine.dispose()
 
-    def next_offsets(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-        """Where to go on, 0 where nothing was read yet."""
-        wanted = dict.fromkeys(partitions, 0)
-        query = sa.select(tables.progress.c.partition, tables.progress.c.next_offset).where(
-            tables.progress.c.topic == topic, tables.progress.c.partition.in_(wanted)
+    def progress(self, topic: str, partitions: Iterable[int]) -> dict[int, Progress]:
+        """Where to go on, at the beginning where nothing was read yet."""
+        wanted = dict.fromkeys(partitions, Progress())
+        table = tables.progress
+        query = sa.select(table.c.partition, table.c.next_offset, table.c.topic_id).where(
+            table.c.topic == topic, table.c.partition.in_(wanted)
         )
         with self._engine.connect() as connection:
-            wanted |= {int(row.partition): int(row.next_offset) for row in connection.execute(query)}
+            for row in connection.execute(query):
+                wanted[int(row.partition)] = Progress(int(row.next_offset), row.topic_id)
         return wanted
 
-    def begin_again(self, topic: str, partition: int) -> None:
-        """Forgets the progress in a partition: the topic was made anew."""
+    def begin_again(self, topic: str, partition: int, topic_id: str | None) -> None:
+        """Goes back to the beginning of a partition: the topic was made anew, with this id."""
+        row = {"topic": topic, "partition": partition}
+        values = {"next_offset": 0, "topic_id": topic_id}
+        names = [column.name for column in tables.progress.primary_key.columns]
+        statement = self._insert(tables.progress).values(**row, **values)
         with self._engine.begin() as connection:
-            connection.execute(
-                sa.delete(tables.progress).where(
-                    tables.progress.c.topic == topic, tables.progress.c.partition == partition
-                )
-            )
+            connection.execute(statement.on_conflict_do_update(index_elements=names, set_=values))
 
-    def apply(self, topic: str, batches: Mapping[int, Sequence[Message]]) -> Applied:
+    def apply(self, topic: str, batches: Mapping[int, Sequence[Message]], topic_id: str | None = None) -> Applied:
         """Takes messages by partition, in the order of their offsets, in one transaction.
 
-        What a worker read that has lost its partition meanwhile is behind the progress, and nothing happens with it.
+        What a worker read that has lost its partition meanwhile is behind the progress, or of a topic that was made
+        anew meanwhile, and nothing happens with it.
+
+        Raises:
+            MessageRefusedError: the database refuses a message of these for its values; nothing was done.
+            sqlalchemy.exc.StatementError: the database is away, or not as it must be; nothing was done.
         """
+        try:
+            with self._engine.begin() as connection:
+                return self._apply(connection, topic, batches, topic_id)
+        except (StatementError, ValueError, OverflowError) as error:
+            refusal = refusal_by(error)
+            if refusal is None:
+                raise
+            # Its text would show values.
+            raise refusal from None
+
+    def _apply(
+        self,
+        connection: sa.Connection,
+        topic: str,
+        batches: Mapping[int, Sequence[Message]],
+        topic_id: str | None,
+    ) -> Applied:
         applied = Applied()
         found: dict[str, Record] = {}
-        with self._engine.begin() as connection:
-            for partition in sorted(batches):
-                expected = self._lock_progress(connection, topic, partition)
-                fresh = [message for message in batches[partition] if message.offset >= expected]
-                applied.next_offsets[partition] = fresh[-1].offset + 1 if fresh else expected
-                gone = applied.next_offsets[partition] - expected - len(fresh)
-                if gone:
-                    applied.gone[partition] = gone
-                for message in fresh:
-                    self._read(connection, topic, partition, message, found, applied)
-                self._set_progress(connection, topic, partition, applied.next_offsets[partition])
-            new = self._without_known(connection, found)
-            applied.duplicates += len(found) - len(new)
-            applied.records = len(new)
-            if new:
-                self._write(connection, new)
+        for partition in sorted(batches):
+            known = self._lock_progress(connection, topic, partition)
+            expected = known.next_offset
+            is_another_topic = None not in (topic_id, known.topic_id) and topic_id != known.topic_id
+            fresh = [one for one in batches[partition] if one.offset >= expected and not is_another_topic]
+            applied.next_offsets[partition] = fresh[-1].offset + 1 if fresh else expected
+            if not fresh:
+                continue
+            gone = applied.next_offsets[partition] - expected - len(fresh)
+            if gone:
+                applied.gone[partition] = gone
+            for message in fresh:
+                self._read(connection, topic, partition, message, found, applied)
+            self._set_progress(connection, topic, partition, applied.next_offsets[partition], topic_id)
+        new = self._without_known(connection, found)
+        applied.duplicates += len(found) - len(new)
+        applied.records = len(new)
+        if new:
+            self._write(connection, new)
         return applied
 
-    def _lock_progress(self, connection: sa.Connection, topic: str, partition: int) -> int:
+    def _lock_progress(self, connection: sa.Connection, topic: str, partition: int) -> Progress:
         row = {"topic": topic, "partition": partition}
         connection.execute(self._insert(tables.progress).values(**row, next_offset=0).on_conflict_do_nothing())
-        query = sa.select(tables.progress.c.next_offset).where(
+        query = sa.select(tables.progress.c.next_offset, tables.progress.c.topic_id).where(
             tables.progress.c.topic == topic, tables.progress.c.partition == partition
         )
-        return int(connection.execute(query.with_for_update()).scalar_one())
+        found = connection.execute(query.with_for_update()).one()
+        return Progress(int(found.next_offset), found.topic_id)
 
     @staticmethod
-    def _set_progress(connection: sa.Connection, topic: str, partition: int, offset: int) -> None:
+    def _set_progress(connection: sa.Connection, topic: str, partition: int, offset: int, topic_id: str | None) -> None:
+        values = {"next_offset": offset} | ({"topic_id": topic_id} if topic_id is not None else {})
         connection.execute(
             sa.update(tables.progress)
             .where(tables.progress.c.topic == topic, tables.progress.c.partition == partition)
-            .values(next_offset=offset)
+            .values(**values)
         )
 
     def _read(
@@ -171,14 +234,17 @@ class Database:
         found: dict[str, Record],
         applied: Applied,
     ) -> None:
-        try:
-            record = Record.model_validate_json(message.value)
-        except ValidationError as error:
+        reason = message.refusal
+        if reason is None:
+            try:
+                record = Record.model_validate_json(message.value)
+            except ValidationError as error:
+                # Names of fields and kinds of errors; the values stay in the column beside it.
+                reason = "; ".join(
+                    f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['type']}" for one in error.errors()
+                )
+        if reason is not None:
             applied.unreadable += 1
-            # Names of fields and kinds of errors; the values stay in the column beside it.
-            reason = "; ".join(
-                f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['type']}" for one in error.errors()
-            )
             row = {"topic": topic, "partition": partition, "offset": message.offset}
             values = row | {"reason": reason, "value": message.value[:_VALUE_BYTES]}
             connection.execute(self._insert(tables.unreadable).values(**values).on_conflict_do_nothing())

@@ -76,6 +76,7 @@ progress = sa.Table(
     sa.Column("topic", _TOPIC, primary_key=True),
     sa.Column("partition", sa.Integer, primary_key=True),
     sa.Column("next_offset", sa.BigInteger, nullable=False),
+    sa.Column("topic_id", sa.String(36), comment="of the topic that the offset belongs to; null where it is not known"),
 )
 
 # What is not a record of ours: kept for people, never in the way.

@@ -26,15 +26,29 @@ from storescp.settings import Kafka
 
 SCHEMA_VERSION = b"1"
 _TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-# A broker says these about one record, or about itself.
-_MAYBE_THE_RECORD = (
-    errors.CorruptRecordException,
+
+
+class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc] # aiokafka has no types
+    """The broker's validation refuses a record. aiokafka 0.14 does not know this code."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The record has failed the validation on the broker."
+
+
+# A broker says these about a record, and some brokers about themselves: a record is refused for good by several.
+_REFUSALS = (
     errors.InvalidRequestError,
     errors.InvalidTimestampError,
     errors.PolicyViolationError,
-    errors.UnknownError,
+    errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError),
 )
 _REFUSALS_UNTIL_REJECTED = 5
+# These may pass by themselves and never refuse a record for good, but one record may be all that the broker fails at.
+# UnknownError stands for -1, UNKNOWN_SERVER_ERROR, and for every code that aiokafka does not know.
+_FAILURES = (errors.CorruptRecordException, errors.UnknownError)
+# Keys of a partition whose records may fail one by one before the whole partition counts as failing.
+_STUCK_KEYS = 4
 _GROW_AFTER_BATCHES = 1000
 _RECORD_OVERHEAD_BYTES = 128
 _CLOSE_SECONDS = 2.0
@@ -72,11 +86,16 @@ class _Limit:
 
 @dataclass
 class _Part:
-    """What is left for a partition. `division`: a refused batch, of which that many records are still to be sent."""
+    """What is left for a partition.
+
+    `division`: a batch that was too large, of which that many records are still to be sent. `stuck_keys`: keys whose
+    records fail, and wait.
+    """
 
     rows: Sequence[QueuedRecord]
     limit: int
     division: int = 0
+    stuck_keys: int = 0
 
 
 class KafkaSink:
@@ -99,7 +118,8 @@ class KafkaSink:
     async def publish(self, topic: str, rows: Sequence[QueuedRecord]) -> Outcome:
         """Publishes rows, those of the same key in their order.
 
-        A refused batch is divided until the record is found that the broker refuses.
+        A refused batch is divided until the record is found that the broker refuses. A record that fails and is not
+        refused for good waits, with the others of its key; the other keys go on.
 
         Raises:
             SinkError: nothing can be published now.
@@ -129,11 +149,15 @@ class KafkaSink:
                 if self._is_one_record_s_fault(topic, sent, part.rows[0]):
                     outcome.rejected.append((part.rows[0].id, _describe(sent.error)))
                     # It was this record that made the batch too large.
-                    again[partition] = self._part(topic, part.rows[1:])
+                    again[partition] = self._part(topic, part.rows[1:], part.stuck_keys)
                 elif _divides(sent):
-                    again[partition] = _Part(part.rows, sent.size // 2, max(part.division, sent.records))
+                    division = max(part.division, sent.records) if isinstance(sent.error, _TOO_LARGE) else part.division
+                    again[partition] = _Part(part.rows, sent.size // 2, division, part.stuck_keys)
                 else:
                     outcome.failure = f"{topic}, partition {partition}: {_describe(sent.error)}"
+                    if _concerns_one_record(sent) and part.stuck_keys < _STUCK_KEYS:
+                        others = [row for row in part.rows if row.key != part.rows[0].key]
+                        again[partition] = _Part(others, part.limit, stuck_keys=part.stuck_keys + 1)
             todo = {partition: part for partition, part in again.items() if part.rows}
         if outcome.failure is not None and everything_failed and not outcome.delivered and not outcome.rejected:
             raise SinkError(outcome.failure)
@@ -235,8 +259,8 @@ class KafkaSink:
             found[partition].append(row)
         return {partition: self._part(topic, of_it) for partition, of_it in found.items()}
 
-    def _part(self, topic: str, rows: Sequence[QueuedRecord]) -> _Part:
-        return _Part(rows, self._limits[topic].bytes)
+    def _part(self, topic: str, rows: Sequence[QueuedRecord], stuck_keys: int = 0) -> _Part:
+        return _Part(rows, self._limits[topic].bytes, stuck_keys=stuck_keys)
 
     async def _send(self, session: _Session, topic: str, partition: int, part: _Part) -> _Sent:
         sent = _Sent()
@@ -297,7 +321,7 @@ class KafkaSink:
     def _is_one_record_s_fault(self, topic: str, sent: _Sent, row: QueuedRecord) -> bool:
         if sent.records != 1:
             return False
-        if isinstance(sent.error, _MAYBE_THE_RECORD):
+        if isinstance(sent.error, _REFUSALS):
             self._refusals[topic, row.id] += 1
             if self._refusals[topic, row.id] < _REFUSALS_UNTIL_REJECTED:
                 return False
@@ -308,7 +332,11 @@ class KafkaSink:
 
 
 def _divides(sent: _Sent) -> bool:
-    return sent.records > 1 and isinstance(sent.error, (*_TOO_LARGE, *_MAYBE_THE_RECORD))
+    return sent.records > 1 and isinstance(sent.error, (*_TOO_LARGE, *_REFUSALS, *_FAILURES))
+
+
+def _concerns_one_record(sent: _Sent) -> bool:
+    return sent.records == 1 and isinstance(sent.error, (*_REFUSALS, *_FAILURES))
 
 
 def _describe(error: BaseException) -> str:

@@ -18,6 +18,8 @@ _INDEX = ("SpecificCharacterSet", *_IDENTITY, "StudyDate", "AccessionNumber", "P
 _DEFAULT_ENCODING = "latin-1"
 # PS3.5 6.1.2.5.3: after these the initial character sets are active again.
 _TEXT_DELIMITERS = set(b"\\\t\n\f\r")
+# A record holds no C0 control character: PostgreSQL stores no NUL, and text that ends there names another patient.
+_WITHOUT_CONTROLS = dict.fromkeys(range(0x20), "\ufffd")
 
 
 def tag_of(keyword: str) -> int:
@@ -101,7 +103,7 @@ def _text(value: bytes, encodings: list[str]) -> str:
     except (LookupError, ValueError):
         # Broken text never fails an instance.
         text = value.decode(encodings[0], "replace")
-    return text.strip(" \0")
+    return text.strip(" \0").translate(_WITHOUT_CONTROLS)
 
 
 def _date(value: bytes) -> date | None:
