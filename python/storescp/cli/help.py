@@ -36,6 +36,7 @@ class ByTopic(click.Group):
         options = {name: option for option in self.get_params(ctx) for name in option.opts}
         for topic, names in _OPTIONS.items():
             _write_topic(formatter, topic, [_row_of_option(options[name]) for name in names])
+        formatter.write("Commands, each with --help\n")
         for topic, names in _COMMANDS.items():
             commands = [(name, self.get_command(ctx, name)) for name in names]
             rows = [(f"{_MARGIN}{name}", command.get_short_help_str(_SHORT)) for name, command in commands if command]
