@@ -21,7 +21,7 @@ _OPTIONS = {
     "How to run": ("--output-directory", "--config", "--engine", "--verbose", "--version", "--help"),
 }
 _COMMANDS = {
-    "Before the start": ("check-config", "storage", "license", "passcode", "conformance", "completion"),
+    "Commands, each with --help": ("check-config", "storage", "license", "passcode", "conformance", "completion"),
     "Links and files": ("echo", "send", "inspect", "transcode"),
     "Records and storage": ("outbox", "index", "verify", "quarantine"),
 }
@@ -36,7 +36,6 @@ class ByTopic(click.Group):
         options = {name: option for option in self.get_params(ctx) for name in option.opts}
         for topic, names in _OPTIONS.items():
             _write_topic(formatter, topic, [_row_of_option(options[name]) for name in names])
-        formatter.write("Commands, each with --help\n")
         for topic, names in _COMMANDS.items():
             commands = [(name, self.get_command(ctx, name)) for name in names]
             rows = [(f"{_MARGIN}{name}", command.get_short_help_str(_SHORT)) for name, command in commands if command]
