@@ -1,4 +1,4 @@
-"""The order of system calls: every 0000 follows data sync, row sync, name and directory sync."""
+"""The order of system calls: every 0000 follows data sync, row sync, name and directory sync; what is replaced is kept before."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None
 
     answered, since = 0, dict.fromkeys(STEPS, False)
     names = dict.fromkeys(("linkat", "rename"), 0)
+    kept, kept_for_good = 0, False
     for call in finished_calls(trace):
         if call.startswith(("fsync(", "fdatasync(")) and "/journal-" in call:
             since["row"] = True
@@ -71,10 +72,15 @@ def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None
             since["on its disk"] = True
         elif call.startswith("fdatasync(") and "/.incoming/" in call:
             since["on its disk"] = since["data"] = True
+        elif call.startswith("linkat(") and "/.replaced/" in call:
+            kept, kept_for_good = kept + 1, False
+        elif call.startswith("fsync(") and "/.replaced/" in call:
+            kept_for_good = True
         elif call.startswith(("linkat(", "rename")) and '.dcm"' in call:
             assert since["row"], "named before its row was synced"
             assert since["on its disk"], "named before its data was on the disk"
             assert since["data"] or call.startswith("linkat("), "replaced another one before its data was synced"
+            assert kept_for_good or call.startswith("linkat("), "replaced another one before that was kept"
             since["name"] = True
             names["linkat" if call.startswith("linkat(") else "rename"] += 1
         elif call.startswith("fsync(") and "/.incoming/#" in call:  # what a file is called that was made without a name
@@ -86,5 +92,5 @@ def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None
             answered += 1
             since = dict.fromkeys(STEPS, False)
     assert answered == sum(names.values()) == STORES
-    assert names["rename"] >= STORES // 10
+    assert names["rename"] == kept >= STORES // 10
     print(f"\n{Row('R3 order of system calls', STORES, answered)}")
