@@ -97,6 +97,9 @@ class Engine(RecordQueue, Protocol):
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
 
+    def outbox_is_alive(self) -> bool:
+        """Whether the thread that writes to the outbox is alive; answers at once."""
+
     def start_up(self) -> tuple[int, int, int]:
         """What an interrupted predecessor left: rows kept, rows dropped, temporary files and parts of files removed."""
 

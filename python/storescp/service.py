@@ -17,13 +17,14 @@ from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.engine import Engine
 from storescp.errors import ConfigError, CoreError
+from storescp.liveness import Liveness
 from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.listener import Address, Listener, is_loopback
 from storescp.network.negotiation import Negotiator
 from storescp.network.tls import load_tls
-from storescp.notify import notify, notify_reloading
+from storescp.notify import Watchdog, notify, notify_reloading
 from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
@@ -49,6 +50,9 @@ class Server(Protocol):
     def start(self) -> None:
         """Begins to accept."""
 
+    def is_alive(self) -> bool:
+        """Whether the threads that accept and serve are alive; always before the start and after the end."""
+
     def stop_accepting(self) -> None:
         """Refuses new associations; those that run go on."""
 
@@ -68,7 +72,11 @@ class Service:
         self._stop_requested = threading.Event()
         self._reload_requested = False
         self._woken = threading.Event()
+        self._reloading: threading.Thread | None = None
         self._measuring: threading.Thread | None = None
+        self._liveness = Liveness()
+        self._watchdog = Watchdog()
+        self._dead: list[str] = []
         self._events_over = threading.Event()
         self._is_listening = False
 
@@ -87,13 +95,21 @@ class Service:
             self._admission.users = self._prepared.users
             self._check_licence(datetime.now(UTC))
             server = self._make_server(engine)
-            running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
+            hears = running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
             publisher.start()
             running.callback(self._stop_publishing, publisher)
             self._start_events(engine, running)
             trail.started()
+            for name, is_alive in (
+                ("signals", hears),
+                ("publisher", publisher.is_running),
+                ("outbox", engine.outbox_is_alive),
+                ("audit trail", trail.is_alive),
+                ("listener", server.is_alive),
+            ):
+                self._liveness.watch(name, is_alive)
             running.callback(trail.stopped, settings.service.publish_timeout)
             http = self._start_http(engine, server, publisher, running)
             server.start()
@@ -108,7 +124,7 @@ class Service:
                 host, port = http.address
                 print(f"http on {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
             notify("READY=1")
-            self._wait(server, engine, trail)
+            self._wait(server, engine, trail, publisher)
         log.info("service.stopped")
         return EXIT_OK
 
@@ -150,16 +166,19 @@ class Service:
             publisher=publisher,
             licence=lambda: self._licence.licence,
             refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
-            not_ready=lambda: self._reasons_not_ready(engine),
+            not_ready=self._reasons_not_ready,
+            dead=self._liveness.dead,
         )
         if not is_loopback(settings.http.host) and settings.http.token is None:
             log.warning("http.exposed", text="the status page is reachable from other machines without a token")
         http = HttpServer(settings.http, probe)
         http.start()
         running.callback(http.stop)
+        self._liveness.watch("http", http.is_alive)
         return http
 
-    def _reasons_not_ready(self, engine: Engine) -> list[str]:
+    def _reasons_not_ready(self) -> list[str]:
+        """Those that are in memory."""
         reasons = []
         if not self._is_listening:
             reasons.append("not listening yet")
@@ -167,11 +186,7 @@ class Service:
             reasons.append("draining")
         if not self._licence.was_valid:
             reasons.append("licence expired")
-        try:
-            unavailable = engine.unavailable()
-        except CoreError as error:
-            unavailable = str(error)
-        return [*reasons, unavailable] if unavailable else reasons
+        return reasons
 
     def _make_publisher(self, engine: Engine) -> Publisher:
         settings = self._settings
@@ -182,7 +197,8 @@ class Service:
             gather = settings.kafka.linger_ms / 1000
             return Publisher(engine, self._prepared.kafka, topics, gather_seconds=(gather, gather), keep_delivered=keep)
         folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
-        sink = JsonLinesSink(folder, topics, sync=settings.local_storage.durability != "none")
+        sync, max_bytes = settings.local_storage.durability != "none", settings.json_lines.max_bytes
+        sink = JsonLinesSink(folder, topics, sync=sync, max_bytes=max_bytes)
         return Publisher(engine, sink, topics, keep_delivered=keep)
 
     def _announce_start(self, engine: Engine) -> None:
@@ -241,20 +257,38 @@ class Service:
             self._stop_requested.set()
         self._woken.set()
 
-    def _wait(self, server: Server, engine: Engine, trail: Trail) -> None:
+    def _wait(self, server: Server, engine: Engine, trail: Trail, publisher: Publisher) -> None:
+        """The main loop, until the service is told to stop. What may wait for a disk is done beside it."""
         checked = time.monotonic()
         while not self._stop_requested.is_set():
-            self._woken.wait(_LOOK_SECONDS)
+            self._show_life()
+            self._woken.wait(min(_LOOK_SECONDS, self._watchdog.interval or _LOOK_SECONDS))
             self._woken.clear()
-            if self._reload_requested:
+            if self._reload_requested and (self._reloading is None or not self._reloading.is_alive()):
                 self._reload_requested = False
-                notify_reloading()
-                trail.reloaded(succeeded=self._reload(server))
-                notify("READY=1")
+                publisher.reopen()
+                self._reloading = threading.Thread(
+                    target=self._reload_and_tell, args=(server, trail), name="storescp-reload", daemon=True
+                )
+                self._reloading.start()
             if time.monotonic() - checked >= _HOURLY_SECONDS:
                 checked = time.monotonic()
                 self._check_licence(datetime.now(UTC))
                 self._measure_tenants(engine)
+        self._liveness.rest()
+        # From here on, systemd expects no pings.
+        notify("STOPPING=1")
+
+    def _show_life(self) -> None:
+        """The heartbeat of the main thread, and the pings of systemd's watchdog while all live that must."""
+        self._liveness.beat()
+        dead = self._liveness.dead()
+        if dead != self._dead:
+            self._dead = dead
+            if dead:
+                log.error("service.dead", text="threads that must live have ended: restart the service", threads=dead)
+        if not dead:
+            self._watchdog.ping()
 
     def _measure_tenants(self, engine: Engine) -> None:
         """What was deleted beneath a tenant gives its quota back. Beside the rest: it looks at every file."""
@@ -270,6 +304,12 @@ class Service:
         if self._measuring is None or not self._measuring.is_alive():
             self._measuring = threading.Thread(target=measure, name="storescp-measure", daemon=True)
             self._measuring.start()
+
+    def _reload_and_tell(self, server: Server, trail: Trail) -> None:
+        notify_reloading()
+        trail.reloaded(succeeded=self._reload(server))
+        if not self._stop_requested.is_set():
+            notify("READY=1")
 
     def _reload(self, server: Server) -> bool:
         """Certificates, authorities, revocation lists and users; whether. What is bad leaves the old ones in force."""
@@ -316,6 +356,7 @@ class Service:
         thread.start()
         running.callback(thread.join)
         running.callback(self._events_over.set)
+        self._liveness.watch("event log", thread.is_alive)
 
     def _start_recovery(self, engine: Engine, running: contextlib.ExitStack) -> None:
         """Records files that an interrupted predecessor may have left without a record, beside reception."""
@@ -348,7 +389,6 @@ class Service:
 
     def _drain(self, server: Server, engine: Engine) -> None:
         timeouts = self._settings.service
-        notify("STOPPING=1")
         log.info("service.draining", drain_timeout=timeouts.drain_timeout)
         server.stop_accepting()
         finished = server.join(timeouts.drain_timeout)

@@ -112,13 +112,15 @@ def test_a_kill_while_files_are_rotated_loses_no_record(start_service: StartServ
         service = start_service(root=root, env=env)
         root = service.root
         had = len(list(folder_of(service).glob("*.jsonl.*")))
-        for count in itertools.count(1000 * number):
+        for count in range(1000 * number, 1000 * number + 500):
             try:
                 acknowledged.append(store(service, count))
             except (Rejected, Aborted, Closed, OSError):
                 break
-            if service.process.poll() is None and len(list(folder_of(service).glob("*.jsonl.*"))) >= had + 5:
+            if len(list(folder_of(service).glob("*.jsonl.*"))) >= had + 5:
                 service.process.kill()
+        else:
+            raise AssertionError("it was not killed")
         service.kill()
     service = start_service(root=root, env=env)
     assert service.stop() == 0

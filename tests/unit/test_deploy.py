@@ -17,6 +17,7 @@ import yaml
 
 from storescp.cli import main_group
 from storescp.config import Configuration, load
+from storescp.liveness import HEARTBEAT_SECONDS
 from storescp.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
@@ -124,6 +125,10 @@ def test_the_unit_is_right_and_hardened(tmp_path: Path) -> None:
     defaults = Settings.model_validate({}).service
     assert stop
     assert int(stop[1]) > defaults.drain_timeout + defaults.publish_timeout
+    # The main thread may be late for so long before it counts as hanging.
+    watchdog = re.search(r"WatchdogSec=(\d+)", text)
+    assert watchdog
+    assert int(watchdog[1]) > HEARTBEAT_SECONDS
 
 
 def test_alerts_and_their_tests_hold() -> None:

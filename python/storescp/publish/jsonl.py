@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from storescp.durable import sync_folder
+from storescp.durable import leads_to, sync_folder
 from storescp.engine import QueuedRecord
 from storescp.publish.sink import Outcome, SinkError
 
@@ -115,9 +115,7 @@ class JsonLinesSink:
     def _is_named(self, topic: str) -> bool:
         """Whether the file that is open is the one that its name leads to."""
         try:
-            return os.path.samestat(os.fstat(self._files[topic]), self._path(topic).stat())
-        except FileNotFoundError:
-            return False
+            return leads_to(self._path(topic), self._files[topic])
         except OSError as error:
             raise _sink_error(topic, error) from None
 

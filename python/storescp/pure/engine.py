@@ -131,6 +131,10 @@ class PureEngine:
         """What an interrupted predecessor left."""
         return self._outbox.kept, self._outbox.dropped, self._temporary_files
 
+    def outbox_is_alive(self) -> bool:
+        """Always: whoever has something to write does so by itself."""
+        return True
+
     def outbox_wait(self, after: int, timeout: float) -> int:
         """Waits for something to publish."""
         return self._outbox.wait(after, timeout)
