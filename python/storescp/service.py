@@ -307,7 +307,13 @@ class Service:
 
     def _reload_and_tell(self, server: Server, trail: Trail) -> None:
         notify_reloading()
-        trail.reloaded(succeeded=self._reload(server))
+        try:
+            succeeded = self._reload(server)
+        except Exception:
+            # systemd waits for the end of it.
+            log.exception("reload.failed", text="what was loaded before stays in force")
+            succeeded = False
+        trail.reloaded(succeeded=succeeded)
         if not self._stop_requested.is_set():
             notify("READY=1")
 

@@ -35,6 +35,13 @@ from storescp import service
 service.Service._reload = lambda self, server: threading.Event().wait(60)
 """
 
+RELOAD_HAS_A_BUG = """
+from storescp import service
+def reload(self, server):
+    raise ZeroDivisionError("ours")
+service.Service._reload = reload
+"""
+
 StartBroken = Callable[..., ServiceProcess]
 
 
@@ -119,6 +126,19 @@ def test_a_reload_that_hangs_stops_nothing_else(start_broken: StartBroken) -> No
         association.release()
     assert get(port, "/livez") == (200, "alive\n")
     assert service.stop(20) == 0
+
+
+def test_a_reload_with_a_bug_has_an_end_and_the_service_goes_on(
+    start_broken: StartBroken, manager: socket.socket
+) -> None:
+    service = start_broken(RELOAD_HAS_A_BUG, NOTIFY_SOCKET=manager.getsockname())
+    assert manager.recv(100) == b"READY=1"
+    service.process.send_signal(signal.SIGHUP)
+    assert manager.recv(100).startswith(b"RELOADING=1")
+    assert manager.recv(100) == b"READY=1"
+    assert "ZeroDivisionError: ours" in service.wait_for_event("reload.failed")["exception"]
+    assert get(http_port(service), "/livez") == (200, "alive\n")
+    assert service.stop() == 0
 
 
 def test_the_watchdog_is_fed_until_the_service_stops(start_service: StartService, manager: socket.socket) -> None:

@@ -32,6 +32,8 @@ class HttpServer:
             access_log=False,
             lifespan="on",
             server_header=False,
+            # Not what happens to be installed beside it.
+            loop="asyncio",
             http=Connection,
             ws="none",
             timeout_graceful_shutdown=1,
