@@ -1,4 +1,4 @@
-"""Small files that a power cut must not leave half."""
+"""Files and their names on the disk: durable, whole, and where they are looked for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def leads_to(path: Path, file: int) -> bool:
+    """Whether a name is that of an open file. It is not once the file was renamed or removed.
+
+    Raises:
+        OSError: the name cannot be looked at.
+    """
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def write_new(file: Path, content: bytes, mode: int) -> None:

@@ -28,3 +28,23 @@ def notify(state: str) -> None:
 def notify_reloading() -> None:
     """The beginning of a reload; its end is `READY=1`."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+class Watchdog:
+    """The watchdog of systemd (sd_watchdog_enabled(3)), where it is configured for this process.
+
+    `interval` is the time between two pings in seconds, half of what systemd allows; none where there is no watchdog.
+    """
+
+    def __init__(self) -> None:
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
+        is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        is_asked = is_ours and microseconds.isdecimal() and int(microseconds) > 0
+        self.interval = int(microseconds) / 2e6 if is_asked else None
+        self._pinged_at = float("-inf")
+
+    def ping(self) -> None:
+        """Says that the service works, where it is time to."""
+        if self.interval is not None and time.monotonic() - self._pinged_at >= self.interval:
+            self._pinged_at = time.monotonic()
+            notify("WATCHDOG=1")

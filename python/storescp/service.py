@@ -17,13 +17,14 @@ from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.engine import Engine
 from storescp.errors import ConfigError, CoreError, StorescpError
+from storescp.liveness import Liveness
 from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.listener import Address, Listener, is_loopback
 from storescp.network.negotiation import Negotiator
 from storescp.network.tls import load_tls
-from storescp.notify import notify, notify_reloading
+from storescp.notify import Watchdog, notify, notify_reloading
 from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("storescp.service")
 EXIT_OK = 0
-_HOURLY_SECONDS = 3600.0
 _EVENT_WAIT_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 
@@ -49,6 +49,9 @@ class Server(Protocol):
 
     def start(self) -> None:
         """Begins to accept."""
+
+    def is_alive(self) -> bool:
+        """Whether the threads that accept and serve are alive; always before the start and after the end."""
 
     def stop_accepting(self) -> None:
         """Refuses new associations; those that run go on."""
@@ -69,6 +72,10 @@ class Service:
         self._stop_requested = threading.Event()
         self._reload_requested = False
         self._woken = threading.Event()
+        self._reloading: threading.Thread | None = None
+        self._liveness = Liveness()
+        self._watchdog = Watchdog()
+        self._dead: list[str] = []
         self._events_over = threading.Event()
         self._is_listening = False
 
@@ -85,24 +92,30 @@ class Service:
             engine = self._prepared.engine()
             self._admission = Admission(settings, engine.unavailable)
             self._admission.users = self._prepared.users
-            self._licence.check(datetime.now(UTC))
             server = self._make_server(engine)
-            running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
+            hears = running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
             publisher.start()
             running.callback(self._stop_publishing, publisher)
             self._start_events(engine, running)
             trail.started()
+            for name, is_alive in (
+                ("signals", hears),
+                ("publisher", publisher.is_running),
+                ("outbox", engine.outbox_is_alive),
+                ("audit trail", trail.is_alive),
+                ("listener", server.is_alive),
+            ):
+                self._liveness.watch(name, is_alive)
             running.callback(trail.stopped, settings.service.publish_timeout)
             http = self._start_http(engine, server, publisher, running)
             server.start()
             self._is_listening = True
             running.callback(self._drain, server, engine)
-            upkeep = Upkeep(engine)
+            upkeep = Upkeep(engine, self._licence)
             upkeep.start()
             running.callback(upkeep.stop)
-            self._licence.mark_root(datetime.now(UTC))
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
@@ -111,7 +124,7 @@ class Service:
                 host, port = http.address
                 print(f"http on {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
             notify("READY=1")
-            self._wait(server, trail)
+            self._wait(server, trail, publisher)
         log.info("service.stopped")
         return EXIT_OK
 
@@ -148,26 +161,25 @@ class Service:
             publisher=publisher,
             licence=self._licence,
             refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
-            not_ready=lambda: self._reasons_not_ready(engine),
+            not_ready=self._reasons_not_ready,
+            dead=self._liveness.dead,
         )
         if not is_loopback(settings.http.host) and settings.http.token is None:
             log.warning("http.exposed", text="the status page is reachable from other machines without a token")
         http = HttpServer(settings.http, probe)
         http.start()
         running.callback(http.stop)
+        self._liveness.watch("http", http.is_alive)
         return http
 
-    def _reasons_not_ready(self, engine: Engine) -> list[str]:
+    def _reasons_not_ready(self) -> list[str]:
+        """Those that are in memory."""
         reasons = []
         if not self._is_listening:
             reasons.append("not listening yet")
         if self._stop_requested.is_set():
             reasons.append("draining")
-        try:
-            unavailable = engine.unavailable()
-        except CoreError as error:
-            unavailable = str(error)
-        return [*reasons, unavailable] if unavailable else reasons
+        return reasons
 
     def _make_publisher(self, engine: Engine) -> Publisher:
         settings = self._settings
@@ -178,7 +190,8 @@ class Service:
             gather = settings.kafka.linger_ms / 1000
             return Publisher(engine, self._prepared.kafka, topics, gather_seconds=(gather, gather), keep_delivered=keep)
         folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
-        sink = JsonLinesSink(folder, topics, sync=settings.local_storage.durability != "none")
+        sync, max_bytes = settings.local_storage.durability != "none", settings.json_lines.max_bytes
+        sink = JsonLinesSink(folder, topics, sync=sync, max_bytes=max_bytes)
         return Publisher(engine, sink, topics, keep_delivered=keep)
 
     def _announce_start(self, engine: Engine) -> None:
@@ -235,20 +248,45 @@ class Service:
             self._stop_requested.set()
         self._woken.set()
 
-    def _wait(self, server: Server, trail: Trail) -> None:
-        checked = time.monotonic()
+    def _wait(self, server: Server, trail: Trail, publisher: Publisher) -> None:
+        """The main loop, until the service is told to stop. What may wait for a disk is done beside it."""
         while not self._stop_requested.is_set():
-            self._woken.wait(_LOOK_SECONDS)
+            self._show_life()
+            self._woken.wait(min(_LOOK_SECONDS, self._watchdog.interval or _LOOK_SECONDS))
             self._woken.clear()
-            if self._reload_requested:
+            if self._reload_requested and (self._reloading is None or not self._reloading.is_alive()):
                 self._reload_requested = False
-                notify_reloading()
-                trail.reloaded(succeeded=self._reload(server))
-                notify("READY=1")
-            if time.monotonic() - checked >= _HOURLY_SECONDS:
-                checked = time.monotonic()
-                self._licence.check(datetime.now(UTC))
-                self._licence.mark_root(datetime.now(UTC))
+                publisher.reopen()
+                self._reloading = threading.Thread(
+                    target=self._reload_and_tell, args=(server, trail), name="storescp-reload", daemon=True
+                )
+                self._reloading.start()
+        self._liveness.rest()
+        # From here on, systemd expects no pings.
+        notify("STOPPING=1")
+
+    def _show_life(self) -> None:
+        """The heartbeat of the main thread, and the pings of systemd's watchdog while all live that must."""
+        self._liveness.beat()
+        dead = self._liveness.dead()
+        if dead != self._dead:
+            self._dead = dead
+            if dead:
+                log.error("service.dead", text="threads that must live have ended: restart the service", threads=dead)
+        if not dead:
+            self._watchdog.ping()
+
+    def _reload_and_tell(self, server: Server, trail: Trail) -> None:
+        notify_reloading()
+        try:
+            succeeded = self._reload(server)
+        except Exception:
+            # systemd waits for the end of it.
+            log.exception("reload.failed", text="what was loaded before stays in force")
+            succeeded = False
+        trail.reloaded(succeeded=succeeded)
+        if not self._stop_requested.is_set():
+            notify("READY=1")
 
     def _reload(self, server: Server) -> bool:
         """Reads the licence again, and what decides who may come in; whether both are in order."""
@@ -317,10 +355,10 @@ class Service:
         thread.start()
         running.callback(thread.join)
         running.callback(self._events_over.set)
+        self._liveness.watch("event log", thread.is_alive)
 
     def _drain(self, server: Server, engine: Engine) -> None:
         timeouts = self._settings.service
-        notify("STOPPING=1")
         log.info("service.draining", drain_timeout=timeouts.drain_timeout)
         server.stop_accepting()
         finished = server.join(timeouts.drain_timeout)

@@ -218,6 +218,14 @@ class MessageQueue(Section):
     )
 
 
+class JsonLines(Section):
+    """`[json_lines]`: records without `[kafka]`."""
+
+    max_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="size in bytes from which a file is renamed and a new one begun; 0: never"
+    )
+
+
 class Kafka(Section):
     """`[kafka]`."""
 
@@ -408,6 +416,7 @@ class Settings(Section):
         default_factory=lambda: LocalStorage.model_validate({"dicm_store_path": "storescp-data"})
     )
     message_queue: MessageQueue = Field(default_factory=lambda: MessageQueue.model_validate({}))
+    json_lines: JsonLines = Field(default_factory=lambda: JsonLines.model_validate({}))
     kafka: Kafka | None = None
     index: Index = Field(default_factory=lambda: Index.model_validate({}))
     tenants: Tenants = Field(default_factory=lambda: Tenants.model_validate({}))

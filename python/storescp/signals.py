@@ -12,8 +12,10 @@ _MANY = 64
 
 
 @contextlib.contextmanager
-def listening(numbers: tuple[signal.Signals, ...], heard: Callable[[int], None]) -> Iterator[None]:
+def listening(numbers: tuple[signal.Signals, ...], heard: Callable[[int], None]) -> Iterator[Callable[[], bool]]:
     """Calls `heard` with the number of each signal, in a thread of its own. Only for the main thread.
+
+    Gives what says whether that thread is alive.
 
     A handler of Python runs in the main thread alone, some time after the signal; it may interrupt that thread while it
     holds the lock of an event, which the handler cannot set then. The byte that the interpreter writes to a socket is
@@ -33,7 +35,7 @@ def listening(numbers: tuple[signal.Signals, ...], heard: Callable[[int], None])
     listener = threading.Thread(target=listen, name="storescp-signals", daemon=True)
     listener.start()
     try:
-        yield
+        yield listener.is_alive
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""What is done for the storage beside reception: files without a record, undecided records, what has become too old.
+"""What is done beside reception: files without a record, undecided records, what has become too old, the licence.
 
 Each kind has a thread of its own, so that a disk that hangs holds up nothing else.
 """
@@ -9,12 +9,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import structlog
 
 from storescp import _core
 from storescp.engine import Engine, StartUp
 from storescp.errors import CoreError
+from storescp.licensing import LicenceWatch
 
 log = structlog.get_logger("storescp.service")
 _SHOWN = 10
@@ -85,14 +87,15 @@ def _shown_problems(problems: Sequence[tuple[str, str]]) -> list[str]:
 class Upkeep:
     """The threads; `stop` ends them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, licence: LicenceWatch) -> None:
         self._engine = engine
+        self._licence = licence
         self._stopping = threading.Event()
         self._recovery = threading.Thread(target=self._recover, name="storescp-recovery")
         # Nothing depends on how far these are when the process ends.
         self._hourly = [
             threading.Thread(target=self._every_hour, args=(what,), name=f"storescp-{name}", daemon=True)
-            for name, what in (("sweep", self._sweep), ("measure", self._measure))
+            for name, what in (("sweep", self._sweep), ("measure", self._measure), ("licence", self._look_at_licence))
         ]
 
     def start(self) -> None:
@@ -118,6 +121,11 @@ class Upkeep:
                 log.warning("upkeep.failed", text="it is tried again in an hour", reason=str(error))
             if self._stopping.wait(_HOURLY_SECONDS):
                 return
+
+    def _look_at_licence(self) -> None:
+        now = datetime.now(UTC)
+        self._licence.check(now)
+        self._licence.mark_root(now)
 
     def _sweep(self) -> None:
         removed, unreadable = self._engine.sweep()

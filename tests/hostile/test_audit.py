@@ -131,6 +131,28 @@ def test_a_line_that_was_interrupted_costs_no_other_message(tmp_path: Path, monk
     assert file.read_bytes() == b"".join(b"<85>1 %b\n" % line for line in lines)
 
 
+def test_a_file_that_was_renamed_or_removed_gets_no_more_messages(tmp_path: Path) -> None:
+    file, moved = tmp_path / "audit.log", tmp_path / "moved"
+    destination = FileDestination(file)
+    destination.send(b"first")
+    file.rename(moved)
+    destination.send(b"second")
+    assert (moved.read_bytes(), file.read_bytes()) == (b"first\n", b"second\n")
+    file.unlink()
+    destination.send(b"third")
+    assert file.read_bytes() == b"third\n"
+    moved.unlink()
+    file.rename(moved)
+    file.mkdir()
+    # It is tried again, like a full disk.
+    with pytest.raises(IsADirectoryError):
+        destination.send(b"fourth")
+    file.rmdir()
+    destination.send(b"fourth")
+    assert file.read_bytes() == b"fourth\n"
+    destination.close()
+
+
 def test_messages_go_to_a_file(start_service: StartService, tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     service = start_service(env=ONLY_CT1 | {"STORESCP_AUDIT__DESTINATION": f"file:{file}"})

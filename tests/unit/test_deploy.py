@@ -19,6 +19,7 @@ from click import UsageError
 from storescp.cli import main_group
 from storescp.cli.common import EXIT_CONFIG, EXIT_LICENCE, EXIT_TEMPORARY, configuration
 from storescp.config import Configuration, load
+from storescp.liveness import HEARTBEAT_SECONDS
 from storescp.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
@@ -227,6 +228,10 @@ def test_the_unit_is_right_and_hardened(tmp_path: Path) -> None:
     defaults = Settings.model_validate({}).service
     assert stop
     assert int(stop[1]) > defaults.drain_timeout + defaults.publish_timeout
+    # The main thread may be late for so long before it counts as hanging.
+    watchdog = re.search(r"WatchdogSec=(\d+)", text)
+    assert watchdog
+    assert int(watchdog[1]) > HEARTBEAT_SECONDS
 
 
 def test_the_unit_is_started_again_without_limit_but_for_what_only_a_person_can_mend() -> None:

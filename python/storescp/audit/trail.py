@@ -70,6 +70,10 @@ class Trail:
             self._transport.start()
         self._application(APPLICATION_START)
 
+    def is_alive(self) -> bool:
+        """Whether the thread that delivers is alive, where there is one."""
+        return self._transport is None or self._transport.is_alive()
+
     def stopped(self, timeout: float) -> None:
         """Application stop; nothing is written any more."""
         self._application(APPLICATION_STOP)

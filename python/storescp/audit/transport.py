@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from storescp.durable import leads_to
 from storescp.settings import Audit
 
 log = structlog.get_logger("storescp.audit")
@@ -38,15 +39,20 @@ class Destination(Protocol):
 class FileDestination:
     """One message a line, flushed to the operating system.
 
-    A line that was interrupted (no space, a power cut) stays as it is; the next message has a line of its own.
+    The file may be renamed or removed at any time: the next message goes to a new file of that name. A line that was
+    interrupted (no space, a power cut) stays as it is; the next message has a line of its own.
     """
 
     def __init__(self, path: Path) -> None:
-        self._is_torn = _ends_within_a_line(path)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._file, self._is_torn = _open_for_appending(path)
 
     def send(self, text: bytes) -> None:
         """Appends it."""
+        if not leads_to(self._path, self._file):
+            before = self._file
+            self._file, self._is_torn = _open_for_appending(self._path)
+            os.close(before)
         line = (b"\n" if self._is_torn else b"") + text.replace(b"\n", b" ") + b"\n"
         while line:
             line = line[os.write(self._file, line) :]
@@ -55,6 +61,12 @@ class FileDestination:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
+
+
+def _open_for_appending(path: Path) -> tuple[int, bool]:
+    """The file, and whether it ends within a line."""
+    is_torn = _ends_within_a_line(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), is_torn
 
 
 def _ends_within_a_line(path: Path) -> bool:
@@ -147,6 +159,10 @@ class Transport:
     def start(self) -> None:
         """Begins to deliver."""
         self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether the thread is."""
+        return self._thread.is_alive()
 
     def put(self, at: datetime, text: str) -> None:
         """Queues a message; the newest are lost where too many wait, which is counted and logged."""

@@ -17,7 +17,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -25,6 +24,7 @@ from starlette.routing import Route
 from storescp import _core
 from storescp.http.health import Probe, ServiceCollector
 from storescp.http.status import Status
+from storescp.http.storage import Storage
 from storescp.http.thumbnails import NoPicture, Thumbnails
 from storescp.settings import Http
 
@@ -98,7 +98,8 @@ class _Guard:
 
 def make_app(probe: Probe, settings: Http, is_stopping: Callable[[], bool]) -> Starlette:
     """The application."""
-    status = Status(probe)
+    storage = Storage(probe)
+    status = Status(probe, storage)
     guard = _Guard(settings)
     if isinstance(probe.engine, _core.Engine):
         probe.engine.watch_instances()
@@ -115,9 +116,9 @@ def make_app(probe: Probe, settings: Http, is_stopping: Callable[[], bool]) -> S
         sampling.cancel()
 
     routes = [
-        Route("/livez", _livez),
-        Route("/readyz", _readyz(probe)),
-        Route("/metrics", guard.token(_metrics(probe))),
+        Route("/livez", _livez(probe)),
+        Route("/readyz", _readyz(probe, storage)),
+        Route("/metrics", guard.token(_metrics(probe, storage))),
         Route("/status", guard.page(_status(status))),
         Route("/events", guard.page(_events(status, is_stopping))),
         Route("/thumbnails/{number:int}", guard.page(_thumbnails(probe, settings))),
@@ -127,13 +128,18 @@ def make_app(probe: Probe, settings: Http, is_stopping: Callable[[], bool]) -> S
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-async def _livez(_request: Request) -> Response:
-    return PlainTextResponse("alive\n")
+def _livez(probe: Probe) -> Endpoint:
+    async def livez(_request: Request) -> Response:
+        dead = probe.dead()
+        return PlainTextResponse(f"dead: {', '.join(dead)}\n" if dead else "alive\n", 503 if dead else 200)
+
+    return livez
 
 
-def _readyz(probe: Probe) -> Endpoint:
+def _readyz(probe: Probe, storage: Storage) -> Endpoint:
     async def readyz(_request: Request) -> Response:
-        reasons = await run_in_threadpool(probe.not_ready)
+        await storage.disk.ask()
+        reasons = [*probe.not_ready(), *storage.reasons()]
         # What should be known although it is ready.
         told = [*reasons, *probe.licence.notes()]
         return JSONResponse({"ready": not reasons, "reasons": told}, 503 if reasons else 200)
@@ -141,24 +147,32 @@ def _readyz(probe: Probe) -> Endpoint:
     return readyz
 
 
-def _metrics(probe: Probe) -> Endpoint:
+def _metrics(probe: Probe, storage: Storage) -> Endpoint:
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(probe))
+    registry.register(ServiceCollector(probe, storage))
+    writing: dict[str, asyncio.Task[bytes]] = {}
+
+    async def write(media_type: str) -> bytes:
+        await storage.refresh()
+        return await to_thread.run_sync(openmetrics if media_type == OPENMETRICS else generate_latest, registry)
+
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
 
     async def metrics(request: Request) -> Response:
-        # Reading the outbox takes a moment.
-        if "application/openmetrics-text" in request.headers.get("accept", ""):
-            return Response(await run_in_threadpool(openmetrics, registry), media_type=OPENMETRICS)
-        return Response(await run_in_threadpool(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
+        is_open = "application/openmetrics-text" in request.headers.get("accept", "")
+        media_type = OPENMETRICS if is_open else CONTENT_TYPE_LATEST
+        # However many ask at once, it is written once.
+        if media_type not in writing or writing[media_type].done():
+            writing[media_type] = asyncio.create_task(write(media_type))
+        return Response(await asyncio.shield(writing[media_type]), media_type=media_type)
 
     return metrics
 
 
 def _status(status: Status) -> Endpoint:
     async def one(_request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(status.snapshot), headers=_SAFE)
+        return JSONResponse(await status.snapshot(), headers=_SAFE)
 
     return one
 
@@ -173,7 +187,7 @@ def _events(status: Status, is_stopping: Callable[[], bool]) -> Endpoint:
         try:
             yield _event("history", status.history())
             while not is_stopping():
-                yield _event("status", await run_in_threadpool(status.snapshot))
+                yield _event("status", await status.snapshot())
                 for _ in range(int(_SECOND / _LOOK_SECONDS)):
                     if not is_stopping():
                         await asyncio.sleep(_LOOK_SECONDS)

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -19,6 +19,9 @@ from storescp.logs import Warnings
 from storescp.network.admission import Admission
 from storescp.publish.publisher import Publisher
 from storescp.settings import Settings
+
+if TYPE_CHECKING:
+    from storescp.http.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Probe:
     publisher: Publisher
     licence: LicenceWatch
     refused_connections: Callable[[], dict[str, int]]
-    not_ready: Callable[[], list[str]]  # a word or a sentence for each reason; none where it is ready
+    not_ready: Callable[[], list[str]]  # a word or a sentence for each reason that is in memory; none where it is ready
+    dead: Callable[[], list[str]]  # what must live and does not
 
     @property
     def topics(self) -> tuple[str, str]:
@@ -93,6 +97,12 @@ _SET_ASIDE = Family(
     "Records that a topic refused and that wait for an operator.",
     ("topic",),
 )
+_STALE = Family(
+    GaugeMetricFamily,
+    "storescp_scrape_stale",
+    "Whether the metrics of the disk or the outbox are older than this scrape, because the storage does not answer.",
+    ("part",),
+)
 _PUBLISHED = Family(
     CounterMetricFamily,
     "storescp_published",
@@ -104,20 +114,22 @@ _READY = Family(GaugeMetricFamily, "storescp_ready", "Whether new associations a
 _BUILD = Family(GaugeMetricFamily, "storescp_build_info", "What runs.", ("version", "python", "sqlite"))
 METRICS = (
     _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _FREE,
-    _PENDING, _OLDEST, _SET_ASIDE, _PUBLISHED, _LICENCE, _READY, _BUILD,
+    _PENDING, _OLDEST, _SET_ASIDE, _STALE, _PUBLISHED, _LICENCE, _READY, _BUILD,
 )  # fmt: skip
 
 
 class ServiceCollector(Collector):
     """The metrics of a service, read at each scrape. No label carries a UID, patient data or free text."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, storage: Storage) -> None:
+        """`storage` is asked by whoever scrapes: here nothing waits for a disk."""
         self._probe = probe
+        self._storage = storage
 
     def collect(self) -> Iterable[Metric]:
         """All metrics."""
         yield from self._associations()
-        yield from self._outbox()
+        yield from self._disk_and_outbox()
         yield from self._process()
         if isinstance(self._probe.engine, _core.Engine):
             yield from self._instances(self._probe.engine)
@@ -147,17 +159,24 @@ class ServiceCollector(Collector):
             limits = [("+Inf" if limit == float("inf") else repr(limit), float(count)) for limit, count in buckets]
             stages.add_metric([stage], limits, total)
         yield stages
-        yield _FREE.of(engine.free_bytes())
 
-    def _outbox(self) -> Iterable[Metric]:
-        pending, age, dead = _PENDING.empty(), _OLDEST.empty(), _SET_ASIDE.empty()
-        now = datetime.now(UTC).timestamp()
-        for number, topic in enumerate(self._probe.topics):
-            count, oldest, refused = self._probe.engine.outbox_lag(number)
-            pending.add_metric([topic], count)
-            age.add_metric([topic], 0.0 if oldest is None else max(0.0, now - oldest / 1e6))
-            dead.add_metric([topic], refused)
-        yield from (pending, age, dead)
+    def _disk_and_outbox(self) -> Iterable[Metric]:
+        """What was answered last; a family without a first answer is left out."""
+        disk, lags = self._storage.disk.last, self._storage.outbox.last
+        if disk is not None:
+            yield _FREE.of(disk.free_bytes)
+        if lags is not None:
+            pending, age, dead = _PENDING.empty(), _OLDEST.empty(), _SET_ASIDE.empty()
+            now = datetime.now(UTC).timestamp()
+            for topic, lag in zip(self._probe.topics, lags, strict=True):
+                pending.add_metric([topic], lag.pending)
+                age.add_metric([topic], 0.0 if lag.oldest is None else max(0.0, now - lag.oldest))
+                dead.add_metric([topic], lag.set_aside)
+            yield from (pending, age, dead)
+        stale = _STALE.empty()
+        for part, slow in self._storage.parts.items():
+            stale.add_metric([part], slow.failure is not None)
+        yield stale
         published = _PUBLISHED.empty()
         for (topic, outcome), count in list(self._probe.publisher.published.items()):
             published.add_metric([topic, outcome], count)
@@ -165,7 +184,7 @@ class ServiceCollector(Collector):
 
     def _process(self) -> Iterable[Metric]:
         yield _LICENCE.of(self._probe.licence.licence.not_after.timestamp())
-        yield _READY.of(0.0 if self._probe.not_ready() else 1.0)
+        yield _READY.of(0.0 if self._probe.not_ready() or self._storage.reasons() else 1.0)
         build = _BUILD.empty()
         known = dict(_core.build_info())
         build.add_metric([_core.__version__, platform.python_version(), known["sqlite"]], 1.0)

@@ -7,12 +7,12 @@ import threading
 import uvicorn
 
 from storescp.http.app import make_app
+from storescp.http.connections import Connection, Server
 from storescp.http.health import Probe
-from storescp.network.listener import bind
+from storescp.network.listener import BACKLOG, bind
 from storescp.settings import Http
 
 _STOP_SECONDS = 5.0
-_MOST_CONNECTIONS = 100
 
 
 class HttpServer:
@@ -32,10 +32,13 @@ class HttpServer:
             access_log=False,
             lifespan="on",
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            # Not what happens to be installed beside it.
+            loop="asyncio",
+            http=Connection,
+            ws="none",
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+        self._server = Server(config, BACKLOG)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="storescp-http", daemon=True
         )
@@ -49,6 +52,10 @@ class HttpServer:
     def start(self) -> None:
         """Begins to answer."""
         self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether the thread that answers is alive."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """Ends once the requests under way are answered."""

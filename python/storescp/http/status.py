@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import asyncio
 import time
 from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
 from storescp import _core, advice
-from storescp.engine import Engine
 from storescp.http.health import Probe
+from storescp.http.storage import Storage
 from storescp.logs import Warned
 from storescp.names import name_of
 
@@ -25,12 +24,13 @@ _FRESH_SECONDS = 0.9
 class Status:
     """Makes snapshots of a running service. `sample` is called once a second, by whoever owns it."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, storage: Storage) -> None:
         self._probe = probe
+        self._storage = storage
         self._began = time.time()
         self._history: deque[tuple[int, int]] = deque(maxlen=_HISTORY_SECONDS)
         self._totals = self._count()
-        self._lock = threading.Lock()
+        self._lock = asyncio.Lock()
         self._made_at = float("-inf")
         self._snapshot: dict[str, Any] = {}
 
@@ -44,10 +44,11 @@ class Status:
         """Instances and bytes of each of the last seconds, the oldest first."""
         return list(self._history)
 
-    def snapshot(self) -> dict[str, Any]:
+    async def snapshot(self) -> dict[str, Any]:
         """What is so now; JSON."""
-        with self._lock:
+        async with self._lock:
             if time.monotonic() - self._made_at >= _FRESH_SECONDS:
+                await self._storage.refresh()
                 self._snapshot = self._make()
                 self._made_at = time.monotonic()
             return self._snapshot
@@ -64,7 +65,7 @@ class Status:
         settings, engine = probe.settings, probe.engine
         active, total, rejected = probe.admission.counts()
         refused = probe.refused_connections() | rejected
-        reasons = probe.not_ready()
+        reasons = [*probe.not_ready(), *self._storage.reasons()]
         instances, received = self._count()
         made: dict[str, Any] = {
             "now": time.time(),
@@ -89,7 +90,7 @@ class Status:
             "latest": [],
             "failed": [],
             "warnings": [self._warning(kind) for kind in probe.warned.kinds()[:_SHOWN]],
-            "topics": self._topics(engine),
+            "topics": self._topics(),
             "brokers": settings.kafka.brokers if settings.kafka else None,
             "disk": self._disk(),
             "tenants": [],
@@ -152,31 +153,25 @@ class Status:
             "last": kind.last,
         }
 
-    def _topics(self, engine: Engine) -> list[dict[str, Any]]:
+    def _topics(self) -> list[dict[str, Any]]:
+        """None before the outbox has answered for the first time."""
         now, publisher = time.time(), self._probe.publisher
-        topics = []
-        for number, topic in enumerate(self._probe.topics):
-            pending, oldest, set_aside = engine.outbox_lag(number)
-            topics.append(
-                {
-                    "topic": topic,
-                    "pending": pending,
-                    "oldest_seconds": None if oldest is None else max(0.0, now - oldest / 1e6),
-                    "set_aside": set_aside,
-                    "delivered": publisher.published[topic, "delivered"],
-                    "failing": publisher.failing.get(topic),
-                }
-            )
-        return topics
+        return [
+            {
+                "topic": topic,
+                "pending": lag.pending,
+                "oldest_seconds": None if lag.oldest is None else max(0.0, now - lag.oldest),
+                "set_aside": lag.set_aside,
+                "delivered": publisher.published[topic, "delivered"],
+                "failing": publisher.failing.get(topic),
+            }
+            for topic, lag in zip(self._probe.topics, self._storage.outbox.last or (), strict=False)
+        ]
 
-    def _disk(self) -> dict[str, int]:
-        storage = self._probe.settings.local_storage
-        found = os.statvfs(storage.dicm_store_path)
-        return {
-            "free": found.f_bavail * found.f_frsize,
-            "total": found.f_blocks * found.f_frsize,
-            "least": storage.min_free_bytes,
-        }
+    def _disk(self) -> dict[str, int] | None:
+        """None before the disk has answered for the first time."""
+        disk, least = self._storage.disk.last, self._probe.settings.local_storage.min_free_bytes
+        return None if disk is None else {"free": disk.free_bytes, "total": disk.total_bytes, "least": least}
 
     def _licence(self) -> dict[str, Any]:
         licence, now = self._probe.licence.licence, datetime.now(UTC)

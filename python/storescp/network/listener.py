@@ -116,6 +116,7 @@ class Listener:
                 listening.close()
             self._gate.stop()
             raise
+        self._is_started = False
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._workers: list[threading.Thread] = []
@@ -134,6 +135,15 @@ class Listener:
         for listening, address in zip(self._sockets, self.addresses, strict=True):
             self._gate.listen(listening.detach(), address.tls)
         self._see_to_a_waiting_worker()
+        self._is_started = True
+
+    def is_alive(self) -> bool:
+        """Whether the threads that accept are alive, and any that serves; always before the start and after the end."""
+        if not self._is_started:
+            return True
+        are_alive = self._gate.is_alive() and any(worker.is_alive() for worker in self._workers.copy())
+        # Looked at last: they end as soon as it is said.
+        return are_alive or self._stopping.is_set()
 
     def stop_accepting(self) -> None:
         """Closes the listening sockets and the connections that are no associations; associations go on."""

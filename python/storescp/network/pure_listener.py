@@ -189,6 +189,7 @@ class PureListener:
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": _POLL_SECONDS}, name="storescp-accept"
         )
+        self._is_accepting = False
 
     @property
     def addresses(self) -> list[Address]:
@@ -199,9 +200,15 @@ class PureListener:
     def start(self) -> None:
         """Begins to accept."""
         self._thread.start()
+        self._is_accepting = True
+
+    def is_alive(self) -> bool:
+        """Whether the thread that accepts is alive; always before the start and after the end."""
+        return self._thread.is_alive() or not self._is_accepting
 
     def stop_accepting(self) -> None:
         """Refuses new associations; those that run go on."""
+        self._is_accepting = False
         self._admission.close("draining")
         self._server.shutdown()
         self._thread.join()

@@ -163,6 +163,9 @@ class KafkaSink:
             raise SinkError(outcome.failure)
         return outcome
 
+    def reopen(self) -> None:
+        """Nothing to do: there are no files."""
+
     def complaint(self) -> str:
         """What aiokafka said last, if that is not long ago."""
         return COMPLAINTS.last(_RECENT_SECONDS)

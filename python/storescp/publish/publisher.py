@@ -88,6 +88,12 @@ class Publisher:
         self._thread.join()
         return self._queue.outbox_backlog()[0] == 0
 
+    def reopen(self) -> None:
+        """Has the sink open its files anew, as soon as no batch is being written; does not wait for it."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing open any more
+                self._loop.call_soon_threadsafe(self._sink.reopen)
+
     def is_running(self) -> bool:
         """Whether it has begun and not ended."""
         return self._thread.is_alive()

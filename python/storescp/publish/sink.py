@@ -34,6 +34,9 @@ class Sink(Protocol):
             SinkError: nothing can be published now.
         """
 
+    def reopen(self) -> None:
+        """Opens anew what may have been put elsewhere, such as files that were renamed. Between two batches."""
+
     def complaint(self) -> str:
         """What stands in the way, as far as it is known while a batch is on its way; or nothing."""
 

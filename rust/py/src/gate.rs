@@ -107,6 +107,11 @@ impl Gate {
         self.0.connections()
     }
 
+    /// Whether its threads live, or were told to end.
+    fn is_alive(&self) -> bool {
+        self.0.is_alive()
+    }
+
     /// Connections turned away since start, by reason.
     fn refused(&self) -> Vec<(&'static str, u64)> {
         let counters = self.0.counters();

@@ -104,7 +104,8 @@ function showTiles(now) {
     tile("Instances", whole.format(now.instances), `${bytes(now.bytes)} since ${time(now.began)}`),
     tile("Refused", whole.format(refused), `${whole.format(associations.refused)} associations`, refused > 0),
     tile("Records waiting", whole.format(pending), failing ? "a topic takes none" : now.brokers ? "Kafka" : "files", failing),
-    tile("Disk free", bytes(disk.free), `of ${bytes(disk.total)}`, disk.free < 2 * disk.least),
+    disk ? tile("Disk free", bytes(disk.free), `of ${bytes(disk.total)}`, disk.free < 2 * disk.least)
+      : tile("Disk free", "unknown", "it does not answer", true),
     licenceTile(licence),
   );
 }

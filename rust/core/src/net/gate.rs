@@ -310,6 +310,18 @@ impl Gate {
         lock(&self.shared.places).total
     }
 
+    /// Whether its threads live, or were told to end.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let lives = |lane: &Lane| {
+            lock(&lane.thread)
+                .as_ref()
+                .is_none_or(|thread| !thread.is_finished())
+        };
+        self.shared.stopping.load(Ordering::Acquire)
+            || std::iter::once(&self.clear).chain(&self.encrypted).all(lives)
+    }
+
     /// Connections turned away.
     #[must_use]
     pub fn counters(&self) -> &GateCounters {
