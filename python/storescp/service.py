@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +15,7 @@ import structlog
 from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.engine import Engine
-from storescp.errors import ConfigError, CoreError, StorescpError
+from storescp.errors import ConfigError, StorescpError
 from storescp.liveness import Liveness
 from storescp.logs import Warnings
 from storescp.network.admission import Admission

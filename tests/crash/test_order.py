@@ -72,10 +72,9 @@ def test_success_follows_durability(scp: ServiceProcess, tmp_path: Path) -> None
             since["on its disk"] = True
         elif call.startswith("fdatasync(") and "/.incoming/" in call:
             since["on its disk"] = since["data"] = True
-        elif call.startswith("linkat(") and "/.replaced/" in call:
-            kept, kept_for_good = kept + 1, False
-        elif call.startswith("fsync(") and "/.replaced/" in call:
-            kept_for_good = True
+        elif call.startswith(("linkat(", "fsync(")) and "/.replaced/" in call:
+            kept_for_good = call.startswith("fsync(")
+            kept += not kept_for_good
         elif call.startswith(("linkat(", "rename")) and '.dcm"' in call:
             assert since["row"], "named before its row was synced"
             assert since["on its disk"], "named before its data was on the disk"

@@ -97,6 +97,18 @@ _SET_ASIDE = Family(
     "Records that a topic refused and that wait for an operator.",
     ("topic",),
 )
+_FINDINGS = Family(
+    GaugeMetricFamily,
+    "storescp_storage_findings",
+    "What needs an operator: files in quarantine, changed, missing or unreadable, records that are undecided.",
+    ("kind",),
+)
+_REPLACED_FILES = Family(GaugeMetricFamily, "storescp_replaced_files", "Replaced files that are kept.")
+_REPLACED_BYTES = Family(GaugeMetricFamily, "storescp_replaced_bytes", "Bytes of replaced files that are kept.")
+_REPLACED_LIMIT = Family(
+    GaugeMetricFamily, "storescp_replaced_limit_bytes", "Bytes of replaced files that may be kept."
+)
+_REPLACED = Family(CounterMetricFamily, "storescp_replaced", "Files that another instance took the place of.")
 _STALE = Family(
     GaugeMetricFamily,
     "storescp_scrape_stale",
@@ -112,8 +124,11 @@ _PUBLISHED = Family(
 _LICENCE = Family(GaugeMetricFamily, "storescp_licence_expiry_timestamp_seconds", "When the licence ends.")
 _READY = Family(GaugeMetricFamily, "storescp_ready", "Whether new associations are let in.")
 _BUILD = Family(GaugeMetricFamily, "storescp_build_info", "What runs.", ("version", "python", "sqlite"))
+# Of `StorageState`: what needs an operator.
+FINDINGS = ("quarantined", "changed", "missing", "unreadable", "undecided")
 METRICS = (
     _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _FREE,
+    _FINDINGS, _REPLACED_FILES, _REPLACED_BYTES, _REPLACED_LIMIT, _REPLACED,
     _PENDING, _OLDEST, _SET_ASIDE, _STALE, _PUBLISHED, _LICENCE, _READY, _BUILD,
 )  # fmt: skip
 
@@ -130,6 +145,7 @@ class ServiceCollector(Collector):
         """All metrics."""
         yield from self._associations()
         yield from self._disk_and_outbox()
+        yield from self._storage_state()
         yield from self._process()
         if isinstance(self._probe.engine, _core.Engine):
             yield from self._instances(self._probe.engine)
@@ -181,6 +197,17 @@ class ServiceCollector(Collector):
         for (topic, outcome), count in list(self._probe.publisher.published.items()):
             published.add_metric([topic, outcome], count)
         yield published
+
+    def _storage_state(self) -> Iterable[Metric]:
+        state = self._probe.engine.storage_state()
+        findings = _FINDINGS.empty()
+        for kind in FINDINGS:
+            findings.add_metric([kind], getattr(state, kind))
+        yield findings
+        yield _REPLACED_FILES.of(state.replaced_files)
+        yield _REPLACED_BYTES.of(state.replaced_bytes)
+        yield _REPLACED_LIMIT.of(state.replaced_max_bytes)
+        yield _REPLACED.of(state.replaced_total)
 
     def _process(self) -> Iterable[Metric]:
         yield _LICENCE.of(self._probe.licence.licence.not_after.timestamp())

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storescp import _core, advice
-from storescp.http.health import Probe
+from storescp.http.health import FINDINGS, Probe
 from storescp.http.storage import Storage
 from storescp.logs import Warned
 from storescp.names import name_of
@@ -93,6 +93,7 @@ class Status:
             "topics": self._topics(),
             "brokers": settings.kafka.brokers if settings.kafka else None,
             "disk": self._disk(),
+            "storage": self._storage_state(),
             "tenants": [],
             "licence": self._licence(),
         }
@@ -172,6 +173,15 @@ class Status:
         """None before the disk has answered for the first time."""
         disk, least = self._storage.disk.last, self._probe.settings.local_storage.min_free_bytes
         return None if disk is None else {"free": disk.free_bytes, "total": disk.total_bytes, "least": least}
+
+    def _storage_state(self) -> dict[str, Any]:
+        state = self._probe.engine.storage_state()
+        return {
+            "findings": {kind: getattr(state, kind) for kind in FINDINGS},
+            "replaced_files": state.replaced_files,
+            "replaced_bytes": state.replaced_bytes,
+            "replaced_max_bytes": state.replaced_max_bytes,
+        }
 
     def _licence(self) -> dict[str, Any]:
         licence, now = self._probe.licence.licence, datetime.now(UTC)

@@ -180,10 +180,6 @@ class PureEngine:
         """Whether the outbox can still take rows."""
         return self._outbox.is_open
 
-    def outbox_is_alive(self) -> bool:
-        """Always: whoever has something to write does so by itself."""
-        return True
-
     def outbox_wait(self, after: int, timeout: float) -> int:
         """Waits for something to publish."""
         return self._outbox.wait(after, timeout)

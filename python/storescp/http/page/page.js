@@ -205,6 +205,23 @@ function showRecords(now) {
     number(whole.format(one.set_aside)), number(whole.format(one.delivered))));
 }
 
+const FINDINGS = {
+  quarantined: ["In quarantine", "Files that were not what was to be recorded: storescpd quarantine list"],
+  changed: ["Changed", "Files that are not what their records say: storescpd verify"],
+  missing: ["Missing", "Records without a file: storescpd verify"],
+  unreadable: ["Unreadable", "Files or folders that cannot be read: look at the disk and at permissions"],
+  undecided: ["Undecided", "Records whose file cannot be looked at: they wait until it can"],
+};
+
+function showStorage(now) {
+  const { findings, replaced_files: files, replaced_bytes: kept, replaced_max_bytes: most } = now.storage;
+  const rows = Object.entries(FINDINGS).map(([kind, [name, text]]) => ({ name, text, count: findings[kind] }));
+  rows.push({ name: "Replaced", text: `Kept for a while in .replaced: ${bytes(kept)} of ${bytes(most)}`, count: files, isFine: true });
+  table("storage", rows, (one) => one.name, (one) => element("tr", {}, cell(one.name),
+    element("td", { class: "number" }, one.count && !one.isFine ? badge(whole.format(one.count), "bad") : whole.format(one.count)),
+    cell(one.text)));
+}
+
 function showTenants(now) {
   table("tenants", now.tenants, (one) => one.tenant, (one) => element("tr", {}, cell(one.tenant || "(none known)"),
     number(whole.format(one.stored)), number(whole.format(one.refused)),
@@ -224,6 +241,7 @@ function show(now) {
   showAssociations(now);
   showInstances(now);
   showRecords(now);
+  showStorage(now);
   showTenants(now);
   before = now;
 }

@@ -227,7 +227,7 @@ impl Replaced {
         Ok(folder)
     }
 
-    /// Removes the oldest files until so many bytes fit.
+    /// Removes the oldest files until so many bytes fit. Nobody waits for the disk under the lock.
     fn make_room(&self, bytes: u64, now: DateTime<Utc>) -> Result<(), ReplacedError> {
         loop {
             let oldest = {
@@ -235,19 +235,21 @@ impl Replaced {
                 if state.usage.bytes.saturating_add(bytes) <= self.max_bytes {
                     return Ok(());
                 }
-                if state.oldest.is_empty() {
-                    state.oldest = self.list_oldest()?;
-                }
-                let is_old =
-                    |(day, name): &(String, String)| age(day, name, now).is_some_and(|age| age >= LEAST_AGE);
-                if !state.oldest.front().is_some_and(is_old) {
-                    return Err(ReplacedError::Full);
-                }
                 state.oldest.pop_front()
             };
-            if let Some((day, name)) = oldest {
-                self.remove_counted(&day, &name)?;
+            let Some((day, name)) = oldest else {
+                let listed = self.list_oldest()?;
+                if !listed.front().is_some_and(|(day, name)| is_old(day, name, now)) {
+                    return Err(ReplacedError::Full);
+                }
+                self.lock().oldest = listed;
+                continue;
+            };
+            if !is_old(&day, &name, now) {
+                self.lock().oldest.push_front((day, name));
+                return Err(ReplacedError::Full);
             }
+            self.remove_counted(&day, &name)?;
         }
     }
 
@@ -372,6 +374,10 @@ fn age(day: &str, name: &str, now: DateTime<Utc>) -> Option<Duration> {
     let at = NaiveDateTime::parse_from_str(&format!("{day}{time}"), STAMP_FORMAT).ok()?;
     // One of the future, after the clock went back, is young.
     Some((now - at.and_utc()).to_std().unwrap_or(Duration::ZERO))
+}
+
+fn is_old(day: &str, name: &str, now: DateTime<Utc>) -> bool {
+    age(day, name, now).is_some_and(|age| age >= LEAST_AGE)
 }
 
 /// A hard link; a copy where the file system has none.
