@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from storescp.engine import StorageState
 from storescp.errors import CoreError
 from storescp.http import connections
 from storescp.http.health import Probe
@@ -52,6 +53,9 @@ class FakeEngine:
         self._wait()
         return 7 + topic_number, int(time.time() * 1e6), 1
 
+    def storage_state(self) -> StorageState:
+        return StorageState(quarantined=3)
+
 
 class Running:
     """A server of its own, with a service that is made up."""
@@ -64,6 +68,7 @@ class Running:
         assert settings.http is not None
         ends = SimpleNamespace(timestamp=lambda: time.time() + 1e6)
         licence = SimpleNamespace(client_id="test", not_after=ends, days_left=lambda _now: 11)
+        watch = SimpleNamespace(licence=licence, notes=list, state=lambda _now: "valid")
         probe = Probe(
             settings=settings,
             host="127.0.0.1",
@@ -71,7 +76,7 @@ class Running:
             engine=self.engine,  # type: ignore[arg-type]
             admission=SimpleNamespace(counts=lambda: (0, 0, {})),  # type: ignore[arg-type]
             publisher=SimpleNamespace(published=Counter(), failing={}),  # type: ignore[arg-type]
-            licence=lambda: licence,  # type: ignore[arg-type,return-value]
+            licence=watch,  # type: ignore[arg-type]
             refused_connections=dict,
             not_ready=lambda: self.reasons,
             dead=self.liveness.dead,
