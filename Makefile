@@ -80,11 +80,26 @@ kafka: $(STAMPS)/build $(STAMPS)/test-tools ## A Kafka broker on 127.0.0.1:9092 
 	PYTHONPATH=tests $(BIN)/python -m support.broker
 
 bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine
-	$(BIN)/python -m pytest benches -s --timeout 900 --ignore benches/bench_peers.py --ignore benches/bench_durability.py --ignore benches/bench_scale.py --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+	$(BIN)/python -m pytest benches -s --timeout 900 --ignore benches/bench_peers.py --ignore benches/bench_durability.py --ignore benches/bench_scale.py --ignore benches/bench_pair.py --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 bench-peers: $(STAMPS)/build $(STAMPS)/test-tools ## Other receivers and us, ROUNDS rounds (default 15)
 	$(CARGO) build --release --locked --quiet -p storescp-sink
 	STORESCP_PEERS_ROUNDS=$${ROUNDS:-15} $(BIN)/python -m pytest benches/bench_peers.py -s --timeout 0
+
+# The other revision has a folder, a virtual environment and a build of its own, which are kept.
+bench-pair: $(STAMPS)/build $(STAMPS)/test-tools ## This build against another: OLD=REVISION, ROUNDS rounds (default 15)
+	@test -n "$(OLD)" || { echo "make: which build? (make bench-pair OLD=REVISION)"; exit 1; }
+	$(CARGO) build --release --locked --quiet -p storescp-sink
+	@set -e; revision=$$(git rev-parse --verify "$(OLD)^{commit}"); other=$(CURDIR)/target/pair/$$revision; \
+	if [ ! -e $$other/built ]; then \
+	  echo "make: building $$revision"; rm -rf $$other; mkdir -p $$other/source; \
+	  git archive $$revision | tar -x -C $$other/source; \
+	  $(PYTHON) -m venv $$other/venv; \
+	  CARGO_TARGET_DIR=$(CURDIR)/target/pair/cargo $$other/venv/bin/pip install --quiet --disable-pip-version-check $$other/source; \
+	  touch $$other/built; \
+	fi; \
+	STORESCP_PAIR_PYTHON=$$other/venv/bin/python STORESCP_PAIR_ROUNDS=$${ROUNDS:-15} \
+	  $(BIN)/python -m pytest benches/bench_pair.py -s --timeout 0
 
 bench-scale: $(STAMPS)/build $(STAMPS)/test-tools ## More associations, a million rows, a hundred tenants, ROUNDS rounds (default 5)
 	STORESCP_PEERS_ROUNDS=$${ROUNDS:-5} $(BIN)/python -m pytest benches/bench_scale.py -s --timeout 0
@@ -140,4 +155,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean
+.PHONY: help check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean
