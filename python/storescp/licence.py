@@ -197,10 +197,11 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
     """Makes a CA and a client certificate: ca.pem, ca.key, client.pem, client.key; keys readable by the owner only.
 
     Raises:
-        LicenceError: a file exists already or cannot be written, or the client id cannot be a common name.
+        LicenceError: a file exists already, or the client id cannot be a common name.
+        OSError: a file cannot be written.
     """
-    if not 1 <= len(client_id) <= _COMMON_NAME_CHARACTERS:
-        raise LicenceError("a client id has 1 to 64 characters (it becomes the common name)")
+    if not 1 <= len(client_id) <= _COMMON_NAME_CHARACTERS or not client_id.isprintable():
+        raise LicenceError("a client id has 1 to 64 printable characters (it becomes the common name)")
     names = ("ca.pem", "ca.key", "client.pem", "client.key")
     existing = [name for name in names if (directory / name).exists()]
     if existing:
@@ -230,13 +231,10 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
         client_certificate.public_bytes(pem),
         _private_pem(client_key),
     )
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name, content in zip(names, contents, strict=True):
-            write_new(directory / name, content, 0o600 if name.endswith(".key") else 0o644)
-        sync_folder(directory)
-    except OSError as error:
-        raise LicenceError(f"{error.filename}: {error.strerror}") from None
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, content in zip(names, contents, strict=True):
+        write_new(directory / name, content, 0o600 if name.endswith(".key") else 0o644)
+    sync_folder(directory)
     return IssuedLicence(client_id, hash_code, directory / "client.pem", directory / "ca.pem")
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import structlog
 
 from storescp.durable import sync_folder, write_new
-from storescp.errors import ConfigError, ConfigProblem, LicenceError
+from storescp.errors import LicenceError
 from storescp.licence import WARN_BEFORE, Licence, issue_licence, validate_client_certificate
+from storescp.roots import make_root, root_failure
 from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.service")
@@ -39,11 +38,12 @@ def evaluation_licence(settings: Settings) -> Licence:
 
     Raises:
         LicenceError: it cannot be made or has expired.
-        ConfigError: the storage root cannot be written.
+        ConfigError: the storage root cannot be used.
+        TemporaryFailure: the storage root cannot be used now.
     """
     root = settings.local_storage.dicm_store_path
     folder = root / ".outbox" / "evaluation"
-    make_root(root)
+    make_root(settings)
     try:
         (root / ".outbox").mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -59,7 +59,7 @@ def evaluation_licence(settings: Settings) -> Licence:
             sync_folder(folder)
         license_key = key_file.read_text(encoding="ascii", errors="replace")
     except OSError as error:
-        raise _storage_problem(root, error) from None
+        raise root_failure("local_storage.dicm_store_path", root, error) from None
     try:
         return validate_client_certificate(
             client_certificate=folder / "client.pem",
@@ -91,24 +91,3 @@ def configured_licence(settings: Settings) -> Licence:
         license_key=section.license_key.get_secret_value(),
         hash_code_oid=section.hash_code_oid,
     )
-
-
-def make_root(root: Path) -> None:
-    """Makes the storage root.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _storage_problem(root, error) from None
-    if not os.access(root, os.W_OK | os.X_OK):
-        raise ConfigError(
-            ConfigProblem("local_storage.dicm_store_path", str(root), "a folder that can be written", "configuration")
-        )
-
-
-def _storage_problem(root: Path, error: OSError) -> ConfigError:
-    expected = f"a folder that can be written ({error.strerror})"
-    return ConfigError(ConfigProblem("local_storage.dicm_store_path", str(root), expected, "configuration"))

@@ -7,13 +7,15 @@ import fcntl
 import os
 import struct
 import threading
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
 from storescp import _core
-from storescp.durable import sync_folder
+from storescp.durable import sync_folder, write_new
+from storescp.roots import IDENTITY
 
 INCOMING, OUTBOX = ".incoming", ".outbox"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -85,9 +87,18 @@ def digest(content: bytes) -> bytes:
 class Store:
     """The storage root; one process at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """Opens the root; without `create` it must be there with its identity file.
+
+        Raises:
+            BlockingIOError: another process serves it.
+            OSError: it cannot be used.
+        """
         self._root_path = root
-        root.mkdir(parents=True, exist_ok=True)
+        if create:
+            root.mkdir(parents=True, exist_ok=True)
+        else:
+            (root / IDENTITY).stat()
         for name in (INCOMING, OUTBOX):
             (root / name).mkdir(mode=0o700, exist_ok=True)
         self._lock_file = os.open(root / OUTBOX / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -96,6 +107,7 @@ class Store:
         self._incoming = os.open(root / INCOMING, _DIRECTORY)
         self.one_writer = threading.Lock()
         self._sync_ancestors(root)
+        self._make_identity(root / IDENTITY)
 
     def _sync_ancestors(self, root: Path) -> None:
         """The root may be new: its name must be durable before anything beneath it is acknowledged."""
@@ -106,6 +118,17 @@ class Store:
             except PermissionError:
                 # What we may not read existed before.
                 return
+
+    @staticmethod
+    def _make_identity(identity: Path) -> None:
+        """By this file the next start knows the root from the empty folder that a file system is mounted over."""
+        if identity.exists():
+            return
+        unnamed = identity.with_suffix(".new")
+        unnamed.unlink(missing_ok=True)
+        write_new(unnamed, f"{uuid.uuid4()}\n".encode(), 0o600)
+        unnamed.rename(identity)
+        sync_folder(identity.parent)
 
     def sync_outbox_folder(self) -> None:
         """Makes the names in `.outbox` durable, once the database is there."""
