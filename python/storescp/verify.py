@@ -6,7 +6,7 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import xxhash
 
 from storescp import _core
 from storescp.errors import CoreError
+from storescp.settings import is_utf8
 
 _THREADS = min(4, os.cpu_count() or 1)
 _AT_A_TIME = 256
@@ -54,14 +55,22 @@ class Roots:
         """The absolute path of a file; its first folder is the tenant."""
         return self._tenant_roots.get(path.partition("/")[0], self._root) / path
 
-    def stored(self) -> Iterator[tuple[str, Path, bool]]:
-        """Every file beneath a tenant: relative path, absolute path, and whether the tenant belongs to that root."""
+    def stored(self, unreadable: Callable[[OSError], object]) -> Iterator[tuple[str, Path, bool]]:
+        """Every file beneath a tenant: relative path, absolute path, and whether the tenant belongs to that root.
+
+        `unreadable` is told of each folder that cannot be read, a root too.
+        """
         for root in sorted({self._root, *self._tenant_roots.values()}):
-            for tenant in sorted(root.iterdir()):
-                if tenant.name.startswith(".") or not tenant.is_dir():
+            try:
+                tenants = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+            except OSError as error:
+                unreadable(error)
+                continue
+            for tenant in tenants:
+                if tenant.startswith("."):
                     continue
-                belongs = self._tenant_roots.get(tenant.name, self._root) == root
-                for folder, _, names in os.walk(tenant):
+                belongs = self._tenant_roots.get(tenant, self._root) == root
+                for folder, _, names in os.walk(root / tenant, onerror=unreadable):
                     for name in sorted(names):
                         file = Path(folder) / name
                         yield str(file.relative_to(root)), file, belongs
@@ -115,8 +124,11 @@ def _look_at(roots: Roots, recorded: Recorded) -> Looked:
 def _foreign_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
     """Every file without a record, or beneath another root than its tenant's."""
     young: list[tuple[str, float]] = []
-    for path, file, belongs in roots.stored():
-        if not belongs:
+    failures: list[OSError] = []
+    for path, file, belongs in roots.stored(failures.append):
+        if not is_utf8(path):
+            yield Looked("foreign", path, reason="its name is not UTF-8: it is no file of this service")
+        elif not belongs:
             yield Looked("foreign", str(file), reason="the tenant has another storage root")
         elif not _is_recorded(database, path):
             settles = _changed(file) + _YOUNG_SECONDS
@@ -124,6 +136,8 @@ def _foreign_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looke
                 young.append((path, settles))
             else:
                 yield _unrecorded(path)
+    for failure in failures:
+        yield Looked("unreadable", str(failure.filename), reason=failure.strerror or str(failure))
     for path, settles in young:
         time.sleep(max(0.0, min(settles - time.time(), _YOUNG_SECONDS)))
         if not _is_recorded(database, path):
@@ -143,13 +157,10 @@ def _unrecorded(path: str) -> Looked:
 
 
 def _is_recorded(database: sqlite3.Connection, path: str) -> bool:
-    number = xxhash.xxh3_64_intdigest(path.encode(errors="surrogateescape"))
+    number = xxhash.xxh3_64_intdigest(path.encode())
     signed = number - 2 * _SIGN_BIT if number >= _SIGN_BIT else number
     query = "SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ? AND path = ?)"
-    try:
-        return bool(database.execute(query, (signed, path)).fetchone()[0])
-    except UnicodeEncodeError:  # a name that is no text is none of ours
-        return False
+    return bool(database.execute(query, (signed, path)).fetchone()[0])
 
 
 def request_republication(database: sqlite3.Connection, paths: Iterable[str]) -> int:
