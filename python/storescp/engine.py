@@ -122,6 +122,7 @@ def engine_config(settings: Settings) -> str:
     return json.dumps(
         {
             "root": str(storage.dicm_store_path),
+            "create": storage.create,
             "durability": storage.durability,
             "duplicates": storage.duplicates,
             "min_free_bytes": storage.min_free_bytes,
