@@ -16,7 +16,7 @@ from storescp import _core, advice
 from storescp.cli import main_group
 from storescp.conformance import Statement
 from storescp.http.health import METRICS, Family
-from storescp.settings import DicomStoreScp, Section, Settings
+from storescp.settings import MOST, DicomStoreScp, Section, Settings
 
 
 def write_all(folder: Path) -> None:
@@ -58,8 +58,12 @@ def command_line() -> str:
                 ("2", "a bad option"),
                 ("69", "the address cannot be bound"),
                 ("70", "a bug"),
+                (
+                    "75",
+                    "what may pass by itself: the storage root is in use by another process, not mounted, full",
+                ),
                 ("77", "the licence"),
-                ("78", "the configuration, or a storage root that cannot be written"),
+                ("78", "the configuration, or a folder or file without the permission that is needed"),
                 ("143, 130", "the second signal"),
             ),
         ),
@@ -81,8 +85,8 @@ def configuration() -> str:
         "",
         "A TOML file, or wado-storescp's `application.json` with the same names. An option of the command line beats",
         "the environment (`STORESCP_SECTION__KEY`; lists and tables as JSON), which beats the file, which beats the",
-        "default. `storescpd check-config` prints every value and where it comes from. Unknown keys are an error.",
-        "Relative paths are relative to the file.",
+        "default. `storescpd check-config` prints every value, where it comes from, and everything that would refuse a",
+        "start. Unknown keys are an error, unknown variables a warning. Relative paths are relative to the file.",
         "",
     ]
     for name, info in Settings.model_fields.items():
@@ -139,7 +143,7 @@ def _bounds(property_: dict[str, Any]) -> str:
         inner = option.get("items", {})
         return "list" if "$ref" in inner else f"list of {_KINDS.get(inner.get('type'), 'text')}s"
     lowest = option.get("minimum", option.get("exclusiveMinimum"))
-    highest = option.get("maximum")
+    highest = option.get("maximum") if option.get("maximum") != MOST else None
     kind = _KINDS.get(option.get("type"), "text") if option.get("format") != "path" else "path"
     if lowest is not None and highest is not None:
         return f"{kind}, {'above ' if 'exclusiveMinimum' in option else ''}{lowest} to {highest}"

@@ -1,47 +1,44 @@
 """Where the configuration comes from: options, environment, file, defaults, in this order.
 
-Read once at start, frozen, and passed down. Nothing below reads the environment.
+Read once at start, frozen, and passed down. Nothing below reads the environment. No message shows the value of a secret
+or of a key that is not known: a secret may be behind a misspelt name.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import re
 import tomllib
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
-from pydantic import BaseModel, SecretStr, ValidationError, create_model
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from storescp import rdkafka
 from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import Settings
 
 ENV_PREFIX = "STORESCP_"
-_SECRET_KEYS = frozenset({"license_key", "sasl_password", "ssl_key_password"})
+_DELIMITER = "__"
 _MASK = "********"
-# Relative ones in a file are relative to the file.
-_PATH_KEYS = (
-    ("dicom_license_server", "client_certificate"),
-    ("dicom_license_server", "ca_certificate"),
-    ("local_storage", "dicm_store_path"),
-    ("kafka", "ssl_cafile"),
-    ("kafka", "ssl_certfile"),
-    ("kafka", "ssl_keyfile"),
-    ("tls", "certificate"),
-    ("tls", "private_key"),
-    ("tls", "client_ca"),
-    ("tls", "crl"),
-    ("user_identity", "users"),
-    ("audit", "ca_certificate"),
-    ("audit", "client_certificate"),
-)
 _CERTIFICATE_DEFAULTS = {"client_certificate": "client.pem", "ca_certificate": "ca.pem"}
+# Kubernetes sets these in every pod beside a service whose name begins with "storescp".
+_SERVICE_LINK = re.compile(
+    r"STORESCP_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+# The Rust core reads it, where it is built with fail points.
+_FAIL_POINT = "STORESCP_FAIL_POINT"
+_SIMILAR = 0.75
+# wado-storescp's names of the private element that names the tenant.
+_PRIVATE_TAG = {"tenant_group": "private_group", "tenant_element": "private_element"}
 Layer = dict[str, Any]
+Location = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class Configuration:
     layers: tuple[tuple[str, Layer], ...]
     warnings: tuple[str, ...] = ()
     evaluation: bool = field(default=False)
+    problems: tuple[ConfigProblem, ...] = ()
 
     @property
     def host(self) -> str:
@@ -60,13 +58,21 @@ class Configuration:
         given = self.settings.dicom_store_scp.host
         return given or ("127.0.0.1" if self.evaluation else "0.0.0.0")  # noqa: S104 - documented default
 
+    def is_sound(self, *sections: str) -> bool:
+        """Whether there is no problem in any of these sections."""
+        return not {problem.key.partition(".")[0] for problem in self.problems} & set(sections)
+
+    def source_of(self, key: str) -> str:
+        """Where the value of a key comes from, or its table where it has no value."""
+        return _nearest_source(tuple(key.split(".")), self.layers)
+
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Every key with its value, secrets masked, and its source."""
         for key, value in _flatten(self.settings):
             if key == ("dicom_store_scp", "host") and value is None:
-                yield ".".join(key), _show(key, self.host), "default"
+                yield ".".join(key), json.dumps(self.host), "default"
                 continue
-            yield ".".join(key), _show(key, value), _source_of(key, self.layers)
+            yield ".".join(key), _show(key, value), _source_of(key, self.layers) or "default"
 
 
 def load(options: Mapping[tuple[str, str], Any], file: Path | None) -> Configuration:
@@ -77,26 +83,81 @@ def load(options: Mapping[tuple[str, str], Any], file: Path | None) -> Configura
     Raises:
         ConfigError: with every problem found.
     """
+    configuration = examine(options, file)
+    if configuration.problems:
+        raise ConfigError(*configuration.problems)
+    return configuration
+
+
+def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Configuration:
+    """As `load`, but the problems are in the result, and each key that has one has its default.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     warnings: list[str] = []
+    problems: list[ConfigProblem] = []
     layers: list[tuple[str, Layer]] = [
         ("option", _nest(options)),
-        ("environment", _environment(warnings)),
+        ("environment", _environment(warnings, problems)),
     ]
     if file is not None:
         layers.append((str(file), _read_file(file, warnings)))
+    for source, layer in layers:
+        _rename_aliases(layer, source, problems)
+    evaluation = file is None and not any("dicom_license_server" in layer for _, layer in layers)
+    settings = _validate(layers, file, problems)
+    if settings.tenants.from_private_element and not settings.tenants.known:
+        warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
+    found = Configuration(settings, file, tuple(layers), tuple(warnings), evaluation, tuple(problems))
+    return replace(found, problems=(*problems, *_cross_checks(found)))
+
+
+def _validate(layers: list[tuple[str, Layer]], file: Path | None, problems: list[ConfigProblem]) -> Settings:
+    """The settings. What is wrong is taken out of the layers: first by key, then, where others miss it, by section.
+
+    Raises:
+        ConfigError: the defaults are wrong where the process was started.
+    """
+    for is_first in (True, False):
+        try:
+            return Settings.model_validate(_merged(layers, file))
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            if is_first:
+                problems += [_problem(one["type"], one["msg"], _location(one), one["input"], layers) for one in found]
+            for one in found:
+                _take_out(layers, _location(one) if is_first else _location(one)[:1])
+    try:
+        return Settings.model_validate(_merged(layers, file))
+    except ValidationError:
+        raise ConfigError(*problems) from None
+
+
+def _location(error: Mapping[str, Any]) -> Location:
+    return tuple(map(str, error["loc"]))
+
+
+def _merged(layers: list[tuple[str, Layer]], file: Path | None) -> Layer:
     merged: Layer = {}
     for _, layer in reversed(layers):
         merged = _merge(merged, layer)
-    evaluation = file is None and "dicom_license_server" not in merged
     _certificate_defaults(merged, file)
-    try:
-        settings = Settings.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(*_problems(error, layers)) from None
-    _cross_checks(settings, layers)
-    if settings.tenants.from_private_element and not settings.tenants.known:
-        warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
-    return Configuration(settings, file, tuple(layers), tuple(warnings), evaluation)
+    return merged
+
+
+def _take_out(layers: list[tuple[str, Layer]], location: Location) -> None:
+    """Removes a value, or the list that it is in, from every layer."""
+    for _, layer in layers:
+        table = layer
+        for part in location[:-1]:
+            inner = table.get(part)
+            if not isinstance(inner, dict):
+                table.pop(part, None)
+                break
+            table = inner
+        else:
+            table.pop(location[-1], None)
 
 
 def _nest(options: Mapping[tuple[str, str], Any]) -> Layer:
@@ -106,65 +167,111 @@ def _nest(options: Mapping[tuple[str, str], Any]) -> Layer:
     return layer
 
 
-class _EnvironmentBase(BaseSettings):
-    """`STORESCP_SECTION__KEY`; values are checked with all others later."""
-
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__")
-
-
-# Every section, so that none is ignored in silence.
-_SECTIONS: dict[str, Any] = dict.fromkeys(Settings.model_fields, (dict[str, Any] | None, None))
-_Environment = create_model("_Environment", __base__=_EnvironmentBase, **_SECTIONS)
-
-
-def _environment(warnings: list[str]) -> Layer:
-    source = EnvSettingsSource(_Environment)
-    for name in source.env_vars:
-        section, delimiter, _ = name.removeprefix(ENV_PREFIX.lower()).partition("__")
-        if name.startswith(ENV_PREFIX.lower()) and delimiter and section not in Settings.model_fields:
-            warnings.append(f"environment variable {name.upper()} names no section and is ignored")
-    try:
-        layer = source()
-    except SettingsError as error:
-        raise ConfigError(ConfigProblem("environment", "?", f"JSON ({error})", "environment")) from None
-    return {key: _parse_json_values(value, Settings.model_fields[key].annotation) for key, value in layer.items()}
-
-
-def _parse_json_values(section: Any, annotation: Any) -> Any:
-    """Environment values for lists and tables are JSON."""
-    model = _model_of(annotation)
-    if model is None or not isinstance(section, dict):
-        return section
-    parsed = dict(section)
-    for key, value in section.items():
-        info = model.model_fields.get(key)
-        if info is None or not isinstance(value, str):
+def _environment(warnings: list[str], problems: list[ConfigProblem]) -> Layer:
+    """`STORESCP_SECTION__KEY`, or a whole `STORESCP_SECTION`; lists and tables are JSON."""
+    layer: Layer = {}
+    for name, text in sorted(os.environ.items()):
+        if not name.upper().startswith(ENV_PREFIX):
             continue
-        if "tuple" in str(info.annotation) and value.strip().startswith(("[", "{")):
+        location = tuple(name[len(ENV_PREFIX) :].lower().split(_DELIMITER))
+        if location[0] not in Settings.model_fields:
+            warnings += _of_no_section(name, text)
+            continue
+        info = _field_at(location)
+        value: Any = text
+        if len(location) == 1 or (info is not None and _mentions(info.annotation, tuple)):
             try:
-                parsed[key] = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ConfigError(ConfigProblem(key, value, f"JSON: {error}", "environment")) from None
-    return parsed
+                value = json.loads(text)
+            except (ValueError, RecursionError):
+                kind = "a list" if info is not None and _mentions(info.annotation, tuple) else "a table"
+                problems.append(ConfigProblem(".".join(location), None, f"{kind} in JSON", "environment"))
+                continue
+        table = layer
+        for part in location[:-1]:
+            inner = table.setdefault(part, {})
+            # A section that is no table is told when the values are checked.
+            table = inner if isinstance(inner, dict) else {}
+        table[location[-1]] = value
+    return layer
+
+
+def _of_no_section(name: str, text: str) -> Iterator[str]:
+    """A warning that a variable is ignored, with the name that was meant."""
+    is_link = _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_URL.match(text))
+    if is_link or name == _FAIL_POINT:
+        return
+    keys = {key: f"{ENV_PREFIX}{_DELIMITER.join(key).upper()}" for key, _ in _keys()}
+    given = name[len(ENV_PREFIX) :].lower()
+    meant = [variable for key, variable in keys.items() if key[-1] == given]
+    meant = meant or difflib.get_close_matches(name.upper(), keys.values(), 1, _SIMILAR)
+    yield f"environment variable {name} is not known and is ignored{_did_you_mean(meant)}"
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def _keys() -> Iterator[tuple[Location, FieldInfo]]:
+    """Every key of every section."""
+    for section, info in Settings.model_fields.items():
+        model = _model_of(info.annotation)
+        for key, inner in model.model_fields.items() if model is not None else ():
+            yield (section, key), inner
+
+
+def _field_at(location: Sequence[str]) -> FieldInfo | None:
+    """The key at a location, None where there is none of that name. Numbers of a list's entries are passed over."""
+    model: type[BaseModel] | None = Settings
+    info: FieldInfo | None = None
+    for part in location:
+        if part.isdecimal() and info is not None and _mentions(info.annotation, tuple):
+            continue
+        info = model.model_fields.get(part) if model is not None else None
+        if info is None:
+            return None
+        model = _model_of(info.annotation)
+    return info
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The table that a type stands for, also in a list or where it may be absent."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((model for model in map(_model_of, get_args(annotation)) if model), None)
-    return None
+    return next((model for model in map(_model_of, get_args(annotation)) if model), None)
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    """Whether a type is another one, or has it as a part."""
+    if annotation is kind or getattr(annotation, "__origin__", None) is kind:
+        return True
+    return any(_mentions(part, kind) for part in get_args(annotation))
+
+
+def _rename_aliases(layer: Layer, source: str, problems: list[ConfigProblem]) -> None:
+    """Keys get their first name, so that a layer beats another one whichever name each uses."""
+    for section, table in layer.items():
+        model = _model_of(Settings.model_fields[section].annotation) if section in Settings.model_fields else None
+        if model is None or not isinstance(table, dict):
+            continue
+        for key, info in model.model_fields.items():
+            for alias in set(getattr(info.validation_alias, "choices", ())) - {key}:
+                if alias in table:
+                    value = table.pop(alias)
+                    if table.setdefault(key, value) is not value:
+                        expected = f"one of the two names {key} and {alias}, not both"
+                        problems.append(ConfigProblem(f"{section}.{key}", None, expected, source))
 
 
 def _read_file(file: Path, warnings: list[str]) -> Layer:
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(ConfigProblem("--config", str(file), f"a readable file ({error})", "option")) from None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(ConfigProblem("--config", str(file), f"a readable file ({reason})", "option")) from None
     is_json = file.suffix.lower() == ".json" or text.lstrip().startswith("{")
     try:
         layer: Layer = json.loads(text) if is_json else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         kind = "JSON" if is_json else "TOML"
         raise ConfigError(ConfigProblem("--config", str(file), f"valid {kind} ({error})", "option")) from None
     if not isinstance(layer, dict):
@@ -179,40 +286,49 @@ def _adopt_application_json(layer: Layer, warnings: list[str]) -> Layer:
     """wado-storescp's application.json: shared with other services, so what is not ours is left alone."""
     adopted: Layer = {}
     ignored: list[str] = []
-    private: dict[str, int] = {}
+    private: dict[str, Any] = {}
     for section, table in layer.items():
-        if section in ("tenant_group", "tenant_element"):
-            private[section] = _number(section, table)
+        if section in _PRIVATE_TAG:
+            private[section] = table
             continue
         info = Settings.model_fields.get(section)
         model = _model_of(info.annotation) if info else None
-        if model is None or not isinstance(table, dict):
+        if model is None:
             ignored.append(section)
+            continue
+        if not isinstance(table, dict):
+            adopted[section] = table
             continue
         known = _names(model)
         own = rdkafka.adopt(table, warnings) if section == "kafka" else table
         for key, value in own.items():
-            if key in ("tenant_group", "tenant_element"):
-                private[key] = _number(f"{section}.{key}", value)
+            if key in _PRIVATE_TAG:
+                private[key] = value
             elif key in known:
                 adopted.setdefault(section, {})[key] = value
             else:
                 ignored.append(f"{section}.{key}")
     if private:
-        tenants = adopted.setdefault("tenants", {})
-        tenants.setdefault("from_private_element", True)
-        tenants.setdefault("private_group", private.get("tenant_group", 0x1211))
-        tenants.setdefault("private_element", private.get("tenant_element", 0x1217))
+        _adopt_private_tag(adopted.setdefault("tenants", {}), private)
     if ignored:
         warnings.append("ignored in the configuration file: " + ", ".join(ignored))
     return adopted
 
 
-def _number(key: str, value: Any) -> int:
+def _adopt_private_tag(tenants: Any, private: Layer) -> None:
+    """The element that names the tenant, and turns it on."""
+    if isinstance(tenants, dict):
+        tenants.setdefault("from_private_element", True)
+        for key, value in private.items():
+            tenants.setdefault(_PRIVATE_TAG[key], _number(value))
+
+
+def _number(value: Any) -> Any:
+    """A number that is written like 0x1211; anything else stays as it is, and is checked with all others."""
     try:
-        return value if isinstance(value, int) else int(str(value), 0)
+        return int(value, 0) if isinstance(value, str) else value
     except ValueError:
-        raise ConfigError(ConfigProblem(key, repr(value), "a number like 4625 or 0x1211", "file")) from None
+        return value
 
 
 def _names(model: type[BaseModel]) -> set[str]:
@@ -224,23 +340,36 @@ def _names(model: type[BaseModel]) -> set[str]:
 
 
 def _resolve_paths(layer: Layer, base: Path) -> None:
-    for section, key in _PATH_KEYS:
-        table = layer.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = str(base / Path(table[key]).expanduser())
+    """Relative paths in a file are relative to the file."""
+    _resolve_tables(layer, Settings, base)
     index = layer.get("index")
     if isinstance(index, dict) and isinstance(index.get("database"), str):
         scheme, separator, path = index["database"].partition(":///")
         if separator and scheme.startswith("sqlite") and path and path != ":memory:":
-            index["database"] = f"{scheme}:///{base / Path(path).expanduser()}"
+            index["database"] = f"{scheme}:///{_beside(path, base)}"
     audit = layer.get("audit")
     if isinstance(audit, dict) and str(audit.get("destination", "")).startswith("file:"):
         path = str(audit["destination"]).removeprefix("file:").removeprefix("//")
-        audit["destination"] = f"file:{base / Path(path).expanduser()}"
-    tenants = layer.get("tenants")
-    for entry in tenants.get("settings", ()) if isinstance(tenants, dict) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("storage_root"), str):
-            entry["storage_root"] = str(base / Path(entry["storage_root"]).expanduser())
+        audit["destination"] = f"file:{_beside(path, base) if path else path}"
+
+
+def _resolve_tables(table: Layer, model: type[BaseModel], base: Path) -> None:
+    for key, value in table.items():
+        info = model.model_fields.get(key)
+        if info is None:
+            continue
+        inner = _model_of(info.annotation)
+        if inner is not None:
+            for entry in value if isinstance(value, list) else [value]:
+                if isinstance(entry, dict):
+                    _resolve_tables(entry, inner, base)
+        elif isinstance(value, str) and _mentions(info.annotation, Path):
+            table[key] = _beside(value, base)
+
+
+def _beside(path: str, base: Path) -> str:
+    """A path from a folder; one that begins with `~` is absolute, and is expanded where it is checked."""
+    return path if path.startswith("~") else str(base / path)
 
 
 def _certificate_defaults(merged: Layer, file: Path | None) -> None:
@@ -259,52 +388,61 @@ def _merge(below: Layer, above: Layer) -> Layer:
     return merged
 
 
-def _problems(error: ValidationError, layers: list[tuple[str, Layer]]) -> Iterator[ConfigProblem]:
-    for found in error.errors(include_url=False):
-        location = tuple(str(part) for part in found["loc"])
-        message = found["msg"].removeprefix("Value error, ")
-        value = found["input"]
-        if found["type"] == "missing":
-            message, value = "a value (the key is missing)", None
-        elif found["type"] == "extra_forbidden":
-            message = "no such key (unknown)"
-        else:
-            message = message.removeprefix("Input should be ")
-        yield ConfigProblem(".".join(location), _show(location, value), message, _source_of(location, layers))
+def _problem(
+    kind: str, message: str, location: Location, value: Any, layers: Sequence[tuple[str, Layer]]
+) -> ConfigProblem:
+    """What pydantic says of a value."""
+    key, source = ".".join(location), _nearest_source(location, layers)
+    if kind == "extra_forbidden":
+        return ConfigProblem(key, None, f"a known key{_did_you_mean(_similar_keys(location))}", source)
+    if kind == "missing":
+        return ConfigProblem(key, None, "a value (the key is missing)", source)
+    expected = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind in ("model_type", "model_attributes_type"):
+        expected = "a table"
+    elif kind == "tuple_type":
+        expected = "a list"
+    return ConfigProblem(key, _show_given(location, value), expected, source)
 
 
-def _cross_checks(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
-    storage = settings.local_storage
-    if not _is_utf8(storage.dicm_store_path):
-        key = ("local_storage", "dicm_store_path")
-        raise ConfigError(ConfigProblem(".".join(key), "?", "a path in UTF-8", _source_of(key, layers)))
-    if settings.message_queue.topic_main == settings.message_queue.topic_dicom_receive:
-        key = ("message_queue", "topic_dicom_receive")
-        value = settings.message_queue.topic_main
-        raise ConfigError(ConfigProblem(".".join(key), value, "another topic than topic_main", _source_of(key, layers)))
-    _check_tenant_roots(settings, layers)
-    if settings.user_identity is not None and settings.tls is None:
-        key = ("user_identity", "users")
+def _similar_keys(location: Location) -> list[str]:
+    """The known keys that may be meant: of a similar name in the same table, else of the same name in another one."""
+    *above, name = location
+    parent = _field_at(above) if above else None
+    model = _model_of(parent.annotation) if parent is not None else None if above else Settings
+    if model is not None and (close := difflib.get_close_matches(name.lower(), list(model.model_fields), 1)):
+        return [".".join((*above, close[0]))]
+    return [".".join(key) for key, _ in _keys() if key[-1] == name.lower()]
+
+
+def _cross_checks(found: Configuration) -> Iterator[ConfigProblem]:
+    """What settings say of each other; nothing of those that have a problem by themselves."""
+    settings = found.settings
+    if found.is_sound("message_queue"):
+        topic = settings.message_queue.topic_main
+        if topic == settings.message_queue.topic_dicom_receive:
+            key = "message_queue.topic_dicom_receive"
+            yield ConfigProblem(key, json.dumps(topic), "another topic than topic_main", found.source_of(key))
+    if found.is_sound("local_storage", "tenants"):
+        yield from _tenant_problems(found)
+    if found.is_sound("user_identity", "tls") and settings.user_identity is not None and settings.tls is None:
+        key = "user_identity.users"
         expected = "a [tls] section too: passcodes are taken over TLS only"
-        raise ConfigError(
-            ConfigProblem(".".join(key), str(settings.user_identity.users), expected, _source_of(key, layers))
-        )
+        yield ConfigProblem(key, json.dumps(str(settings.user_identity.users)), expected, found.source_of(key))
     kafka = settings.kafka
-    if kafka is not None and kafka.security_protocol.startswith("SASL"):
+    if found.is_sound("kafka") and kafka is not None and kafka.security_protocol.startswith("SASL"):
         for name in ("sasl_mechanism", "sasl_username", "sasl_password"):
             if getattr(kafka, name) is None:
                 expected = f"a value, because kafka.security_protocol is {kafka.security_protocol}"
-                raise ConfigError(
-                    ConfigProblem(f"kafka.{name}", "null", expected, _source_of(("kafka", "security_protocol"), layers))
-                )
+                yield ConfigProblem(f"kafka.{name}", None, expected, found.source_of("kafka.security_protocol"))
 
 
-def _check_tenant_roots(settings: Settings, layers: list[tuple[str, Layer]]) -> None:
+def _tenant_problems(found: Configuration) -> Iterator[ConfigProblem]:
     """A root within another one would look like a tenant of it."""
-    source = _source_of(("tenants", "settings"), layers)
+    settings, source = found.settings, found.source_of("tenants.settings")
     ids = [entry.tenant_id for entry in settings.tenants.settings]
     if len(set(ids)) != len(ids):
-        raise ConfigError(ConfigProblem("tenants.settings", json.dumps(ids), "each tenant_id once", source))
+        yield ConfigProblem("tenants.settings", json.dumps(ids), "each tenant_id once", source)
     roots = [settings.local_storage.dicm_store_path]
     for entry in settings.tenants.settings:
         root = entry.storage_root
@@ -312,16 +450,8 @@ def _check_tenant_roots(settings: Settings, layers: list[tuple[str, Layer]]) -> 
             continue
         if any(root != other and (root in other.parents or other in root.parents) for other in roots):
             expected = "a folder that is not within another storage root, nor around one"
-            raise ConfigError(ConfigProblem("tenants.settings.storage_root", str(root), expected, source))
+            yield ConfigProblem("tenants.settings.storage_root", json.dumps(str(root)), expected, source)
         roots.append(root)
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _flatten(model: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -337,37 +467,51 @@ def _flatten(model: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 def _show_url(url: str) -> str:
-    """A database URL without its password; one with parameters, which may hold one too, not at all."""
-    if "?" in url:
+    """A database URL without its password; one that may hold it in another place, not at all."""
+    found = re.fullmatch(r"([A-Za-z0-9+_-]+://)(?:([^:/@]*)(:.*)?@)?([^@?;=#]*)", url)
+    if found is None:
         return _MASK
-    return re.sub(r"(?<=//)([^:/@]*):.*@", rf"\1:{_MASK}@", url)
+    scheme, user, password, rest = found.groups(default="")
+    return f"{scheme}{user}{f':{_MASK}' if password else ''}{'@' if user or password else ''}{rest}"
 
 
-def _show(key: tuple[str, ...], value: Any) -> str:
-    if key == ("index", "database"):
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        return json.dumps(_show_url(text)) if isinstance(text, str) else _MASK
-    if isinstance(value, SecretStr) or (key and key[-1] in _SECRET_KEYS and value is not None):
-        return _MASK
-    if isinstance(value, dict):
-        return json.dumps({k: _show((*key, k), v) for k, v in value.items()}, default=str)
+def _show(key: Location, value: Any) -> str:
+    """A value that is in force, in JSON."""
+    if isinstance(value, SecretStr):
+        return json.dumps(_show_url(value.get_secret_value())) if key == ("index", "database") else _MASK
     if isinstance(value, tuple | list):
-        plain = [v.model_dump(mode="json", exclude_none=True) if isinstance(v, BaseModel) else v for v in value]
-        return json.dumps(plain, default=str)
+        value = [v.model_dump(mode="json", exclude_none=True) if isinstance(v, BaseModel) else v for v in value]
     return json.dumps(value, default=str)
 
 
-def _source_of(key: tuple[str, ...], layers: tuple[tuple[str, Layer], ...] | list[tuple[str, Layer]]) -> str:
-    names = {key[-1]} | ({"topic_log"} if key[-1:] == ("topic_dicom_receive",) else set())
+def _show_given(location: Location, value: Any) -> str | None:
+    """A value that was given and is wrong; None where it may be a secret: of an unknown key, or with others inside."""
+    info = _field_at(location)
+    if info is None:
+        return None
+    if _mentions(info.annotation, SecretStr):
+        return _MASK
+    is_plain = value is None or isinstance(value, str | int | float | Path)
+    if not is_plain or _model_of(info.annotation) is not None:
+        return None
+    return json.dumps(value, default=str)
+
+
+def _nearest_source(location: Location, layers: Sequence[tuple[str, Layer]]) -> str:
+    """Where a key comes from, or the table or list that it is in."""
+    while location:
+        if source := _source_of(location, layers):
+            return source
+        location = location[:-1]
+    return "default"
+
+
+def _source_of(location: Location, layers: Sequence[tuple[str, Layer]]) -> str | None:
+    """Where a key comes from."""
     for source, layer in layers:
         table: Any = layer
-        for part in key[:-1]:
-            if not isinstance(table, dict) or part not in table:
-                break
-            table = table[part]
-            if isinstance(table, list):
-                return source
-        else:
-            if isinstance(table, dict) and names & set(table):
-                return source
-    return "default"
+        for part in location[:-1]:
+            table = table.get(part) if isinstance(table, dict) else None
+        if isinstance(table, dict) and location[-1] in table:
+            return source
+    return None

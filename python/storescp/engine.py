@@ -180,9 +180,9 @@ def engine_config(settings: Settings) -> str:
     return json.dumps(
         {
             "root": str(storage.dicm_store_path),
+            "create": storage.create,
             "durability": storage.durability,
             "duplicates": storage.duplicates,
-            "create": storage.create,
             "replaced_retention": storage.replaced_retention,
             "replaced_max_bytes": storage.replaced_max_bytes,
             "min_free_bytes": storage.min_free_bytes,

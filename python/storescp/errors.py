@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass
 from pathlib import Path
 
-# Only a person can mend these: a permission, or a path that cannot be one.
+# Only a person can mend these: a permission, or a path that is wrong.
 _LASTING = frozenset(
     {
         errno.EACCES,
@@ -15,6 +15,7 @@ _LASTING = frozenset(
         errno.EINVAL,
         errno.EISDIR,
         errno.ELOOP,
+        errno.ENOENT,
         errno.ENAMETOOLONG,
         errno.ENOTDIR,
     }
@@ -47,15 +48,16 @@ class BindError(StorescpError):
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """One thing that is wrong with the configuration."""
+    """One thing that is wrong with the configuration. `value` is None where it must not or need not be shown."""
 
     key: str
-    value: str
+    value: str | None
     expected: str
     source: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value}: expected {self.expected} (from {self.source})"
+        given = self.key if self.value is None else f"{self.key} = {self.value}"
+        return f"{given}: expected {self.expected} (from {self.source})"
 
 
 class ConfigError(StorescpError):
@@ -66,14 +68,27 @@ class ConfigError(StorescpError):
         super().__init__("; ".join(str(problem) for problem in problems))
 
 
+class StartError(StorescpError):
+    """Everything that refuses a start: a `ConfigError`, a `TemporaryFailure` or a `LicenceError` each."""
+
+    def __init__(self, *errors: StorescpError) -> None:
+        self.errors = errors
+        super().__init__("; ".join(map(str, errors)))
+
+
 def is_temporary(error: OSError) -> bool:
-    """Whether what the operating system says may pass by itself: no space, an I/O error, a file system not mounted."""
+    """Whether what the operating system says may pass by itself: no space, an I/O error, no descriptors."""
     return error.errno is not None and error.errno not in _LASTING
 
 
-def start_failure(key: str, path: Path, expected: str, error: OSError) -> ConfigError | TemporaryFailure:
-    """What an error of the operating system means for a start that needs the path of a key of the configuration."""
+def start_failure(
+    key: str, path: Path, expected: str, error: OSError, *, may_be_unmounted: bool = False
+) -> ConfigError | TemporaryFailure:
+    """What an error of the operating system means for a start that needs the path of a key of the configuration.
+
+    With `may_be_unmounted` a path that does not exist may come back.
+    """
     reason = error.strerror or str(error)
-    if is_temporary(error):
+    if is_temporary(error) or (may_be_unmounted and error.errno == errno.ENOENT):
         return TemporaryFailure(f"{key} = {path}: {reason}")
     return ConfigError(ConfigProblem(key, str(path), f"{expected} ({reason})", "configuration"))

@@ -222,8 +222,8 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
         LicenceError: a file exists already, or the client id cannot be a common name.
         OSError: a folder or a file cannot be written.
     """
-    if not 1 <= len(client_id) <= _COMMON_NAME_CHARACTERS:
-        raise LicenceError("a client id has 1 to 64 characters (it becomes the common name)")
+    if not 1 <= len(client_id) <= _COMMON_NAME_CHARACTERS or not client_id.isprintable():
+        raise LicenceError("a client id has 1 to 64 printable characters (it becomes the common name)")
     names = ("ca.pem", "ca.key", "client.pem", "client.key")
     existing = [name for name in names if (directory / name).exists()]
     if existing:

@@ -16,9 +16,9 @@ import structlog
 
 from storescp.config import Configuration, load
 from storescp.durable import sync_folder, write_new
-from storescp.errors import LicenceError, StorescpError, start_failure
+from storescp.errors import LicenceError, StorescpError
 from storescp.licence import Licence, issue_licence, validate_client_certificate
-from storescp.roots import check_root, make_root, storage_roots
+from storescp.roots import check_root, make_root, root_failure, storage_roots
 from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.service")
@@ -131,7 +131,7 @@ def evaluation_licence(settings: Settings, now: datetime | None = None) -> Licen
         _make_evaluation_licence(folder)
     except OSError as error:
         if found is None:
-            raise start_failure("local_storage.dicm_store_path", root, "a folder that can be written", error) from None
+            raise root_failure("local_storage.dicm_store_path", root, error) from None
         log.warning("licence.not_renewed", text=f"{error.filename}: {error.strerror}. It is tried again")
         return found
     return _read_evaluation_licence(folder)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
 from pynetdicom.ae import ApplicationEntity
@@ -77,10 +76,10 @@ def read_header(path: Path) -> OutgoingFile:
     try:
         with path.open("rb") as file:
             dataset = read_partial(file, stop_when=lambda tag, _vr, _length: tag > _SOP_INSTANCE_UID)
-    except (OSError, InvalidDicomError, ValueError) as error:
-        raise PeerError(f"{path}: {error}") from None
-    sop_class, sop_instance = str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", ""))
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+        sop_class, sop_instance = str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", ""))
+        syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    except Exception as error:  # noqa: BLE001 - pydicom raises whatever a damaged file leads to
+        raise PeerError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from None
     if not sop_class or not sop_instance or not syntax:
         raise PeerError(f"{path}: names no SOP class, SOP instance or transfer syntax")
     return OutgoingFile(path, sop_class, sop_instance, syntax, path.stat().st_size)

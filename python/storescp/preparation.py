@@ -6,26 +6,40 @@ Nothing here needs pydicom or pynetdicom: they take long to load, which is done 
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from storescp import _core
 from storescp.audit.trail import Trail
+from storescp.audit.transport import check_destination
 from storescp.config import Configuration
 from storescp.engine import Engine, engine_config
-from storescp.errors import ConfigError, ConfigProblem, CoreError, TemporaryFailure
+from storescp.errors import (
+    ConfigError,
+    ConfigProblem,
+    CoreError,
+    LicenceError,
+    StartError,
+    StorescpError,
+    TemporaryFailure,
+)
+from storescp.files import check_readable
+from storescp.kafka.options import connection_options
+from storescp.licence import Licence
 from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.network.identity import Users
 from storescp.network.tls import load_tls
-from storescp.roots import make_root
+from storescp.roots import check_root, make_root, storage_roots
 from storescp.settings import Settings
 
 if TYPE_CHECKING:
     from storescp.publish.kafka import KafkaSink
 
+T = TypeVar("T")
 _DESCRIPTORS = 65536
 
 
@@ -47,8 +61,60 @@ class Prepared:
 
         Raises:
             ConfigError: the storage root cannot be used.
+            TemporaryFailure: the storage root cannot be used now.
         """
         return self.opening.result()
+
+
+@dataclass
+class Checked:
+    """What the checks of a start have read. `licence` is None in evaluation mode, which makes its own."""
+
+    licence: Licence | None = None
+    users: Users | None = None
+    tls: _core.Tls | None = None
+
+
+def check(configuration: Configuration, engine_name: str) -> Checked:
+    """Looks for everything that refuses a start, and leaves no trace. Sections that have a problem are passed over.
+
+    Only a start finds out whether an address can be bound, and whether another process serves the storage root.
+
+    Raises:
+        StartError: with everything that was found.
+    """
+    settings, checked = configuration.settings, Checked()
+    errors: list[StorescpError] = [ConfigError(*configuration.problems)] if configuration.problems else []
+
+    def attempt(check_one: Callable[[], T], *sections: str) -> T | None:
+        if not configuration.is_sound(*sections):
+            return None
+        try:
+            return check_one()
+        except ConfigError as error:
+            errors.append(_with_sources(error, configuration))
+        except (TemporaryFailure, LicenceError) as error:
+            errors.append(error)
+        return None
+
+    attempt(lambda: _refuse_unavailable(settings, engine_name), "tls", "audit", "tenants")
+    for key, root in storage_roots(settings):
+        check_one = functools.partial(check_root, key, root, create=settings.local_storage.create)
+        attempt(check_one, "local_storage", key.partition(".")[0])
+    checked.tls = attempt(lambda: None if settings.tls is None else load_tls(settings.tls), "tls")
+    checked.users = attempt(lambda: load_users(settings), "user_identity")
+    attempt(lambda: None if settings.audit is None else check_destination(settings.audit), "audit")
+    attempt(lambda: None if settings.kafka is None else connection_options(settings.kafka), "kafka")
+    if not configuration.evaluation:
+        checked.licence = attempt(lambda: configured_licence(settings), "dicom_license_server")
+    if errors:
+        raise StartError(*errors)
+    return checked
+
+
+def _with_sources(error: ConfigError, configuration: Configuration) -> ConfigError:
+    """The same problems, with the place where each value comes from."""
+    return ConfigError(*(replace(one, source=configuration.source_of(one.key)) for one in error.problems))
 
 
 @contextlib.contextmanager
@@ -56,24 +122,22 @@ def prepare(configuration: Configuration, engine_name: str) -> Iterator[Prepared
     """Checks what can refuse a start, and begins to open storage, which is closed at the end.
 
     Raises:
-        ConfigError, LicenceError: it cannot start.
+        StartError, ConfigError, LicenceError, TemporaryFailure: it cannot start.
     """
     settings = configuration.settings
-    _refuse_unavailable(settings, engine_name)
+    checked = check(configuration, engine_name)
     _raise_descriptor_limit()
-    licence = evaluation_licence(settings) if configuration.evaluation else configured_licence(settings)
+    licence = checked.licence or evaluation_licence(settings)
     watch = LicenceWatch(licence, configuration)
     kafka = _kafka_sink(settings)
     trail = Trail(settings)
-    users = load_users(settings)
-    tls = None if settings.tls is None else load_tls(settings.tls)
     with ThreadPoolExecutor(1, "storescp-open") as beside:
         opening = beside.submit(_open_engine, settings, engine_name)
         if engine_name == "python":
             # It imports pydicom, and two threads that do so at once see half of it.
             opening.exception()
         try:
-            yield Prepared(configuration, engine_name, watch, trail, opening, kafka, users, tls)
+            yield Prepared(configuration, engine_name, watch, trail, opening, kafka, checked.users, checked.tls)
         finally:
             if opening.exception() is None:
                 opening.result().close()
@@ -84,29 +148,29 @@ def load_users(settings: Settings) -> Users | None:
 
     Raises:
         ConfigError: it cannot be used.
+        TemporaryFailure: it cannot be read now.
     """
     if settings.user_identity is None:
         return None
-    path = settings.user_identity.users
+    key, path = "user_identity.users", settings.user_identity.users
+    check_readable(key, path)
     try:
         return Users.load(path)
     except (OSError, ValueError) as error:
-        problem = ConfigProblem("user_identity.users", str(path), f"a file of users ({error})", "configuration")
+        problem = ConfigProblem(key, str(path), f"a file of users ({error})", "configuration")
         raise ConfigError(problem) from None
 
 
 def _refuse_unavailable(settings: Settings, engine: str) -> None:
-    """What is configured and not part of this version must not be ignored in silence."""
-    if settings.tls is not None and engine == "python":
-        expected = "no [tls] with --engine python, which is for comparison"
-        raise ConfigError(ConfigProblem("tls", "(section)", expected, "configuration"))
-    if settings.audit is not None and engine == "python":
-        expected = "no [audit] with --engine python, which is for comparison"
-        raise ConfigError(ConfigProblem("audit", "(section)", expected, "configuration"))
+    """What is configured and not part of the Python engine must not be ignored in silence."""
+    if engine != "python":
+        return
     limited = [entry.tenant_id for entry in settings.tenants.settings]
-    if limited and engine == "python":
-        expected = "no tenant settings with --engine python, which is for comparison"
-        raise ConfigError(ConfigProblem("tenants.settings", str(limited), expected, "configuration"))
+    configured = {"tls": settings.tls, "audit": settings.audit, "tenants.settings": limited}
+    expected = "nothing with --engine python, which is for comparison"
+    problems = [ConfigProblem(key, None, expected, "configuration") for key, value in configured.items() if value]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _raise_descriptor_limit() -> None:
@@ -127,8 +191,13 @@ def _kafka_sink(settings: Settings) -> KafkaSink | None:
 
 
 def _open_engine(settings: Settings, engine: str) -> Engine:
-    """Storage and outbox; a ConfigError where the storage root cannot be used."""
-    root = settings.local_storage.dicm_store_path
+    """Storage and outbox.
+
+    Raises:
+        ConfigError: the storage root cannot be used.
+        TemporaryFailure: the storage root cannot be used now.
+    """
+    key, root = "local_storage.dicm_store_path", settings.local_storage.dicm_store_path
     make_root(settings)
     try:
         if engine == "python":
@@ -139,11 +208,5 @@ def _open_engine(settings: Settings, engine: str) -> Engine:
     except TemporaryFailure:
         raise
     except CoreError as error:
-        raise ConfigError(
-            ConfigProblem(
-                "local_storage.dicm_store_path",
-                str(root),
-                f"a usable storage root ({error})",
-                "configuration",
-            )
-        ) from None
+        problem = ConfigProblem(key, str(root), f"a usable storage root ({error})", "configuration")
+        raise ConfigError(problem) from None

@@ -53,8 +53,9 @@ def adopt(table: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
         else:
             own[name] = value
     adopted |= own
-    if isinstance(adopted.get("brokers"), list):
-        adopted["brokers"] = ",".join(map(str, adopted["brokers"]))
+    brokers = adopted.get("brokers")
+    if isinstance(brokers, list) and all(isinstance(broker, str) for broker in brokers):
+        adopted["brokers"] = ",".join(brokers)
     for name in ("security_protocol", "sasl_mechanism"):
         if isinstance(adopted.get(name), str):
             adopted[name] = adopted[name].upper()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from storescp.errors import TemporaryFailure, start_failure
+from storescp.errors import ConfigError, TemporaryFailure, start_failure
+from storescp.files import check_folder
 from storescp.settings import Settings
 
 IDENTITY = Path(".outbox", "identity")
-_EXPECTED = "a folder that can be written"
 _OUR_FOLDERS = (".incoming", ".outbox")
 
 
@@ -35,14 +33,14 @@ def check_root(key: str, root: Path, *, create: bool) -> None:
         if not create:
             _check_identity(key, root)
         if not create or os.path.lexists(root):
-            _check_folder(root, os.R_OK | os.W_OK | os.X_OK)
+            check_folder(root, os.R_OK | os.W_OK | os.X_OK)
             for folder in (root / name for name in _OUR_FOLDERS):
                 if os.path.lexists(folder):
-                    _check_folder(folder, os.R_OK | os.W_OK | os.X_OK)
+                    check_folder(folder, os.R_OK | os.W_OK | os.X_OK)
         else:
-            _check_folder(_first_that_exists(root.parents), os.W_OK | os.X_OK)
+            check_folder(_first_that_exists(root.parents), os.W_OK | os.X_OK)
     except OSError as error:
-        raise start_failure(key, root, _EXPECTED, error) from None
+        raise root_failure(key, root, error) from None
 
 
 def make_root(settings: Settings) -> None:
@@ -59,7 +57,12 @@ def make_root(settings: Settings) -> None:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise start_failure(key, root, _EXPECTED, error) from None
+            raise root_failure(key, root, error) from None
+
+
+def root_failure(key: str, root: Path, error: OSError) -> ConfigError | TemporaryFailure:
+    """What an error of the operating system means for a start that needs a storage root."""
+    return start_failure(key, root, "a folder that can be written", error, may_be_unmounted=True)
 
 
 def _check_identity(key: str, root: Path) -> None:
@@ -81,16 +84,3 @@ def _first_that_exists(folders: Sequence[Path]) -> Path:
             continue
         return folder
     return Path("/")
-
-
-def _check_folder(folder: Path, access: int) -> None:
-    """Raises an OSError where a folder cannot be used."""
-    if not stat.S_ISDIR(folder.stat().st_mode):
-        raise _error(errno.ENOTDIR, folder)
-    if not os.access(folder, access):
-        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
-        raise _error(errno.EROFS if is_read_only else errno.EACCES, folder)
-
-
-def _error(number: int, path: Path) -> OSError:
-    return OSError(number, os.strerror(number), str(path))

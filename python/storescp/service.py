@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,7 @@ import structlog
 from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.engine import Engine
-from storescp.errors import ConfigError, StorescpError
+from storescp.errors import ConfigError, StorescpError, TemporaryFailure
 from storescp.liveness import Liveness
 from storescp.logs import Warnings
 from storescp.network.admission import Admission
@@ -59,11 +60,21 @@ class Server(Protocol):
         """Waits for the associations; whether all are over."""
 
 
+def _print(line: str) -> None:
+    """To standard output. That nobody reads it, or that its disk is full, does not end a service."""
+    try:
+        print(line, flush=True)  # noqa: T201
+    except OSError as error:
+        log.warning("stdout.not_written", line=line, reason=error.strerror)
+
+
 class Service:
     """Everything that runs, from start to drain."""
 
-    def __init__(self, prepared: Prepared, warned: Warnings) -> None:
+    def __init__(self, prepared: Prepared, warned: Warnings, early_hangups: Sequence[int] = ()) -> None:
+        """`early_hangups` grows with each SIGHUP that comes before the service hears signals."""
         self._warned = warned
+        self._early_hangups = early_hangups
         self._prepared = prepared
         self._configuration = prepared.configuration
         self._settings = prepared.configuration.settings
@@ -82,7 +93,7 @@ class Service:
         """Serves until a signal; returns the exit code.
 
         Raises:
-            ConfigError, BindError: it cannot start.
+            ConfigError, TemporaryFailure, BindError: it cannot start.
         """
         settings, trail = self._settings, self._prepared.trail
         # To look for UIDs worth a warning, which nobody would hear, takes two fifths of a negotiation.
@@ -93,6 +104,8 @@ class Service:
             self._admission.users = self._prepared.users
             server = self._make_server(engine)
             hears = running.enter_context(listening((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear))
+            if self._early_hangups:
+                self._hear(signal.SIGHUP)
             self._announce_start(engine)
             publisher = self._make_publisher(engine)
             publisher.start()
@@ -118,10 +131,10 @@ class Service:
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
-                print(f"{line} (TLS)" if address.tls else line, flush=True)  # noqa: T201
+                _print(f"{line} (TLS)" if address.tls else line)
             if http is not None:
                 host, port = http.address
-                print(f"http on {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
+                _print(f"http on {f'[{host}]' if ':' in host else host}:{port}")
             notify("READY=1")
             self._wait(server, trail, publisher)
         log.info("service.stopped")
@@ -316,7 +329,7 @@ class Service:
         try:
             users = load_users(settings)
             tls = None if settings.tls is None else load_tls(settings.tls)
-        except ConfigError as error:
+        except (ConfigError, TemporaryFailure) as error:
             log.error("reload.failed", text="what was loaded before stays in force", reason=str(error))  # noqa: TRY400
             return False
         self._admission.users = users

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr
+from cryptography import x509
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from storescp import _core
 from storescp.network.identity import SubjectPattern
@@ -20,6 +21,7 @@ _UID_CHARACTERS, _AE_TITLE_CHARACTERS = 64, 16  # PS3.5 6.2
 _ROOT_BYTES = 200
 _LAST_PORT = 65535
 _KAFKA_PORT = 9092
+MOST = (1 << 63) - 1
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 # What a CornerstoneJS viewer reads.
@@ -58,7 +60,12 @@ def _target(text: str) -> str:
     return text
 
 
-def _ae_title(text: str) -> str:
+def ae_title(text: str) -> str:
+    """An AE title without the spaces around it.
+
+    Raises:
+        ValueError: it is none.
+    """
     # PS3.5 6.2 AE: 16 characters of the default repertoire without backslash and control characters.
     if (
         not 1 <= len(text.strip()) <= _AE_TITLE_CHARACTERS
@@ -111,32 +118,85 @@ def _brokers(text: str) -> str:
     return ",".join(brokers)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text, or the name of a file, can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path without a NUL character")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("a path that begins with the name of a user who has a home folder, or without '~'") from None
+
+
 def _root(path: Path) -> Path:
-    absolute = path.expanduser().absolute()
+    absolute = path.absolute()
+    if not is_utf8(str(absolute)):
+        raise ValueError("a path in UTF-8")
     if len(str(absolute).encode()) > _ROOT_BYTES:
         raise ValueError("a path of at most 200 bytes")
     return absolute
 
 
+def _oid(text: str) -> str:
+    try:
+        x509.ObjectIdentifier(text)
+    except ValueError:
+        raise ValueError("an object identifier like 1.3.6.1.4.15967132172.1") from None
+    return text
+
+
+def _audit_destination(text: str) -> str:
+    expected = f"tls://HOST:PORT, tcp://HOST:PORT (port 1 to {_LAST_PORT}) or file:PATH"
+    if text.startswith("file:"):
+        path = _path(Path(text.removeprefix("file:").removeprefix("//")))
+        if path == Path():
+            raise ValueError(expected)
+        return f"file:{path}"
+    found = re.fullmatch(r"(tls|tcp)://[^\s/:@]+:([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[2]) <= _LAST_PORT:
+        raise ValueError(expected)
+    return text
+
+
 Uid = Annotated[str, AfterValidator(_uid)]
 Target = Annotated[str, AfterValidator(_target)]
-AeTitle = Annotated[str, AfterValidator(_ae_title)]
+AeTitle = Annotated[str, AfterValidator(ae_title)]
 Keyword = Annotated[str, AfterValidator(_keyword)]
 TenantId = Annotated[str, AfterValidator(_tenant_id)]
 OptionalTenantId = Annotated[str, AfterValidator(_optional_tenant_id)]
 Subject = Annotated[str, AfterValidator(_subject)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
 Network = Annotated[str, AfterValidator(_network)]
-StorageRoot = Annotated[Path, AfterValidator(_root)]
+FilePath = Annotated[Path, AfterValidator(_path)]
+StorageRoot = Annotated[FilePath, AfterValidator(_root)]
+Oid = Annotated[str, AfterValidator(_oid)]
+AuditDestination = Annotated[str, AfterValidator(_audit_destination)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
-PositiveCount = Annotated[int, Field(ge=1)]
+# What the core counts with.
+PositiveCount = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class Section(BaseModel):
     """A table of the configuration file: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: object) -> object:
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, str | Path) and not is_utf8(str(part)):
+                raise ValueError("text in UTF-8")
+        return value
 
 
 class DicomStoreScp(Section):
@@ -171,9 +231,9 @@ class DicomLicenseServer(Section):
 
     client_id: str = Field(min_length=1, description="whose licence it is")
     license_key: SecretStr = Field(min_length=1, description="the hash code in the certificate")
-    client_certificate: Path = Field(Path("client.pem"), description="the licence")
-    ca_certificate: Path = Field(Path("ca.pem"), description="who issued it")
-    hash_code_oid: Annotated[str, Field(pattern=r"^[0-2](\.[0-9]+)+$")] = Field(
+    client_certificate: FilePath = Field(Path("client.pem"), description="the licence")
+    ca_certificate: FilePath = Field(Path("ca.pem"), description="who issued it")
+    hash_code_oid: Oid = Field(
         "1.3.6.1.4.15967132172.1", description="the extension of the certificate that holds the hash code"
     )
 
@@ -189,7 +249,9 @@ class LocalStorage(Section):
         "replace", description="what becomes of another instance with the same UIDs"
     )
     create: bool = Field(
-        True, description="whether a storage root that is not there is made; false: it must have its identity file"
+        True,
+        description="whether a storage root that is not there is made; false: it must be there with its identity file, "
+        "`.outbox/identity`, else exit code 75",
     )
     replaced_retention: Annotated[float, Field(ge=0, le=3153600000.0, allow_inf_nan=False)] = Field(
         2592000.0, description="how long a file that was replaced stays in .replaced/, in seconds; 0: it is not kept"
@@ -197,7 +259,7 @@ class LocalStorage(Section):
     replaced_max_bytes: PositiveCount | None = Field(
         None, description="bytes that .replaced/ may hold; by default a tenth of the disk"
     )
-    min_free_bytes: Annotated[int, Field(ge=0)] = Field(
+    min_free_bytes: Annotated[int, Field(ge=0, le=MOST)] = Field(
         1 << 30, description="below so much free space nothing is accepted"
     )
     spool_memory_bytes: Annotated[int, Field(ge=4096, le=1 << 28)] = Field(
@@ -244,11 +306,11 @@ class Kafka(Section):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="with or without TLS, with or without a login"
     )
-    ssl_cafile: Path | None = Field(
+    ssl_cafile: FilePath | None = Field(
         None, description="authorities that the broker's certificate may come from; without it the system's"
     )
-    ssl_certfile: Path | None = Field(None, description="our certificate, where the broker wants one")
-    ssl_keyfile: Path | None = Field(None, description="its key")
+    ssl_certfile: FilePath | None = Field(None, description="our certificate, where the broker wants one")
+    ssl_keyfile: FilePath | None = Field(None, description="its key")
     ssl_key_password: SecretStr | None = Field(None, description="of that key")
     ssl_check_hostname: bool = Field(True, description="whether the broker's certificate must name its host")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(None, description="how to log in")
@@ -310,13 +372,13 @@ class TlsClient(Section):
 class Tls(Section):
     """`[tls]`."""
 
-    certificate: Path = Field(description="ours and those between it and the root")
-    private_key: Path = Field(description="its key, PEM, not encrypted")
-    client_ca: Path | None = Field(None, description="authorities that client certificates may come from")
+    certificate: FilePath = Field(description="ours and those between it and the root")
+    private_key: FilePath = Field(description="its key, PEM, not encrypted")
+    client_ca: FilePath | None = Field(None, description="authorities that client certificates may come from")
     client_auth: Literal["required", "optional", "none"] = Field(
         "required", description="whether clients need a certificate"
     )
-    crl: Path | None = Field(None, description="a list for each authority that issues client certificates")
+    crl: FilePath | None = Field(None, description="a list for each authority that issues client certificates")
     port: Port | None = Field(None, description="beside dicom_store_scp.port; without it TLS takes that port")
     clients: tuple[TlsClient, ...] = Field((), description="where there are any, nobody else comes in by TLS")
 
@@ -324,18 +386,16 @@ class Tls(Section):
 class UserIdentity(Section):
     """`[user_identity]`: username and passcode, asked for on every association; over TLS only."""
 
-    users: Path = Field(description="lines of `storescpd passcode`")
+    users: FilePath = Field(description="lines of `storescpd passcode`")
 
 
 class Audit(Section):
     """`[audit]`: DICOM audit messages (PS3.15 A.5) in syslog (RFC 5424)."""
 
-    destination: Annotated[str, Field(pattern=r"^(tls|tcp)://[^\s/:]+:[0-9]{1,5}$|^file:.+$")] = Field(
-        description="tls://HOST:PORT, tcp://HOST:PORT or file:PATH"
-    )
+    destination: AuditDestination = Field(description="tls://HOST:PORT, tcp://HOST:PORT or file:PATH")
     source_id: Annotated[str, Field(min_length=1, max_length=64)] = Field("storescp", description="AuditSourceID")
-    ca_certificate: Path | None = Field(None, description="of a TLS destination; without it the system's")
-    client_certificate: Path | None = Field(None, description="certificate and key that a TLS destination asks for")
+    ca_certificate: FilePath | None = Field(None, description="of a TLS destination; without it the system's")
+    client_certificate: FilePath | None = Field(None, description="certificate and key that a TLS destination asks for")
     max_queued: PositiveCount = Field(10000, description="messages kept while the destination is unreachable")
 
 
@@ -355,7 +415,9 @@ class Transcoding(Section):
     """`[transcoding]`: the processes that transcode what viewers cannot read."""
 
     workers: PositiveCount | None = Field(None, description="processes at most; as many as there are cores")
-    worker_memory_bytes: Annotated[int, Field(ge=256 << 20)] = Field(2 << 30, description="each one's own memory")
+    worker_memory_bytes: Annotated[int, Field(ge=256 << 20, le=MOST)] = Field(
+        2 << 30, description="each one's own memory"
+    )
     timeout: Seconds = Field(60.0, description="seconds without a finished frame after which one is ended")
 
 
@@ -364,8 +426,8 @@ class Outbox(Section):
 
     max_rows: PositiveCount = Field(1_000_000, description="records that may wait; beyond it nothing is accepted")
     max_bytes: PositiveCount = Field(2 << 30, description="the same in bytes")
-    keep_delivered: Seconds = Field(
-        604800.0, le=31536000.0, description="seconds until a delivered record loses its text"
+    keep_delivered: Annotated[float, Field(gt=0, le=31536000)] = Field(
+        604800.0, description="how long the JSON text of a delivered record is kept, in seconds"
     )
 
 
@@ -394,7 +456,9 @@ class Limits(Section):
     )
     handshake_timeout: Seconds = Field(5.0, description="TLS handshake")
     idle_timeout: Seconds = Field(60.0, description="an association without a request")
-    min_rate: PositiveCount = Field(1024, description="bytes a second at which a PDU must come in")
+    min_rate: Annotated[int, Field(ge=1, le=(1 << 32) - 1)] = Field(
+        1024, description="bytes a second at which a PDU must come in"
+    )
     max_pdu_tolerated: Annotated[int, Field(ge=131072, le=1 << 28)] = Field(
         1 << 20, description="longest A-ASSOCIATE-RQ and, unless strict, P-DATA-TF"
     )

@@ -12,6 +12,20 @@ _MANY = 64
 
 
 @contextlib.contextmanager
+def remembered(number: signal.Signals) -> Iterator[list[int]]:
+    """From now on a signal does not end the process; the list has one entry for each that came. Main thread only.
+
+    It is ignored afterwards: the interpreter gives other handlers up before the process ends.
+    """
+    came: list[int] = []
+    signal.signal(number, lambda received, _frame: came.append(received))
+    try:
+        yield came
+    finally:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
 def listening(numbers: tuple[signal.Signals, ...], heard: Callable[[int], None]) -> Iterator[Callable[[], bool]]:
     """Calls `heard` with the number of each signal, in a thread of its own. Only for the main thread.
 
@@ -30,16 +44,17 @@ def listening(numbers: tuple[signal.Signals, ...], heard: Callable[[int], None])
                 if number in numbers:
                     heard(number)
 
-    before = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
+    # In this order no signal is lost: one that comes between the two is told twice.
     signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
     listener = threading.Thread(target=listen, name="storescp-signals", daemon=True)
     listener.start()
     try:
         yield listener.is_alive
     finally:
-        signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
         outbox.close()
         listener.join()
         inbox.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -106,7 +107,8 @@ def plan_files(source: Path, target: Path) -> list[tuple[Path, Path]]:
         StorescpError: there is nothing to do, or the target lies inside the source.
     """
     if source.is_dir():
-        if target.resolve().is_relative_to(source.resolve()):
+        # Not `Path.resolve`, which raises an error for links in a circle.
+        if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
             raise StorescpError(f"{target} lies inside {source}")
         pairs = [(path, target / path.relative_to(source)) for path in find_files([source])]
     elif target.is_dir():

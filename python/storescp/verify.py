@@ -6,7 +6,7 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from pathlib import Path
 import xxhash
 
 from storescp import _core
-from storescp.errors import CoreError
+from storescp.errors import CoreError, StorescpError
 from storescp.quarantine import QUARANTINE, entries
+from storescp.settings import is_utf8
 
 _THREADS = min(4, os.cpu_count() or 1)
 _AT_A_TIME = 256
@@ -59,14 +60,22 @@ class Roots:
         """Every storage root."""
         return {self._root, *self._tenant_roots.values()}
 
-    def stored(self) -> Iterator[tuple[str, Path, bool]]:
-        """Every file beneath a tenant: relative path, absolute path, and whether the tenant belongs to that root."""
+    def stored(self, unreadable: Callable[[OSError], object]) -> Iterator[tuple[str, Path, bool]]:
+        """Every file beneath a tenant: relative path, absolute path, and whether the tenant belongs to that root.
+
+        `unreadable` is told of each folder that cannot be read, a root too.
+        """
         for root in sorted(self.all()):
-            for tenant in sorted(root.iterdir()):
-                if tenant.name.startswith(".") or not tenant.is_dir():
+            try:
+                tenants = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+            except OSError as error:
+                unreadable(error)
+                continue
+            for tenant in tenants:
+                if tenant.startswith("."):
                     continue
-                belongs = self._tenant_roots.get(tenant.name, self._root) == root
-                for folder, _, names in os.walk(tenant):
+                belongs = self._tenant_roots.get(tenant, self._root) == root
+                for folder, _, names in os.walk(root / tenant, onerror=unreadable):
                     for name in sorted(names):
                         file = Path(folder) / name
                         yield str(file.relative_to(root)), file, belongs
@@ -82,8 +91,12 @@ def verify(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
     """Looks at the file of every record, at every file without one ("foreign"), and into the quarantine."""
     yield from _recorded_files(roots, database)
     yield from _foreign_files(roots, database)
-    for entry in entries(roots.all()):
-        yield Looked("quarantined", entry.path or f"{QUARANTINE}/{entry.name}", reason=entry.reason)
+    for root in sorted(roots.all()):
+        try:
+            for entry in entries([root]):
+                yield Looked("quarantined", entry.path or f"{QUARANTINE}/{entry.name}", reason=entry.reason)
+        except StorescpError as error:
+            yield Looked("unreadable", str(root / QUARANTINE), reason=str(error))
 
 
 def _recorded_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
@@ -122,8 +135,11 @@ def _look_at(roots: Roots, recorded: Recorded) -> Looked:
 def _foreign_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looked]:
     """Every file without a record, or beneath another root than its tenant's."""
     young: list[tuple[str, float]] = []
-    for path, file, belongs in roots.stored():
-        if not belongs:
+    failures: list[OSError] = []
+    for path, file, belongs in roots.stored(failures.append):
+        if not is_utf8(path):
+            yield Looked("foreign", path, reason="its name is not UTF-8: it is no file of this service")
+        elif not belongs:
             yield Looked("foreign", str(file), reason="the tenant has another storage root")
         elif not _is_recorded(database, path):
             settles = _changed(file) + _YOUNG_SECONDS
@@ -131,6 +147,8 @@ def _foreign_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Looke
                 young.append((path, settles))
             else:
                 yield _unrecorded(path)
+    for failure in failures:
+        yield Looked("unreadable", str(failure.filename), reason=failure.strerror or str(failure))
     for path, settles in young:
         time.sleep(max(0.0, min(settles - time.time(), _YOUNG_SECONDS)))
         if not _is_recorded(database, path):
@@ -150,13 +168,10 @@ def _unrecorded(path: str) -> Looked:
 
 
 def _is_recorded(database: sqlite3.Connection, path: str) -> bool:
-    number = xxhash.xxh3_64_intdigest(path.encode(errors="surrogateescape"))
+    number = xxhash.xxh3_64_intdigest(path.encode())
     signed = number - 2 * _SIGN_BIT if number >= _SIGN_BIT else number
     query = "SELECT EXISTS (SELECT 1 FROM instance WHERE path_hash = ? AND path = ?)"
-    try:
-        return bool(database.execute(query, (signed, path)).fetchone()[0])
-    except UnicodeEncodeError:  # a name that is no text is none of ours
-        return False
+    return bool(database.execute(query, (signed, path)).fetchone()[0])
 
 
 def request_republication(database: sqlite3.Connection, paths: Iterable[str]) -> int:

@@ -261,12 +261,6 @@ def test_a_passcode_becomes_a_line_that_knows_it() -> None:
     assert storescp("passcode", "#ct1", "--passcode", "x").returncode == 2
 
 
-def test_one_root_serves_one_process(scp: ServiceProcess) -> None:
-    result = storescp("-p", "0", "-o", str(scp.root))
-    assert result.returncode == 75
-    assert "another process" in result.stderr
-
-
 def test_check_config_prints_values_sources_and_no_secrets(config: Path) -> None:
     result = storescp("check-config", "-c", str(config), env={"STORESCP_LIMITS__NESTING": "100"})
     assert result.returncode == 0

@@ -106,8 +106,8 @@ def test_paths_of_a_file_are_relative_to_it(tmp_path: Path) -> None:
     ("text", "parts"),
     [
         ("[dicom_store_scp]\nport = 99999", ["dicom_store_scp.port", "99999", "65535", "storescp.toml"]),
-        ("[dicom_store_scp]\nprot = 1", ["dicom_store_scp.prot", "no such key"]),
-        ("[dicom_storescp]\nport = 1", ["dicom_storescp", "no such key"]),
+        ("[dicom_store_scp]\nprot = 1", ["dicom_store_scp.prot", "a known key; did you mean dicom_store_scp.port?"]),
+        ("[dicom_storescp]\nport = 1", ["dicom_storescp", "a known key; did you mean dicom_store_scp?"]),
         ("[dicom_store_scp]\nae_title = 'SEVENTEEN-LETTERS'", ["ae_title", "1 to 16 printable"]),
         ("[dicom_store_scp]\nunsupported_ts_change_to = '1.2.840.10008.1.2.4.50'", ["unsupported_ts_change_to", "lossless"]),
         ("[dicom_store_scp]\nrequired_attributes = ['PatientName2']", ["required_attributes", "keyword"]),

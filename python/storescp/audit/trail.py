@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from datetime import UTC, datetime
 
 from storescp import _core
@@ -28,7 +27,6 @@ from storescp.audit.messages import (
     sender,
 )
 from storescp.audit.transport import Transport, open_destination
-from storescp.errors import ConfigError, ConfigProblem
 from storescp.network.identity import Peer
 from storescp.settings import Settings
 
@@ -45,6 +43,7 @@ class Trail:
 
         Raises:
             ConfigError: a file or certificate cannot be used.
+            TemporaryFailure: one cannot be used now.
         """
         self._ae_title = settings.dicom_store_scp.ae_title
         self._transport: Transport | None = None
@@ -52,12 +51,7 @@ class Trail:
         if section is None:
             return
         self._source_id = section.source_id
-        try:
-            destination = open_destination(section)
-        except (OSError, ssl.SSLError) as error:
-            problem = ConfigProblem("audit", section.destination, f"usable files ({error})", "configuration")
-            raise ConfigError(problem) from None
-        self._transport = Transport(destination, section.max_queued)
+        self._transport = Transport(open_destination(section), section.max_queued)
 
     @property
     def is_kept(self) -> bool:

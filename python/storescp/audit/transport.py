@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import structlog
 
 from storescp.durable import leads_to
+from storescp.errors import ConfigError, ConfigProblem, TemporaryFailure, start_failure
+from storescp.files import check_readable, check_writable
 from storescp.settings import Audit
 
 log = structlog.get_logger("storescp.audit")
@@ -124,23 +126,64 @@ class SyslogDestination:
             self._socket = None
 
 
+def check_destination(section: Audit) -> None:
+    """Whether a destination can be opened, as far as that leaves no trace.
+
+    Raises:
+        ConfigError: a file or certificate cannot be used.
+        TemporaryFailure: one cannot be used now.
+    """
+    if (path := _file_of(section)) is not None:
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise _file_failure(path, error) from None
+    else:
+        _tls_context(section)
+
+
 def open_destination(section: Audit) -> Destination:
     """Where a configuration sends them. The connection is made with the first message.
 
     Raises:
-        OSError: a file cannot be used.
-        ssl.SSLError: a certificate cannot be used.
+        ConfigError: a file or certificate cannot be used.
+        TemporaryFailure: one cannot be used now.
     """
-    scheme, _, rest = section.destination.partition(":")
-    if scheme == "file":
-        return FileDestination(Path(rest.removeprefix("//")))
+    if (path := _file_of(section)) is not None:
+        try:
+            return FileDestination(path)
+        except OSError as error:
+            raise _file_failure(path, error) from None
     parts = urlsplit(section.destination)
-    context = None
-    if scheme == "tls":
-        context = ssl.create_default_context(cafile=section.ca_certificate)
-        if section.client_certificate is not None:
-            context.load_cert_chain(section.client_certificate)
-    return SyslogDestination(str(parts.hostname), int(parts.port or 0), context)
+    return SyslogDestination(str(parts.hostname), int(parts.port or 0), _tls_context(section))
+
+
+def _file_of(section: Audit) -> Path | None:
+    scheme, _, rest = section.destination.partition(":")
+    return Path(rest.removeprefix("//")) if scheme == "file" else None
+
+
+def _file_failure(path: Path, error: OSError) -> ConfigError | TemporaryFailure:
+    return start_failure("audit.destination", path, "a file that can be written", error)
+
+
+def _tls_context(section: Audit) -> ssl.SSLContext | None:
+    if not section.destination.startswith("tls:"):
+        return None
+    key, path = "audit.ca_certificate", section.ca_certificate
+    try:
+        if path is not None:
+            check_readable(key, path)
+        context = ssl.create_default_context(cafile=path)
+        key, path = "audit.client_certificate", section.client_certificate
+        if path is not None:
+            check_readable(key, path)
+            # Without a password the library would ask for one at the terminal.
+            context.load_cert_chain(path, password=lambda: "")
+    except ssl.SSLError as error:
+        expected = f"a file of PEM certificates, and the key of a client certificate ({error.reason or error})"
+        raise ConfigError(ConfigProblem(key, str(path), expected, "configuration")) from None
+    return context
 
 
 class Transport:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import io
+import os
 import platform
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,10 +26,22 @@ from storescp.cli.common import (
     EXIT_UNAVAILABLE,
     config_option,
     configuration,
+    configuration_with_problems,
+    printable,
 )
 from storescp.cli.completion import completion_command
 from storescp.cli.help import ByTopic
-from storescp.errors import BindError, ConfigError, LicenceError, StorescpError, TemporaryFailure
+from storescp.errors import (
+    BindError,
+    ConfigError,
+    CoreBug,
+    LicenceError,
+    StartError,
+    StorescpError,
+    TemporaryFailure,
+    is_temporary,
+)
+from storescp.signals import remembered
 
 # Command line parameter -> section and key of the configuration.
 _OPTION_KEYS = {
@@ -133,11 +149,21 @@ def main_group(context: click.Context, /, **parameters: Any) -> None:
         _serve(context)
 
 
-def _serve(context: click.Context) -> None:
+def _serve(context: click.Context) -> NoReturn:
+    with remembered(signal.SIGHUP) as hangups:
+        try:
+            _run_service(context, hangups)
+        except OSError as error:
+            if is_temporary(error):
+                raise TemporaryFailure(_text_of(error)) from error
+            raise RuntimeError(f"the operating system says: {_text_of(error)}") from error
+
+
+def _run_service(context: click.Context, early_hangups: Sequence[int]) -> NoReturn:
     from storescp.memory import keep_less  # noqa: PLC0415 - other commands start faster without them
     from storescp.preparation import prepare  # noqa: PLC0415
 
-    found = configuration(context)
+    found = configuration_with_problems(context)
     warned = logs.configure(found.settings.log.level, found.settings.log.format)
     keep_less()
     with prepare(found, context.obj["engine"]) as prepared:
@@ -148,18 +174,21 @@ def _serve(context: click.Context) -> None:
         finally:
             gc.enable()
         gc.freeze()
-        sys.exit(Service(prepared, warned).run())
+        sys.exit(Service(prepared, warned, early_hangups).run())
 
 
 @click.command("check-config")
 @config_option
 @click.pass_context
 def check_config(context: click.Context, config: Path | None) -> None:
-    """Print every value and where it comes from.
+    """Print every value, and what refuses a start.
 
-    Secrets are masked.
+    Each value with the place where it comes from; secrets are masked. The exit code is that of a start.
     """
-    found = configuration(context, config)
+    from storescp.preparation import check  # noqa: PLC0415 - other commands start faster without it
+
+    logs.configure("error", "console")
+    found = configuration_with_problems(context, config)
     rows = list(found.rows())
     width = max(len(key) for key, _, _ in rows)
     for key, value, source in rows:
@@ -168,6 +197,7 @@ def check_config(context: click.Context, config: Path | None) -> None:
         click.echo(f"warning: {warning}", err=True)
     if found.evaluation:
         click.echo("no configuration file and no licence section: evaluation mode", err=True)
+    check(found, context.find_root().obj["engine"])
 
 
 @click.command("conformance")
@@ -204,6 +234,9 @@ for command in (
 
 def main() -> NoReturn:
     """Runs the command line and exits with the codes of the manual."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name of a file need not be text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Not standalone, click returns the code of `context.exit`.
         returned = main_group(standalone_mode=False)
@@ -215,21 +248,11 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"storescp: configuration: {problem}", err=True)
-        code = EXIT_CONFIG
-    except LicenceError as error:
-        click.echo(f"storescp: licence: {error}", err=True)
-        code = EXIT_LICENCE
-    except BindError as error:
-        click.echo(f"storescp: {error}", err=True)
-        code = EXIT_UNAVAILABLE
-    except TemporaryFailure as error:
-        click.echo(f"storescp: {error}", err=True)
-        code = EXIT_TEMPORARY
     except StorescpError as error:
-        click.echo(f"storescp: {error}", err=True)
+        code = _tell(error)
+    except OSError as error:
+        # Of a command: the file or folder is the operator's.
+        click.echo(f"storescp: {_text_of(error)}", err=True)
         code = EXIT_FOUND
     except Exception as error:  # noqa: BLE001 - the last line of defence names the bug and its exit code
         import traceback  # noqa: PLC0415
@@ -238,3 +261,30 @@ def main() -> NoReturn:
         click.echo(f"storescp: internal error: {error!r}", err=True)
         code = EXIT_BUG
     sys.exit(code)
+
+
+def _text_of(error: OSError) -> str:
+    name = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
+    return f"{name}{error.strerror or error}"
+
+
+def _tell(error: StorescpError) -> int:
+    """Prints an error; its exit code. Of several errors the code is that of the first kind in the order below."""
+    if isinstance(error, StartError):
+        codes = [_tell(one) for one in error.errors]
+        return next(code for code in (EXIT_CONFIG, EXIT_TEMPORARY, EXIT_LICENCE) if code in codes)
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            click.echo(f"storescp: configuration: {problem}", err=True)
+        return EXIT_CONFIG
+    for kind, title, code in (
+        (TemporaryFailure, "temporary failure: ", EXIT_TEMPORARY),
+        (LicenceError, "licence: ", EXIT_LICENCE),
+        (BindError, "", EXIT_UNAVAILABLE),
+        (CoreBug, "internal error: ", EXIT_BUG),
+    ):
+        if isinstance(error, kind):
+            click.echo(f"storescp: {title}{error}", err=True)
+            return code
+    click.echo(f"storescp: {error}", err=True)
+    return EXIT_FOUND

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from storescp import _core
-from storescp.cli.common import EXIT_FOUND, config_option, configuration
+from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox, printable
 from storescp.cli.progress import progress
 from storescp.errors import CoreError, StorescpError
 from storescp.names import name_of
@@ -100,28 +100,27 @@ def verify_command(context: click.Context, config: Path | None, republish: str |
     there is any.
     """
     from storescp import verify  # noqa: PLC0415
-    from storescp.outbox import open_outbox  # noqa: PLC0415
 
     settings = configuration(context, config).settings
     own_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
-    root = settings.local_storage.dicm_store_path
-    roots, database = verify.Roots(root, own_roots), open_outbox(root, write=republish is not None)
+    roots = verify.Roots(settings.local_storage.dicm_store_path, own_roots)
     found: list[verify.Looked] = []
     wished: list[str] = []
     files = size = 0
-    with progress("comparing", verify.count_paths(database)) as advance:
-        for looked in verify.verify(roots, database):
-            advance(looked.kind not in {"foreign", "quarantined"})
-            if looked.kind == "whole":
-                files, size = files + 1, size + looked.bytes
-            else:
-                found.append(looked)
-            if looked.is_unrecorded or (looked.kind == "whole" and republish == "all"):
-                wished.append(looked.path)
-    for looked in found:
-        click.echo(f"{looked.kind}  {looked.path}" + (f"  ({looked.reason})" if looked.reason else ""))
-    click.echo(f"{files} files, {size} bytes compared, {len(found)} findings", err=True)
-    if republish is not None:
-        count = verify.request_republication(database, wished)
-        click.echo(f"{count} records wished for: the service takes them up at once, or when it starts", err=True)
+    with opened_outbox(settings, write=republish is not None) as database:
+        with progress("comparing", verify.count_paths(database)) as advance:
+            for looked in verify.verify(roots, database):
+                advance(looked.kind not in {"foreign", "quarantined"})
+                if looked.kind == "whole":
+                    files, size = files + 1, size + looked.bytes
+                else:
+                    found.append(looked)
+                if looked.is_unrecorded or (looked.kind == "whole" and republish == "all"):
+                    wished.append(looked.path)
+        for looked in found:
+            click.echo(f"{looked.kind}  {printable(looked.path)}" + (f"  ({looked.reason})" if looked.reason else ""))
+        click.echo(f"{files} files, {size} bytes compared, {len(found)} findings", err=True)
+        if republish is not None:
+            count = verify.request_republication(database, wished)
+            click.echo(f"{count} records wished for: the service takes them up at once, or when it starts", err=True)
     context.exit(EXIT_FOUND if found else 0)

@@ -93,4 +93,4 @@ def passcode_command(username: str, passcode: str) -> None:
     try:
         click.echo(entry(username, passcode))
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="USERNAME") from None
+        raise click.UsageError(f"expected {error}") from None

@@ -9,17 +9,36 @@ import click
 from storescp import logs
 from storescp.cli.common import EXIT_FOUND
 from storescp.cli.progress import progress
+from storescp.settings import ae_title
 
+
+def _title(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        return ae_title(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _host(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A host name that can be looked up, or an address."""
+    try:
+        value.encode("idna")
+    except UnicodeError:
+        raise click.BadParameter("a host name or an address") from None
+    return value
+
+
+_host_argument = click.argument("host", callback=_host)
 _calling_option = click.option(
-    "--calling", metavar="TITLE", default="STORESCU", show_default=True, help="Our AE title."
+    "--calling", metavar="TITLE", default="STORESCU", show_default=True, callback=_title, help="Our AE title."
 )
 _called_option = click.option(
-    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, help="The peer's AE title."
+    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, callback=_title, help="The peer's AE title."
 )
 
 
 @click.command("echo")
-@click.argument("host")
+@_host_argument
 @click.argument("port", type=click.IntRange(1, 65535))
 @_calling_option
 @_called_option
@@ -32,7 +51,7 @@ def echo_command(host: str, port: int, calling: str, called: str) -> None:
 
 
 @click.command("send")
-@click.argument("host")
+@_host_argument
 @click.argument("port", type=click.IntRange(1, 65535))
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @_calling_option

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from storescp import logs
-from storescp.cli.common import EXIT_FOUND, config_option, configuration
+from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox
 from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import Settings
 
@@ -33,9 +33,9 @@ def outbox_status(context: click.Context, config: Path | None, as_json: bool) ->
     from storescp import outbox  # noqa: PLC0415
 
     settings = configuration(context, config).settings
-    connection = outbox.open_outbox(settings.local_storage.dicm_store_path)
-    topics = [outbox.topic_status(connection, number, topic) for number, topic in enumerate(_topics(settings))]
-    instances = outbox.count_instances(connection)
+    with opened_outbox(settings) as connection:
+        topics = [outbox.topic_status(connection, number, topic) for number, topic in enumerate(_topics(settings))]
+        instances = outbox.count_instances(connection)
     if as_json:
         document = {"instances": instances, "topics": [vars(topic) for topic in topics]}
         click.echo(json.dumps(document, default=lambda at: at.isoformat(), indent=2))
@@ -61,11 +61,11 @@ def outbox_list(context: click.Context, config: Path | None, limit: int, dead: b
     from storescp import outbox  # noqa: PLC0415
 
     settings = configuration(context, config).settings
-    connection = outbox.open_outbox(settings.local_storage.dicm_store_path)
-    for kind in (True,) if dead else (True, False):
-        for entry in outbox.entries(connection, _topics(settings), dead=kind, limit=limit):
-            reason = f"  {entry.error}" if entry.error else ""
-            click.echo(f"{entry.state:<7}  {entry.trace_id}  {entry.path}  {','.join(entry.topics)}{reason}")
+    with opened_outbox(settings) as connection:
+        for kind in (True,) if dead else (True, False):
+            for entry in outbox.entries(connection, _topics(settings), dead=kind, limit=limit):
+                reason = f"  {entry.error}" if entry.error else ""
+                click.echo(f"{entry.state:<7}  {entry.trace_id}  {entry.path}  {','.join(entry.topics)}{reason}")
 
 
 @outbox_group.command("retry")
@@ -80,8 +80,8 @@ def outbox_retry(context: click.Context, config: Path | None, trace_ids: tuple[s
     if everything == bool(trace_ids):
         raise click.UsageError("give trace ids, or --all")
     settings = configuration(context, config).settings
-    connection = outbox.open_outbox(settings.local_storage.dicm_store_path, write=True)
-    count = outbox.request_retry(connection, None if everything else trace_ids)
+    with opened_outbox(settings, write=True) as connection:
+        count = outbox.request_retry(connection, None if everything else trace_ids)
     click.echo(f"{count} to be tried again")
     context.exit(0 if count else EXIT_FOUND)
 
@@ -120,7 +120,7 @@ def index_command(
         options["index", "group_id"] = group_id
     settings = configuration(context, config).settings
     if settings.kafka is None:
-        raise ConfigError(ConfigProblem("kafka", "null", "a section: the index reads topic_main", "configuration"))
+        raise ConfigError(ConfigProblem("kafka", None, "a section: the index reads topic_main", "configuration"))
     logs.configure(settings.log.level, settings.log.format)
 
     async def run() -> None:

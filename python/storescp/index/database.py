@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
@@ -13,11 +14,13 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, StatementError
 
-from storescp.errors import ConfigError, ConfigProblem
+from storescp.errors import ConfigError, ConfigProblem, start_failure
+from storescp.files import check_writable
 from storescp.index import tables
 from storescp.index.refusals import refusal_by
 
 _BUSY_SECONDS = 30.0
+_SQLITE_MAGIC = b"SQLite format 3\0"
 # A number of ours: workers that start at the same time make the tables one after the other.
 _SCHEMA_LOCK = 0x5C07E5C9
 _VALUE_BYTES = 1 << 20
@@ -101,7 +104,8 @@ class Database:
     """The tables at a URL; safe with several workers, each with partitions of its own.
 
     Raises (when made):
-        ConfigError: the URL is of no use, or its driver is not installed.
+        ConfigError: the URL is of no use, its driver is not installed, or its file is no database.
+        TemporaryFailure: its file cannot be used now.
     """
 
     def __init__(self, url: str) -> None:
@@ -114,11 +118,13 @@ class Database:
             self.url = parsed.render_as_string(hide_password=True)
             self._insert = dialects[parsed.get_backend_name()]
             self._engine = sa.create_engine(parsed, pool_pre_ping=True)
-        except (ArgumentError, NoSuchModuleError, KeyError, ModuleNotFoundError) as error:
+        # A port that is no number, or an address without its bracket, is a ValueError.
+        except (ArgumentError, NoSuchModuleError, KeyError, ValueError, ModuleNotFoundError) as error:
             if isinstance(error, ModuleNotFoundError):
                 expected = f"a driver that is installed ({error}): pip install 'storescp[postgresql]'"
             raise ConfigError(ConfigProblem("index.database", "********", expected, "configuration")) from None
         if self._engine.dialect.name == "sqlite":
+            _check_sqlite(parsed.database)
             _prepare_sqlite(self._engine)
 
     def create(self) -> None:
@@ -340,6 +346,22 @@ def _instance(record: Record) -> dict[str, object]:
         column.name for column in tables.instance.primary_key.columns
     }
     return record.model_dump(include=names)
+
+
+def _check_sqlite(name: str | None) -> None:
+    """To try again does not help where a file is no database, or its folder is not there."""
+    if not name or name == ":memory:" or name.startswith("file:"):
+        return
+    path, expected = Path(name), "a file that can be written, of a SQLite database where it is there"
+    try:
+        check_writable(path)
+        if path.exists():
+            with path.open("rb") as file:
+                # sqlite.org/fileformat.html 1.3; an empty file becomes a database.
+                if file.read(len(_SQLITE_MAGIC)) not in {b"", _SQLITE_MAGIC}:
+                    raise ConfigError(ConfigProblem("index.database", name, expected, "configuration"))
+    except OSError as error:
+        raise start_failure("index.database", path, expected, error) from None
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:

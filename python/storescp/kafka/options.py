@@ -6,6 +6,7 @@ import ssl
 from typing import TypedDict
 
 from storescp.errors import ConfigError, ConfigProblem
+from storescp.files import check_readable
 from storescp.settings import Kafka
 
 COMPRESSION = {"none": None, "gzip": "gzip", "snappy": "snappy", "lz4": "lz4", "zstd": "zstd"}
@@ -29,6 +30,7 @@ def connection_options(kafka: Kafka) -> ConnectionOptions:
 
     Raises:
         ConfigError: a certificate or key cannot be used.
+        TemporaryFailure: one cannot be read now.
     """
     return ConnectionOptions(
         bootstrap_servers=kafka.brokers,
@@ -47,7 +49,12 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext:
 
     Raises:
         ConfigError: a file cannot be used.
+        TemporaryFailure: a file cannot be read now.
     """
+    for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(kafka, key)
+        if path is not None:
+            check_readable(f"kafka.{key}", path)
     try:
         context = ssl.create_default_context(cafile=str(kafka.ssl_cafile) if kafka.ssl_cafile else None)
     except (OSError, ssl.SSLError) as error:

@@ -127,12 +127,16 @@ def entry(username: str, passcode: str) -> str:
     """A line of the file of users.
 
     Raises:
-        ValueError: the username cannot be in such a file.
+        ValueError: the username cannot be in such a file, or the passcode is no text; the text says what is expected.
     """
     if not username or username != username.strip() or username.startswith("#") or not username.isprintable():
         raise ValueError("a username of printable characters that does not begin with '#'")
+    try:
+        encoded = passcode.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a passcode in UTF-8") from None
     salt = os.urandom(_SALT_BYTES)
-    return f"{username}:{salt.hex()}:{_derive(passcode.encode(), salt).hex()}"
+    return f"{username}:{salt.hex()}:{_derive(encoded, salt).hex()}"
 
 
 def _derive(passcode: bytes, salt: bytes) -> bytes:

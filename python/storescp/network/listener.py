@@ -42,10 +42,9 @@ def bind(host: str, port: int) -> socket.socket:
             dualstack_ipv6=is_v6 and socket.has_dualstack_ipv6(),
         )
     except (OSError, ValueError, OverflowError) as error:
-        reason = str(error)
-        if isinstance(error, OSError) and error.errno:
-            reason = os.strerror(error.errno)
-        raise BindError(f"cannot listen on {host}:{port}: {reason}") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        # `create_server` adds the address behind it.
+        raise BindError(f"cannot listen on {host}:{port}: {reason.partition(' (while ')[0]}") from None
 
 
 def is_loopback(host: str) -> bool:

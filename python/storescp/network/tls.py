@@ -10,6 +10,7 @@ from cryptography import x509
 
 from storescp import _core
 from storescp.errors import ConfigError, ConfigProblem, CoreError
+from storescp.files import check_readable
 from storescp.settings import Tls
 
 log = structlog.get_logger("storescp.network")
@@ -21,12 +22,17 @@ def load_tls(section: Tls) -> _core.Tls:
 
     Raises:
         ConfigError: one of them cannot be used.
+        TemporaryFailure: one of them cannot be read now.
     """
+    for key in ("certificate", "private_key", "client_ca", "crl"):
+        path = getattr(section, key)
+        if path is not None:
+            check_readable(f"tls.{key}", path)
     try:
         setup = _core.Tls(section.certificate, section.private_key, section.client_ca, section.client_auth, section.crl)
         _check_dates(section)
     except (CoreError, ValueError, OSError) as error:
-        raise ConfigError(ConfigProblem("tls", "(files)", f"usable files ({error})", "configuration")) from None
+        raise ConfigError(ConfigProblem("tls", None, f"usable files ({error})", "configuration")) from None
     return setup
 
 

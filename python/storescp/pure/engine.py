@@ -12,7 +12,7 @@ import structlog
 
 from storescp import _core
 from storescp.engine import MOST_NAMED, StartUp, StorageState
-from storescp.errors import CoreError
+from storescp.errors import CoreError, TemporaryFailure, is_temporary
 from storescp.pure import record
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
@@ -26,6 +26,9 @@ from storescp.settings import TENANT_ID, Settings
 
 log = structlog.get_logger("storescp.pure")
 SUCCESS = 0x0000
+_MAY_PASS = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
+)
 
 
 @dataclass(frozen=True)
@@ -83,24 +86,32 @@ class PureEngine:
         private = frozenset() if self._private_tag is None else frozenset({self._private_tag})
         self._wanted = captured_tags(self._required) | private
         self._known_tenants = frozenset(tenants.known)
+        root = self._storage.dicm_store_path
         try:
-            self._store = Store(self._storage.dicm_store_path)
+            self._store = Store(root, create=self._storage.create)
+            self._outbox = Outbox(
+                root / OUTBOX / "outbox.sqlite",
+                synchronous=self._storage.durability != "none",
+            )
+            self._store.sync_outbox_folder()
+            self._replaced = ReplacedFiles(
+                self._store, self._storage.replaced_retention, self._storage.replaced_max_bytes
+            )
+            self._reconciler = Reconciler(self._store, self._outbox, durability=self._storage.durability)
+            reconciled = self._reconciler.start()
+            removed, left = self._store.clear_incoming()
+            self._start_up = replace(
+                reconciled, temporary_files=removed, unusable=left[:MOST_NAMED], unusable_count=len(left)
+            )
         except BlockingIOError:
-            raise CoreError("another process serves this storage root") from None
+            raise TemporaryFailure(f"{root}: another process serves this storage root") from None
         except OSError as error:
-            raise CoreError(f"storage root: {error.strerror}") from None
-        self._outbox = Outbox(
-            self._storage.dicm_store_path / OUTBOX / "outbox.sqlite",
-            synchronous=self._storage.durability != "none",
-        )
-        self._store.sync_outbox_folder()
-        self._replaced = ReplacedFiles(self._store, self._storage.replaced_retention, self._storage.replaced_max_bytes)
-        self._reconciler = Reconciler(self._store, self._outbox, durability=self._storage.durability)
-        reconciled = self._reconciler.start()
-        removed, left = self._store.clear_incoming()
-        self._start_up = replace(
-            reconciled, temporary_files=removed, unusable=left[:MOST_NAMED], unusable_count=len(left)
-        )
+            kind = TemporaryFailure if is_temporary(error) or isinstance(error, FileNotFoundError) else CoreError
+            raise kind(f"{root}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            # The low byte is the primary result code (sqlite.org/rescode.html).
+            kind = TemporaryFailure if error.sqlite_errorcode & 0xFF in _MAY_PASS else CoreError
+            raise kind(f"{root}: outbox: {error}") from None
 
     def ingest(
         self,

@@ -19,6 +19,7 @@ import xxhash
 from storescp import _core
 from storescp.durable import sync_folder
 from storescp.quarantine import FILE, NOTE, QUARANTINE
+from storescp.root_identity import make_identity, read_identity
 
 log = structlog.get_logger("storescp.pure")
 INCOMING, OUTBOX = ".incoming", ".outbox"
@@ -124,9 +125,20 @@ class SeriesFolder:
 class Store:
     """The storage root; one process at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """Opens the root; without `create` it must be there with its identity file.
+
+        Raises:
+            BlockingIOError: another process serves it.
+            OSError: it cannot be used.
+        """
         self._root_path = root
-        root.mkdir(parents=True, exist_ok=True)
+        if create:
+            root.mkdir(parents=True, exist_ok=True)
+        elif read_identity(root) is None:
+            raise FileNotFoundError(
+                errno.ENOENT, "it has no identity file, and local_storage.create is false", str(root)
+            )
         for name in (INCOMING, OUTBOX):
             (root / name).mkdir(mode=0o700, exist_ok=True)
         self._lock_file = os.open(root / OUTBOX / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -135,6 +147,8 @@ class Store:
         self._incoming = os.open(root / INCOMING, DIRECTORY)
         self.one_writer = threading.Lock()
         self._sync_ancestors(root)
+        if read_identity(root) is None:
+            make_identity(root)
 
     @property
     def root(self) -> int:

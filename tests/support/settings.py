@@ -1,0 +1,175 @@
+"""Every key of the configuration, read from the model, and how a file sets one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import structlog
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from storescp import cli
+from storescp.settings import Settings
+
+# What a table cannot be without.
+REQUIRED = {
+    "dicom_license_server": {"client_id": "c", "license_key": "k"},
+    "kafka": {"brokers": "broker:9092"},
+    "tls": {"certificate": "server.pem", "private_key": "server.pem"},
+    "tls.clients": {"subject": "CN=a", "calling_ae_titles": ["A"]},
+    "user_identity": {"users": "users"},
+    "audit": {"destination": "file:audit.log"},
+    "tenants.rules": {"tenant_id": "a"},
+    "tenants.settings": {"tenant_id": "a"},
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a table, or of the entries of a list of tables (`tenants.rules`)."""
+
+    table: str
+    name: str
+    info: FieldInfo
+    schema: dict[str, Any]
+    in_list: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.name}"
+
+    @property
+    def place(self) -> str:
+        """As a message names it."""
+        return f"{self.table}.0.{self.name}" if self.in_list else str(self)
+
+    @property
+    def is_secret(self) -> bool:
+        return SecretStr in _parts(self.info.annotation)
+
+    @property
+    def is_path(self) -> bool:
+        return Path in _parts(self.info.annotation)
+
+    @property
+    def default(self) -> Any:
+        """As a file would write it; None where there is none."""
+        value = self.info.default
+        if value is PydanticUndefined or value is None:
+            return None
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        return str(value) if isinstance(value, Path) else value
+
+    def document(self, name: str, value: Any) -> dict[str, Any]:
+        """A configuration with one key in this table, and what its tables cannot be without."""
+        section, _, inner = self.table.partition(".")
+        table = REQUIRED.get(self.table, {}) | {name: value}
+        return {section: REQUIRED.get(section, {}) | {inner: [table]} if inner else table}
+
+    def toml(self, name: str, value: Any) -> str:
+        return as_toml(self.document(name, value))
+
+    def toml_text(self, name: str, value: str) -> str:
+        """As `toml`, for a value that is TOML already."""
+        return self.toml(name, "-placeholder-").replace(json.dumps("-placeholder-"), value)
+
+
+def _parts(annotation: Any) -> set[Any]:
+    return {annotation}.union(*(_parts(part) for part in get_args(annotation)))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    models = [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return models[0] if models else None
+
+
+def all_keys() -> list[Key]:
+    """In the order of the model."""
+    return [key for name, info in Settings.model_fields.items() for key in _keys_of(name, _model_of(info.annotation))]
+
+
+def _keys_of(table: str, model: type[BaseModel] | None, in_list: bool = False) -> Iterator[Key]:
+    assert model is not None, table
+    properties = model.model_json_schema()["properties"]
+    for name, info in model.model_fields.items():
+        aliases = getattr(info.validation_alias, "choices", [name])
+        schema = properties[str(aliases[0])]
+        options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+        yield Key(table, name, info, options[0], in_list)
+        inner = _model_of(info.annotation)
+        if inner is not None:
+            yield from _keys_of(f"{table}.{name}", inner, in_list=True)
+
+
+def as_toml(document: dict[str, Any]) -> str:
+    """Two levels of tables, and lists of tables in them."""
+    lines = []
+    for section, table in document.items():
+        lines.append(f"[{section}]")
+        lists = {
+            key: value
+            for key, value in table.items()
+            if isinstance(value, list) and value and isinstance(value[0], dict)
+        }
+        lines += [f"{key} = {_value(value)}" for key, value in table.items() if key not in lists]
+        for key, entries in lists.items():
+            for entry in entries:
+                lines += [f"[[{section}.{key}]]", *(f"{inner} = {_value(value)}" for inner, value in entry.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+@contextlib.contextmanager
+def _logs_as_they_were() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        root.handlers[:], root.level = handlers, level
+        structlog.configure(**configuration)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_in_process(*arguments: str) -> Done:
+    """The program in this process, which is faster by a start of the interpreter. Never for what serves."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")]
+    with pytest.MonkeyPatch.context() as patch, _logs_as_they_were():
+        patch.setattr(sys, "argv", ["storescpd", *arguments])
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        with pytest.raises(SystemExit) as over:
+            cli.main()
+    printed = []
+    for stream in streams:
+        stream.flush()
+        stream.seek(0)
+        printed.append(stream.read())
+    code = over.value.code
+    assert isinstance(code, int)
+    return Done(code, *printed)

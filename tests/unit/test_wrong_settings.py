@@ -1,0 +1,387 @@
+"""Settings that a person gets wrong: the key, where it is, what is expected; never a secret."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storescp.config import load
+from storescp.errors import ConfigError
+from storescp.licence import issue_licence
+from support.certificates import Pki
+from support.settings import REQUIRED, Done, Key, all_keys, as_toml, run_in_process
+
+CANARY = "hunter2-canary"
+KEYS = all_keys()
+SECRETS = [key for key in KEYS if key.is_secret]
+# Storage roots are made, and have tests of their own.
+FILES = [key for key in KEYS if key.is_path and "root" not in key.name and key.name != "dicm_store_path"]
+Check = Callable[[str], Done]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("STORESCP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "storescp.toml"
+
+
+@pytest.fixture
+def check(file: Path) -> Check:
+    """Runs `check-config` on a text."""
+
+    def check_text(text: str) -> Done:
+        file.write_text(text, encoding="utf-8")
+        return run_in_process("check-config", "-c", str(file))
+
+    return check_text
+
+
+def line_about(place: str, done: Done) -> str:
+    """The one line that names a key."""
+    lines = [line.removeprefix("storescp: configuration: ") for line in done.err.splitlines()]
+    [found] = [line for line in lines if line.startswith((f"{place}:", f"{place} ="))]
+    return found
+
+
+def each(keys: list[Key]) -> Any:
+    return pytest.mark.parametrize("key", keys, ids=str)
+
+
+def test_the_model_has_the_keys_that_are_looked_at() -> None:
+    assert len(KEYS) > 100
+    assert {"kafka.sasl_password", "http.token", "index.database"} < {str(key) for key in SECRETS}
+    assert {"tls.crl", "kafka.ssl_cafile", "audit.client_certificate"} < {str(key) for key in FILES}
+
+
+@each(KEYS)
+def test_a_value_of_the_wrong_type(key: Key, check: Check, file: Path) -> None:
+    done = check(key.toml(key.name, {"inner": CANARY}))
+    said = line_about(key.place, done)
+    assert done.code == 78
+    assert ": expected " in said
+    assert f"(from {file})" in said
+    assert CANARY not in done.out + done.err
+
+
+@each(KEYS)
+def test_a_name_that_is_not_known(key: Key, check: Check, file: Path) -> None:
+    done = check(key.toml(f"{key.name}x", CANARY))
+    assert done.code == 78
+    assert line_about(f"{key.place}x", done) == (
+        f"{key.place}x: expected a known key; did you mean {key.place}? (from {file})"
+    )
+    assert CANARY not in done.out + done.err
+
+
+def out_of_range() -> Iterator[tuple[Key, Any]]:
+    for key in KEYS:
+        schema = key.schema
+        if "minimum" in schema:
+            yield key, schema["minimum"] - 1
+        if "exclusiveMinimum" in schema:
+            yield key, schema["exclusiveMinimum"]
+        if "maximum" in schema:
+            yield key, schema["maximum"] + 1
+        if "enum" in schema or "pattern" in schema:
+            yield key, "no such choice"
+        if "minItems" in schema:
+            yield key, []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), list(out_of_range()), ids=lambda part: part if isinstance(part, str) else str(part)
+)
+def test_a_value_out_of_range(key: Key, value: Any, check: Check, file: Path) -> None:
+    done = check(key.toml(key.name, value))
+    said = line_about(key.place, done)
+    assert done.code == 78
+    assert value == [] or json.dumps(value) in said
+    assert ": expected " in said
+    assert f"(from {file})" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("dicom_store_scp.ae_title", "seventeen letters", "1 to 16 printable ASCII characters"),
+        ("dicom_store_scp.unsupported_ts_change_to", "1.2.840.10008.1.2.4.50", "a lossless transfer syntax"),
+        ("dicom_license_server.hash_code_oid", "0.40", "an object identifier"),
+        ("local_storage.dicm_store_path", "x" * 200, "at most 200 bytes"),
+        ("local_storage.dicm_store_path", "a\0b", "without a NUL"),
+        ("tls.certificate", "~no-such-user/server.pem", "a user who has a home folder"),
+        ("kafka.brokers", "a:70000", "host:port"),
+        ("tenants.default", "../x", "a tenant id"),
+        ("audit.destination", "tcp://h:99999", "port 1 to 65535"),
+        ("audit.destination", "tcp://h:0", "port 1 to 65535"),
+        ("audit.destination", "udp://h:514", "tls://HOST:PORT"),
+        ("audit.destination", "file:", "file:PATH"),
+    ],
+)
+def test_a_text_that_is_none_of_those_expected(key: str, value: str, expected: str, check: Check) -> None:
+    section, name = key.split(".")
+    done = check(as_toml({section: REQUIRED.get(section, {}) | {name: value}}))
+    assert done.code == 78
+    assert expected in line_about(key, done)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """A configuration in which every key that names a file names one that is there."""
+    folder = tmp_path_factory.mktemp("files")
+    pki = Pki.make(folder / "pki")
+    issued = issue_licence("hospital", 30, folder / "licence")
+    users = folder / "users"
+    users.write_text("")
+    server, device, authority = str(pki.server), str(pki.device), str(pki.authority.file)
+    return {
+        "dicom_license_server": {
+            "client_id": "hospital",
+            "license_key": issued.license_key,
+            "client_certificate": str(issued.client_certificate),
+            "ca_certificate": str(issued.ca_certificate),
+        },
+        "kafka": {
+            "brokers": "broker:9092",
+            "security_protocol": "SSL",
+            "ssl_cafile": authority,
+            "ssl_certfile": device,
+            "ssl_keyfile": device,
+        },
+        "tls": {
+            "certificate": server,
+            "private_key": server,
+            "client_ca": authority,
+            "crl": str(pki.authority.revoke(pki.device)),
+        },
+        "user_identity": {"users": str(users)},
+        "audit": {"destination": "tls://h:6514", "ca_certificate": authority, "client_certificate": device},
+    }
+
+
+def test_the_files_are_all_in_order(check: Check, files: dict[str, dict[str, Any]]) -> None:
+    done = check(as_toml(files))
+    assert (done.code, done.err) == (0, "")
+    assert {str(key) for key in FILES} == {
+        f"{section}.{name}"
+        for section, table in files.items()
+        for name in table
+        if Path(str(table[name])).is_absolute()
+    }
+
+
+@pytest.mark.parametrize("kind", ["absent", "a folder", "empty"])
+@each(FILES)
+def test_a_file_that_cannot_be_used(
+    key: Key, kind: str, check: Check, file: Path, files: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.pem"
+    if kind == "a folder":
+        wrong.mkdir()
+    elif kind == "empty":
+        wrong.touch()
+    done = check(as_toml(files | {key.table: files[key.table] | {key.name: str(wrong)}}))
+    if key.table == "dicom_license_server":
+        assert done.code == 77
+        assert str(wrong) in done.err
+    elif kind == "empty":
+        assert done.code == (0 if key.name == "users" else 78)
+        assert done.code == 0 or key.table in done.err
+    else:
+        assert done.code == 78
+        said = line_about(str(key), done)
+        assert f"= {wrong}: expected a file that can be read" in said
+        assert f"(from {file})" in said
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "987654321",
+        f'["{CANARY}"]',
+        f'{{ x = "{CANARY}" }}',
+        f'[{{ {CANARY} = "{CANARY}" }}]',
+        "2026-11-30",
+        "987654321.5",
+    ],
+)
+@each(SECRETS)
+def test_a_secret_of_the_wrong_type_is_not_shown(key: Key, value: str, check: Check) -> None:
+    done = check(key.toml_text(key.name, value))
+    assert done.code == 78
+    assert f"{key}" in done.err
+    assert not [part for part in (CANARY, "987654321", "2026-11-30", "2026, 11") if part in done.out + done.err]
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+@each(SECRETS)
+def test_a_secret_behind_a_misspelt_name_is_not_shown(key: Key, suffix: str, tmp_path: Path) -> None:
+    section = REQUIRED.get(key.table, {})
+    misspelt = {
+        key.table: section | {key.name[:-1]: CANARY},
+        f"{key.table}_": {key.name: CANARY, "more": [CANARY], "inner": {key.name: CANARY}},
+    }
+    inside = {key.table: section | {"brokers": [{"sasl_password": CANARY}], "host": {"token": CANARY}}}
+    for document in (misspelt, inside, {key.table: CANARY}, {"tenants": {"rules": [{key.name: CANARY}]}}):
+        file = tmp_path / f"wrong.{suffix}"
+        file.write_text(json.dumps(document) if suffix == "json" else json_as_toml(document))
+        done = run_in_process("check-config", "-c", str(file))
+        assert CANARY not in done.out + done.err
+        # What a shared application.json holds for others is left alone, and named.
+        assert done.code in ({77, 78} if suffix == "json" else {78})
+
+
+def json_as_toml(document: dict[str, Any]) -> str:
+    """Sections that are no tables go first."""
+    plain = {name: table for name, table in document.items() if not isinstance(table, dict)}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+    return "\n".join([*lines, as_toml({name: table for name, table in document.items() if name not in plain})])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", f"[kafka]\nbrokers = 'b:1'\nsasl_password = {CANARY}\n"),
+        ("a.toml", f"[kafka]\nsasl_password = '{CANARY}\n"),
+        ("a.toml", f"[kafka]\nsasl_password '{CANARY}'\n"),
+        ("a.toml", f"[kafka]\nsasl_password = '{CANARY}'\nsasl_password = '{CANARY}'\n"),
+        ("a.toml", f"[http]\ntoken = '{CANARY}' '{CANARY}'\n"),
+        ("a.toml", f"[http]\ntoken = {'1' * 5000}\n"),
+        ("a.toml", f"[http]\ntoken = {'[' * 5000}\n"),
+        ("a.json", f'{{"kafka": {{"sasl_password": "{CANARY}",}}}}'),
+        ("a.json", f'{{"kafka": {{"sasl_password": {CANARY}}}}}'),
+        ("a.json", f'{{"kafka": {{"sasl_password": "{CANARY}'),
+        ("a.json", '{"http": {"token": ' + "1" * 5000 + "}}"),
+        ("a.json", "[" * 100000),
+    ],
+)
+def test_a_file_that_is_broken_is_named_and_not_quoted(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    done = run_in_process("check-config", "-c", str(tmp_path / name))
+    assert done.code == 78
+    [line] = done.err.splitlines()
+    assert f"--config = {tmp_path / name}: expected valid {'JSON' if name.endswith('json') else 'TOML'}" in line
+    assert CANARY not in line
+    assert "1111" not in line
+
+
+@each(KEYS)
+def test_the_environment_shows_no_value_either(key: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    section, _, inner = key.table.partition(".")
+    document = key.document(key.name, {"inner": CANARY})[section]
+    variable = f"STORESCP_{section}__{inner}" if inner else f"STORESCP_{section}"
+    value = json.dumps(document[inner] if inner else document)
+    for text in (value, value[:-1], f"{CANARY} {value}"):
+        monkeypatch.setenv(variable.upper(), text)
+        with pytest.raises(ConfigError) as error:
+            load({}, None)
+        assert section in str(error.value)
+        assert "environment" in str(error.value)
+        assert CANARY not in str(error.value)
+
+
+@each([key for key in KEYS if key.default is not None])
+def test_every_default_is_accepted_when_it_is_written(key: Key, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def value_in(document: Any) -> Any:
+        found = document
+        for part in key.table.split("."):
+            found = getattr(found, part)
+        return getattr(found[0] if key.in_list else found, key.name)
+
+    file.write_text(key.toml(key.name, key.default))
+    written = value_in(load({}, file).settings)
+    expected = file.parent / key.default if key.is_path else key.info.default
+    if key.name != "database":
+        assert written == expected
+    if not key.in_list:
+        for name, value in REQUIRED.get(key.table, {}).items():
+            monkeypatch.setenv(f"STORESCP_{key.table.upper()}__{name.upper()}", str(value))
+        default = key.default
+        text = default if isinstance(default, str) else json.dumps(default)
+        monkeypatch.setenv(f"STORESCP_{key.table.upper()}__{key.name.upper()}", text)
+        written = value_in(load({}, None).settings)
+        assert str(written) == str(key.info.default) or written == Path.cwd() / key.default
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("STORESCP_PORT", "STORESCP_DICOM_STORE_SCP__PORT or STORESCP_TLS__PORT or STORESCP_HTTP__PORT"),
+        ("STORESCP_KAFKA_BROKERS", "STORESCP_KAFKA__BROKERS"),
+        ("STORESCP_KAFKAS__BROKERS", "STORESCP_KAFKA__BROKERS"),
+        ("STORESCP_LOCAL_STORAGE_DICM_STORE_PATH", "STORESCP_LOCAL_STORAGE__DICM_STORE_PATH"),
+        ("STORESCP_ZZZZZZ", None),
+    ],
+)
+def test_a_variable_that_is_not_known_is_a_warning_that_names_what_was_meant(
+    name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, CANARY)
+    [warning] = load({}, None).warnings
+    ending = f"; did you mean {meant}?" if meant else ""
+    assert warning == f"environment variable {name} is not known and is ignored{ending}"
+
+
+def test_what_kubernetes_sets_beside_a_service_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "STORESCP_PORT": "tcp://10.96.0.7:11111",
+        "STORESCP_SERVICE_HOST": "10.96.0.7",
+        "STORESCP_SERVICE_PORT": "11111",
+        "STORESCP_SERVICE_PORT_DICOM": "11111",
+        "STORESCP_PORT_11111_TCP": "tcp://10.96.0.7:11111",
+        "STORESCP_PORT_11111_TCP_PROTO": "tcp",
+        "STORESCP_PORT_11111_TCP_PORT": "11111",
+        "STORESCP_PORT_11111_TCP_ADDR": "10.96.0.7",
+        "STORESCP_KAFKA_PORT": "tcp://10.96.0.8:9092",
+        "STORESCP_KAFKA_SERVICE_HOST": "10.96.0.8",
+    }.items():
+        monkeypatch.setenv(name, value)
+    configuration = load({}, None)
+    assert configuration.warnings == ()
+    assert configuration.settings.dicom_store_scp.port == 11111
+
+
+def test_both_names_of_a_key_are_one_too_many_in_a_file_and_no_matter_in_two_places(
+    check: Check, monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    done = check("[message_queue]\ntopic_log = 'a'\ntopic_dicom_receive = 'b'\n")
+    assert done.code == 78
+    assert "not both" in line_about("message_queue.topic_dicom_receive", done)
+    file.write_text("[message_queue]\ntopic_log = 'a'\n")
+    monkeypatch.setenv("STORESCP_MESSAGE_QUEUE__TOPIC_DICOM_RECEIVE", "b")
+    assert load({}, file).settings.message_queue.topic_dicom_receive == "b"
+
+
+def test_each_entry_of_a_list_is_told_with_the_file_that_it_comes_from(check: Check, file: Path) -> None:
+    entry = "[[tenants.rules]]\ntenant_id = '../x'\n"
+    done = check(entry + entry)
+    assert done.code == 78
+    for number in range(2):
+        assert f"(from {file})" in line_about(f"tenants.rules.{number}.tenant_id", done)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"postgresql:u:{CANARY}@h/d", "********"),
+        (f"postgresql://u:{CANARY}/@h/d", "postgresql://u:********@h/d"),
+        (f"postgresql://h/d;password={CANARY}", "********"),
+        (f"{CANARY}", "********"),
+    ],
+)
+def test_a_database_url_is_shown_only_as_far_as_it_is_understood(url: str, shown: str, file: Path) -> None:
+    file.write_text(f"[index]\ndatabase = '{url}'\n")
+    rows = {key: value for key, value, _ in load({}, file).rows()}
+    assert shown in rows["index.database"]
+    assert CANARY not in rows["index.database"]
