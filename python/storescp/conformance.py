@@ -250,8 +250,9 @@ class Statement:
             "Required, besides the four UIDs: " + (", ".join(scp.required_attributes) or "nothing") + ".",
         )
         duplicates = {
-            "replace": "replaces the stored one, atomically, and is answered with 0000",
-            "keep": "is answered with 0000, and the first stays",
+            "replace": "replaces the stored one, atomically, and is answered with 0000; the replaced file is kept for "
+            "a time, and where there is no room to keep it the instance is answered with A700",
+            "keep": "is answered with 0000, and the first stays; where that has no record and can get none, with A700",
             "reject": "is answered with A900, and the first stays",
         }[storage.duplicates]
         self._claim(
