@@ -58,10 +58,18 @@ build: $(STAMPS)/build ## Build the extension and install the package into .venv
 run: $(STAMPS)/build ## Build what is missing and serve in evaluation mode (RUN_OPTIONS="-p 11112 ...")
 	$(BIN)/python -m storescp $(RUN_OPTIONS)
 
+# Two at a time where tests allow it; tests/conftest.py says which do not.
+BESIDE := -n 2 --dist loadfile -m "not ceiling and not alone"
+
 test: $(STAMPS)/failpoints $(STAMPS)/test-tools ## Install what the tests need, and run all of them
 	$(CARGO) test --release --locked --quiet
 	$(BIN)/python -m pytest tests -m ceiling
-	$(BIN)/python -m pytest tests -m "not ceiling"
+	$(BIN)/python -m pytest tests $(BESIDE)
+	$(BIN)/python -m pytest tests -m "alone and not ceiling"
+
+check: lint ## What to run before a commit: linters, cargo test, unit and integration tests, in minutes
+	$(CARGO) test --release --locked --quiet
+	$(BIN)/python -m pytest tests/unit tests/integration $(BESIDE) --durations=0 --durations-min=5
 
 lint: $(STAMPS)/build $(STAMPS)/test-tools ## Formatters, linters and type checks, changing nothing
 	$(CARGO) fmt --all --check
@@ -155,4 +163,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean
+.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import os
+import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from support import skips
 from support.instances import curated_folder
 from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
 _CHECKOUT = Path(__file__).parents[1]
+# The same for all processes of a run; given again, every test draws the same numbers.
+_SEED = os.environ.setdefault("STORESCP_TEST_SEED", str(random.SystemRandom().getrandbits(32)))
+# What measures time, memory or the processor, fills disks or uses fixed ports: no other test may run beside it.
+_ALONE = ("tests/ceiling/", "tests/crash/", "tests/docs/", "tests/kafka/", "tests/integration/test_hardened.py")
+
+
+def pytest_report_header() -> str:
+    return f"STORESCP_TEST_SEED={_SEED}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(_ALONE):
+            item.add_marker(pytest.mark.alone)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    random.seed(f"{_SEED} {item.nodeid}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped:
+        report.user_properties += [("claim", key) for mark in item.iter_markers("proves") for key in mark.args]
+    skips.refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    skips.refuse(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in skips.summary(terminalreporter.getreports("skipped")):
+        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture
