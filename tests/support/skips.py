@@ -21,6 +21,8 @@ ALLOWED: tuple[tuple[str, str], ...] = (
 NOT_OURS: tuple[tuple[str, str], ...] = (
     ("the folder of curated files", "the files are not part of the project"),
     ("this machine ", "its kernel or its rights: mounts, FUSE, another user"),
+    ("only root may", "its user: mounts"),
+    ("needs root", "its user: other users"),
     ("strace cannot attach here", "its kernel or its rights: tracing"),
     ("needs Linux", "its kernel is too old"),
 )
