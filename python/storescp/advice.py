@@ -38,6 +38,13 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         ),
     ),
     (
+        "the file in its place cannot be looked at",
+        Advice(
+            "An interruption left a record undecided, and the file at its path cannot be read or put aside.",
+            "Look at the disk and at permissions; senders may try again.",
+        ),
+    ),
+    (
         "the stored file has no record",
         Advice(
             "Another file lies in the place of the instance and stays (duplicates = 'keep'), and it is none of ours.",

@@ -143,8 +143,12 @@ class Engine(RecordQueue, Protocol):
     def start_up(self) -> StartUp | _core.StartUp:
         """What an interrupted predecessor left, and what became of it."""
 
-    def reconsider(self) -> tuple[int, int, int, int]:
-        """Tries the undecided rows again: rows kept, rows dropped, files quarantined, paths still undecided."""
+    def reconsider(self) -> tuple[int, int, list[str], int]:
+        """Tries the undecided rows again.
+
+        Rows kept and rows dropped since the last call, paths of files put into quarantine (`MOST_NAMED` at most), how
+        many paths are still undecided.
+        """
 
     def sweep(self) -> tuple[int, list[tuple[str, str]]]:
         """Removes replaced files whose retention has ended, and counts anew what operators may have removed.

@@ -15,11 +15,12 @@ import structlog
 
 from storescp import _core
 from storescp.engine import Engine, StartUp
-from storescp.errors import CoreError
+from storescp.errors import StorescpError
 from storescp.licensing import LicenceWatch
 
 log = structlog.get_logger("storescp.service")
 _SHOWN = 10
+_END_SECONDS = 5.0
 _HOURLY_SECONDS = 3600.0
 _FIRST_PAUSE_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
@@ -90,9 +91,10 @@ class Upkeep:
     def __init__(self, engine: Engine, licence: LicenceWatch) -> None:
         self._engine = engine
         self._licence = licence
+        self._is_first_count = True
         self._stopping = threading.Event()
         self._recovery = threading.Thread(target=self._recover, name="storescp-recovery")
-        # Nothing depends on how far these are when the process ends.
+        # A disk that hangs must not keep the process from ending.
         self._hourly = [
             threading.Thread(target=self._every_hour, args=(what,), name=f"storescp-{name}", daemon=True)
             for name, what in (("sweep", self._sweep), ("measure", self._measure), ("licence", self._look_at_licence))
@@ -110,12 +112,14 @@ class Upkeep:
         if isinstance(self._engine, _core.Engine):
             self._engine.stop_recovery()
         self._recovery.join()
+        for thread in self._hourly:
+            thread.join(_END_SECONDS)
 
     def _every_hour(self, what: Callable[[], None]) -> None:
         while True:
             try:
                 what()
-            except CoreError as error:
+            except StorescpError as error:
                 if self._stopping.is_set():
                     return
                 log.warning("upkeep.failed", text="it is tried again in an hour", reason=str(error))
@@ -134,8 +138,10 @@ class Upkeep:
         _tell_unreadable(len(unreadable), unreadable)
 
     def _measure(self) -> None:
-        """What was deleted beneath a tenant gives its quota back."""
-        if isinstance(self._engine, _core.Engine):
+        """What was deleted beneath a tenant gives its quota back; the start has just counted."""
+        if self._is_first_count:
+            self._is_first_count = False
+        elif isinstance(self._engine, _core.Engine):
             unreadable = self._engine.measure_tenants()
             _tell_unreadable(len(unreadable), unreadable)
 
@@ -143,15 +149,19 @@ class Upkeep:
         """Until nothing is left that could not be read, with growing pauses."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            try:
-                is_done = self._walk() and self._reconsider()
-            except CoreError as error:
-                is_done = False
-                again = "the next start begins it again" if self._stopping.is_set() else "it is tried again"
-                log.warning("recovery.not_finished", text=again, reason=str(error))
-            if is_done or self._stopping.wait(pause):
+            # Each by itself: what one of them cannot do must not keep the other from its work.
+            done = [self._try(what) for what in (self._walk, self._reconsider)]
+            if all(done) or self._stopping.wait(pause):
                 return
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _try(self, what: Callable[[], bool]) -> bool:
+        try:
+            return what()
+        except StorescpError as error:
+            again = "the next start begins it again" if self._stopping.is_set() else "it is tried again"
+            log.warning("recovery.not_finished", text=again, reason=str(error))
+            return False
 
     def _walk(self) -> bool:
         """Records files that an interrupted predecessor may have left without a record; whether all could be read."""
@@ -178,9 +188,8 @@ class Upkeep:
 
     def _reconsider(self) -> bool:
         """Decides again about undecided records; whether all are decided."""
-        if not self._engine.storage_state().undecided:
-            return True
         kept, dropped, quarantined, undecided = self._engine.reconsider()
         if kept or dropped or quarantined:
-            log.warning("storage.decided", rows_kept=kept, rows_dropped=dropped, quarantined=quarantined)
+            log.warning("storage.decided", rows_kept=kept, rows_dropped=dropped)
+        _tell_quarantined(len(quarantined), quarantined)
         return undecided == 0

@@ -190,13 +190,13 @@ def test_a_file_that_cannot_be_looked_at_leaves_its_row_undecided(root: Path, en
             assert reason
             assert engine.storage_state().undecided == 1
             assert take(engine, other) == (0, "")
-            assert engine.reconsider() == (0, 0, 0, 1)
+            assert engine.reconsider() == (0, 0, [], 1)
             assert trace_id not in {record["trace_id"] for record in records(engine)}
     assert rows_of(root, PATH) == [(trace_id, False)]
     with opened(engine_name, root) as engine:
         series.unlink()
         series.with_name("elsewhere").rename(series)
-        assert engine.reconsider() == (1, 0, 0, 0)
+        assert engine.reconsider() == (1, 0, [], 0)
         assert engine.storage_state().undecided == 0
         assert trace_id in {record["trace_id"] for record in records(engine)}
     assert rows_of(root, PATH) == [(trace_id, True)]
@@ -226,7 +226,7 @@ def test_where_quarantine_fails_the_row_stays_undecided_and_the_file_where_it_is
         assert [path for path, _ in engine.start_up().undecided] == [PATH]
         assert (root / PATH).exists()
         (root / ".quarantine").unlink()
-        assert engine.reconsider() == (0, 1, 1, 0)
+        assert engine.reconsider() == (0, 1, [PATH], 0)
         assert engine.storage_state().quarantined == 1
     assert set(quarantined(root)) == {trace_id}
     assert not (root / PATH).exists()

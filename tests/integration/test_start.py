@@ -287,12 +287,20 @@ def reading_its_configuration(
         process.communicate()
 
 
+def write_for_good(fifo: IO[str], text: str) -> None:
+    """Also for whoever opens it later: a SIGHUP has the licence read again."""
+    file = Path(fifo.name).with_suffix(".new")
+    file.write_text(text)
+    fifo.write(text)
+    file.replace(fifo.name)
+
+
 def test_a_hangup_before_the_service_listens_is_heard_when_it_does(tmp_path: Path, licence: str) -> None:
     fifo = tmp_path / "etc" / "fifo.toml"
     with reading_its_configuration(fifo, "-o", str(tmp_path / "data")) as process:
         with fifo.open("w") as configuration:
             process.send_signal(signal.SIGHUP)
-            configuration.write(licence + "[dicom_store_scp]\nhost = '127.0.0.1'\n")
+            write_for_good(configuration, licence + "[dicom_store_scp]\nhost = '127.0.0.1'\n")
         assert process.stdout is not None
         assert LISTENING.match(process.stdout.readline())
         assert process.stderr is not None
@@ -306,7 +314,7 @@ def test_no_hangup_ends_the_service_from_its_start_to_its_end(tmp_path: Path, li
     with log.open("wb") as errors, reading_its_configuration(fifo, "-o", tmp_path / "data", errors=errors) as process:
         with fifo.open("w") as configuration:
             process.send_signal(signal.SIGHUP)
-            configuration.write(licence + "[dicom_store_scp]\nhost = '127.0.0.1'\n")
+            write_for_good(configuration, licence + "[dicom_store_scp]\nhost = '127.0.0.1'\n")
         told_to_end = False
         while process.poll() is None:
             process.send_signal(signal.SIGHUP)

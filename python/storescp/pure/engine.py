@@ -17,7 +17,7 @@ from storescp.pure import record
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
 from storescp.pure.reconcile import Reconciler
-from storescp.pure.refusal import Refusal, storage_refusal, unrecorded_refusal
+from storescp.pure.refusal import Refusal, storage_refusal, undecided_refusal, unrecorded_refusal
 from storescp.pure.replaced import REPLACED, ReplacedFiles
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset, reason_of, split_file
 from storescp.pure.structure import WalkLimits, inflate, walk
@@ -154,17 +154,16 @@ class PureEngine:
         """What an interrupted predecessor left, and what became of it."""
         return self._start_up
 
-    def reconsider(self) -> tuple[int, int, int, int]:
-        """Tries the undecided rows again: rows kept, rows dropped, files quarantined, paths still undecided."""
-        kept = dropped = quarantined = 0
+    def reconsider(self) -> tuple[int, int, list[str], int]:
+        """Tries the undecided rows again: rows kept, rows dropped, paths quarantined, how many are still undecided."""
         for path in self._reconciler.undecided_paths():
             try:
                 with self._store.one_writer:
-                    found = self._reconciler.reconsider(path)
+                    self._reconciler.reconsider(path)
             except sqlite3.Error as error:
                 raise CoreError(f"outbox: {error}") from None
-            kept, dropped, quarantined = kept + found[0], dropped + found[1], quarantined + found[2]
-        return kept, dropped, quarantined, self._reconciler.undecided
+        kept, dropped, quarantined = self._reconciler.take_decided()
+        return kept, dropped, quarantined[:MOST_NAMED], self._reconciler.undecided
 
     def sweep(self) -> tuple[int, list[tuple[str, str]]]:
         """Removes replaced files whose retention has ended, and counts the others anew."""
@@ -358,7 +357,8 @@ class PureEngine:
         durability = self._storage.durability
         data, directories = durability != "none", durability == "full"
         with self._store.one_writer:
-            self._reconciler.reconsider(instance.path)
+            if not self._reconciler.reconsider(instance.path):
+                raise undecided_refusal()
             existing = self._store.read(instance.path)
             if existing is not None:
                 found = split_file(existing)

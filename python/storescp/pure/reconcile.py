@@ -38,6 +38,7 @@ class Reconciler:
         self._outbox = outbox
         self._durability = durability
         self._undecided: set[str] = set()
+        self._decided: tuple[int, int, list[str]] = (0, 0, [])
         self.missing = 0
         self.quarantined = store.count_quarantined()
 
@@ -72,21 +73,27 @@ class Reconciler:
         """The paths whose rows wait for a look at their file."""
         return sorted(self._undecided)
 
-    def reconsider(self, path: str) -> tuple[int, int, int]:
-        """Tries the rows of a path again: rows kept, rows dropped, files quarantined."""
+    def reconsider(self, path: str) -> bool:
+        """Tries the rows of a path again; whether they are decided."""
         if path not in self._undecided:
-            return 0, 0, 0
-        self._undecided.discard(path)
+            return True
         decisions = [self._look(path, rows) for rows in self._outbox.undecided(path).values()]
         self._apply(decisions)
-        for one in decisions:
-            if one.kind != "undecided":
-                log.warning("storage.reconciled", path=one.path, outcome=one.kind)
-        return (
-            sum(len(one.kept) for one in decisions),
-            sum(len(one.dropped) for one in decisions),
-            sum(one.kind == "quarantined" for one in decisions),
+        if any(one.kind == "undecided" for one in decisions):
+            return False
+        self._undecided.discard(path)
+        kept, dropped, quarantined = self._decided
+        self._decided = (
+            kept + sum(len(one.kept) for one in decisions),
+            dropped + sum(len(one.dropped) for one in decisions),
+            [*quarantined, *(one.path for one in decisions if one.kind == "quarantined")],
         )
+        return True
+
+    def take_decided(self) -> tuple[int, int, list[str]]:
+        """What was decided since the last call: rows kept, rows dropped, paths of files that were quarantined."""
+        decided, self._decided = self._decided, (0, 0, [])
+        return decided
 
     def _apply(self, decisions: list[_Decision]) -> None:
         self._outbox.decide(

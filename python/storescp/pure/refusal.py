@@ -27,6 +27,11 @@ def replaced_bound_refusal() -> Refusal:
     return Refusal(0xA700, "storage: replaced files have reached their bound")
 
 
+def undecided_refusal() -> Refusal:
+    """A700: whether what lies at the path was acknowledged cannot be told."""
+    return Refusal(0xA700, "storage: the file in its place cannot be looked at")
+
+
 def unrecorded_refusal() -> Refusal:
     """A700: success would be answered for a stored file that has no record."""
     return Refusal(0xA700, "storage: the stored file has no record and can get none")

@@ -111,7 +111,12 @@ pub(crate) struct Findings {
     pub(crate) changed: AtomicU64,
     pub(crate) unreadable: AtomicU64,
     pub(crate) missing: AtomicU64,
+    pub(crate) compared: AtomicBool,
     missing_later: AtomicU64,
+    /// Of the last count of quotas, of the last sweep, and temporary files that could not be removed.
+    unmeasured: AtomicU64,
+    unswept: AtomicU64,
+    left: AtomicU64,
 }
 
 /// Counters since start.
@@ -145,6 +150,9 @@ pub struct Engine {
     recovery_stopped: AtomicBool,
     start_up: StartUp,
     findings: Findings,
+    opened: SystemTime,
+    /// What was decided about undecided rows since somebody asked.
+    late: Mutex<Settled>,
     memory: Mutex<Vec<Scratch>>,
     blocks: Arc<Blocks>,
 }
@@ -155,9 +163,13 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn open(config: EngineConfig) -> Result<Self, StartError> {
+        let opened = SystemTime::now();
         let tenants = Tenants::open(&config)?;
         let mut unusable = Found::default();
-        unusable.extend(tenants.measure());
+        let measured = tenants.measure(&AtomicBool::new(false));
+        let findings = Findings::default();
+        findings.unmeasured.store(measured.count, Ordering::Relaxed);
+        unusable.extend(measured.first);
         let mut capture = tenants.tags().to_vec();
         capture.extend(
             config
@@ -179,6 +191,9 @@ impl Engine {
             let failed = |error| StartError::Storage(store.root_path().to_owned(), error);
             let cleared = store.clear_incoming().map_err(failed)?;
             temporary_files += cleared.removed;
+            findings
+                .left
+                .fetch_add(cleared.left.len() as u64, Ordering::Relaxed);
             unusable.extend(cleared.left);
             if let Err(error) = store.quarantine().recount() {
                 unusable.push((
@@ -207,7 +222,9 @@ impl Engine {
                 unusable,
                 damage,
             },
-            findings: Findings::default(),
+            findings,
+            opened,
+            late: Mutex::default(),
             memory: Mutex::default(),
             blocks: Arc::default(),
         })
@@ -254,6 +271,11 @@ impl Engine {
         &self.capture
     }
 
+    /// When it was opened.
+    pub(crate) fn opened(&self) -> SystemTime {
+        self.opened
+    }
+
     pub(crate) fn findings(&self) -> &Findings {
         &self.findings
     }
@@ -265,7 +287,10 @@ impl Engine {
         let mut state = StorageState {
             undecided: self.outbox.undecided(),
             changed: get(&self.findings.changed),
-            unreadable: self.start_up.unusable.count + get(&self.findings.unreadable),
+            unreadable: get(&self.findings.unreadable)
+                + get(&self.findings.unmeasured)
+                + get(&self.findings.unswept)
+                + get(&self.findings.left),
             missing: self.start_up.settled.missing.count
                 + get(&self.findings.missing)
                 + get(&self.findings.missing_later),
@@ -283,43 +308,50 @@ impl Engine {
     }
 
     /// Removes replaced files whose time is over, and counts anew what operators may have removed. Returns how many went, and
-    /// what could not be read, and why.
+    /// what could not be read or removed, and why. Ends early with [`Engine::stop_recovery`].
     #[must_use]
-    pub fn sweep(&self) -> (u64, Vec<(String, String)>) {
-        let (mut removed, mut unreadable) = (0, Vec::new());
+    pub fn sweep(&self) -> (u64, Found<(String, String)>) {
+        let (mut removed, mut unreadable) = (0, Found::default());
         for store in self.tenants.stores() {
-            let name = |folder: &str| store.root_path().join(folder).display().to_string();
-            let (count, problems) = store.replaced().sweep(Utc::now());
+            let name = |inner: &str| store.root_path().join(inner).display().to_string();
+            let (count, problems) = store.replaced().sweep(Utc::now(), &self.recovery_stopped);
             removed += count;
-            unreadable.extend(problems.into_iter().map(|(folder, why)| (name(&folder), why)));
+            unreadable.extend(problems.first.into_iter().map(|(inner, why)| (name(&inner), why)));
             if let Err(error) = store.quarantine().recount() {
                 unreadable.push((name(QUARANTINE), error.to_string()));
             }
         }
+        self.findings.unswept.store(unreadable.count, Ordering::Relaxed);
         (removed, unreadable)
     }
 
-    /// Decides again about rows whose file could not be looked at.
+    /// Counts anew what tenants with a quota have stored. Returns what cannot be looked at, and why. Ends early with
+    /// [`Engine::stop_recovery`].
+    #[must_use]
+    pub fn measure(&self) -> Found<(String, String)> {
+        let unreadable = self.tenants.measure(&self.recovery_stopped);
+        self.findings
+            .unmeasured
+            .store(unreadable.count, Ordering::Relaxed);
+        unreadable
+    }
+
+    /// Decides again about rows whose file could not be looked at. Returns what was decided since the last call, here and before
+    /// an instance took the place of one.
     ///
     /// # Errors
     /// [`OutboxError`].
     pub fn reconsider(&self) -> Result<Settled, OutboxError> {
-        let mut settled = Settled::default();
+        let mut undecided = Found::default();
         for path in self.outbox.undecided_paths()? {
             if self.is_recovery_stopped() {
                 break;
             }
             let _one_writer = self.tenants.store_of_path(&path).lock(&path);
-            let one = self.reconsider_path(&path)?;
-            settled.kept += one.kept;
-            settled.dropped += one.dropped;
-            settled.quarantined.extend(one.quarantined.first);
-            settled.missing.extend(one.missing.first);
-            settled.undecided.extend(one.undecided.first);
+            undecided.extend(self.reconsider_path(&path)?.undecided.first);
         }
-        let missing = settled.missing.count;
-        self.findings.missing_later.fetch_add(missing, Ordering::Relaxed);
-        Ok(settled)
+        let decided = std::mem::take(&mut *self.late.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(Settled { undecided, ..decided })
     }
 
     /// The same for one path, whose lock the caller has.
@@ -328,7 +360,15 @@ impl Engine {
             tenants: &self.tenants,
             durability: self.config.durability,
         };
-        self.outbox.settle_path(path, &disk)
+        let settled = self.outbox.settle_path(path, &disk)?;
+        let missing = settled.missing.count;
+        self.findings.missing_later.fetch_add(missing, Ordering::Relaxed);
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.kept += settled.kept;
+        late.dropped += settled.dropped;
+        late.quarantined.extend(settled.quarantined.first.iter().cloned());
+        late.missing.extend(settled.missing.first.iter().cloned());
+        Ok(settled)
     }
 
     /// Whether an instance can be taken now, whatever its tenant.

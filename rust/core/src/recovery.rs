@@ -223,10 +223,12 @@ impl Engine {
             },
             Concerned::Since(moment) => Walk {
                 since: Some(before(moment, MARGIN)),
-                compared_since: Some(before(moment, COMPARED)),
+                // Once: what could not be read is looked at again, not everything.
+                compared_since: self.findings().compares_now().then(|| before(moment, COMPARED)),
             },
         };
         let mut recovered = Recovered::default();
+        let compares = walk.compared_since.is_some();
         for store in self.tenants().stores() {
             let is_tenant = |name: &str| TenantId::parse(name).is_ok();
             for tenant in names(store.root_path(), is_tenant, &mut recovered) {
@@ -238,7 +240,7 @@ impl Engine {
         if let Some(since) = walk.since {
             self.missing_since(since, &mut recovered)?;
         }
-        self.findings().note(&recovered);
+        self.findings().note(&recovered, compares);
         if recovered.unreadable.count == 0 {
             fs::remove_file(root.join(OUTBOX).join(NOTE))?;
         }
@@ -321,26 +323,45 @@ impl Engine {
     /// Whether a file is not what its newest record says.
     fn is_changed(&self, relative: &str) -> Result<bool, NotOurs> {
         let store = self.tenants().store_of_path(relative);
-        let _one_writer = store.lock(relative);
-        let Some(row) = self.outbox().newest(relative)? else {
-            return Ok(false);
+        let differs = || -> Result<bool, NotOurs> {
+            let Some(row) = self.outbox().newest(relative)?.filter(|row| row.is_committed) else {
+                return Ok(false);
+            };
+            let found = store.measured(relative)?;
+            Ok(found.is_some_and(|found| found != (row.size, row.digest)))
         };
-        let found = store.measured(relative)?;
-        Ok(row.is_committed && found.is_some_and(|found| found != (row.size, row.digest)))
+        // It may have been replaced while it was read: only then is it worth to hold up who wants to write.
+        Ok(differs()? && {
+            let _one_writer = store.lock(relative);
+            differs()?
+        })
     }
 
     /// Records since a moment whose files are not there: at a durability below full, a power cut may have taken their names.
     fn missing_since(&self, since: SystemTime, recovered: &mut Recovered) -> Result<(), NotOurs> {
-        let since = DateTime::<Utc>::from(since).timestamp_micros();
-        for path in self.outbox().paths_since(since)? {
-            let file = self.tenants().store_of_path(&path).root_path().join(&path);
-            match file.try_exists() {
-                Ok(true) => {}
-                Ok(false) => recovered.missing.push(path),
-                Err(error) => recovered.unreadable.push((path, error.to_string())),
+        // What this process has recorded has its file.
+        let [since, until] =
+            [since, self.opened()].map(|moment| DateTime::<Utc>::from(moment).timestamp_micros());
+        self.outbox().flush_rows()?;
+        let mut before = None;
+        loop {
+            let (paths, next) = self.outbox().paths_between(since, until, before)?;
+            for path in paths {
+                if self.is_recovery_stopped() {
+                    return Err(NotOurs::Interrupted);
+                }
+                let file = self.tenants().store_of_path(&path).root_path().join(&path);
+                match file.try_exists() {
+                    Ok(true) => {}
+                    Ok(false) => recovered.missing.push(path),
+                    Err(error) => recovered.unreadable.push((path, error.to_string())),
+                }
+            }
+            match next {
+                Some(_) => before = next,
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// Makes sure that a stored file has a record. The caller has the lock of its path.
@@ -486,6 +507,7 @@ impl Engine {
             size: found.size,
             digest: found.digest,
             created: created.timestamp_micros(),
+            replaces: false,
         };
         Ok((row, path))
     }
@@ -537,9 +559,17 @@ impl Recovered {
 }
 
 impl Findings {
+    /// Whether no walk has compared files with their records yet.
+    fn compares_now(&self) -> bool {
+        !self.compared.load(Ordering::Relaxed)
+    }
+
     /// What the last walk found takes the place of what the one before it did.
-    fn note(&self, recovered: &Recovered) {
-        self.changed.store(recovered.changed.count, Ordering::Relaxed);
+    fn note(&self, recovered: &Recovered, compared: bool) {
+        if compared {
+            self.changed.store(recovered.changed.count, Ordering::Relaxed);
+            self.compared.store(true, Ordering::Relaxed);
+        }
         self.unreadable
             .store(recovered.unreadable.count, Ordering::Relaxed);
         self.missing.store(recovered.missing.count, Ordering::Relaxed);

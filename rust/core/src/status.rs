@@ -30,6 +30,9 @@ pub enum Refusal {
     /// Files that were replaced have reached `local_storage.replaced_max_bytes`, and are too young to make room.
     #[error("storage: replaced files have reached their bound")]
     ReplacedFull,
+    /// Whether what lies at its place was acknowledged cannot be told, because it cannot be looked at.
+    #[error("storage: the file in its place cannot be looked at")]
+    Undecided,
     /// Another instance is stored and stays (`keep`), and it has no record and can get none.
     #[error("storage: the stored file has no record and can get none")]
     Unrecorded,
@@ -95,6 +98,7 @@ impl Refusal {
             | Self::TenantQuota
             | Self::TenantBusy
             | Self::ReplacedFull
+            | Self::Undecided
             | Self::Unrecorded
             | Self::TooLarge(_) => 0xA700,
             Self::IdentityMismatch(_)
@@ -124,6 +128,7 @@ impl Refusal {
             Self::TenantQuota,
             Self::TenantBusy,
             Self::ReplacedFull,
+            Self::Undecided,
             Self::Unrecorded,
             Self::TooLarge(8 << 30),
             Self::IdentityMismatch("SOPInstanceUID"),

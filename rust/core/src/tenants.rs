@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use dicom_core::Tag;
@@ -12,6 +12,7 @@ use crate::config::EngineConfig;
 use crate::dataset::index::{IndexPlan, UnknownKeyword};
 use crate::engine::Engine;
 use crate::layout::TenantId;
+use crate::outbox::Found;
 use crate::status::Refusal;
 use crate::store::replaced::ReplacedLimits;
 use crate::store::{Store, StoreOptions};
@@ -194,18 +195,22 @@ impl Tenants {
         })
     }
 
-    /// Counts anew what tenants with a quota have stored: files that were deleted by others give their room back. Returns folders
-    /// that cannot be read, and why: what lies in them is not counted, and their tenant keeps what was counted before.
+    /// Counts anew what tenants with a quota have stored: files that were deleted by others give their room back. Returns files and
+    /// folders that cannot be looked at, and why: they are not counted, and their tenant keeps what was counted before, where
+    /// that was more. `stop` ends it early.
     #[must_use]
-    pub fn measure(&self) -> Vec<(String, String)> {
-        let mut unreadable = Vec::new();
+    pub fn measure(&self, stop: &AtomicBool) -> Found<(String, String)> {
+        let mut unreadable = Found::default();
         for (id, tenant) in &self.own {
             let Some(quota) = &tenant.quota else { continue };
             let folder = tenant.store.root_path().join(id.as_str());
             let before = quota.before_walk();
-            let problems = unreadable.len();
-            let found = bytes_beneath(&folder, FOLDERS, &mut unreadable);
-            let is_whole = unreadable.len() == problems;
+            let problems = unreadable.count;
+            let found = bytes_beneath(&folder, FOLDERS, stop, &mut unreadable);
+            if stop.load(Ordering::Acquire) {
+                break;
+            }
+            let is_whole = unreadable.count == problems;
             if is_whole || found > before.0 {
                 quota.after_walk(found, before);
             }
@@ -299,31 +304,44 @@ impl Tenants {
     }
 }
 
-/// Sizes of the files at this depth and above; links are not followed. What cannot be read is added to `unreadable`.
-fn bytes_beneath(folder: &Path, depth: usize, unreadable: &mut Vec<(String, String)>) -> u64 {
-    let mut sum = 0;
-    let walked = (|| {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() && depth > 0 {
-                sum += bytes_beneath(&entry.path(), depth - 1, unreadable);
-            } else if kind.is_file() {
-                match entry.metadata() {
-                    Ok(facts) => sum += facts.len(),
-                    // Deleted meanwhile.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
+/// Sizes of the files at this depth and above; links are not followed. What cannot be looked at is added to `unreadable`.
+fn bytes_beneath(
+    folder: &Path,
+    depth: usize,
+    stop: &AtomicBool,
+    unreadable: &mut Found<(String, String)>,
+) -> u64 {
+    let mut note = |path: &Path, error: &io::Error| {
+        // What is gone was deleted meanwhile.
+        if error.kind() != io::ErrorKind::NotFound {
+            unreadable.push((path.display().to_string(), error.to_string()));
         }
-        Ok(())
-    })();
-    match walked {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            unreadable.push((folder.display().to_string(), error.to_string()));
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => {
+            note(folder, &error);
+            return 0;
         }
-        _ => {}
+    };
+    let (mut sum, mut folders) = (0, Vec::new());
+    for entry in entries {
+        if stop.load(Ordering::Acquire) {
+            return sum;
+        }
+        let looked_at = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)));
+        match looked_at {
+            Ok((path, kind)) if kind.is_dir() && depth > 0 => folders.push(path),
+            Ok((path, kind)) if kind.is_file() => match path.symlink_metadata() {
+                Ok(facts) => sum += facts.len(),
+                Err(error) => note(&path, &error),
+            },
+            Ok(_) => {}
+            Err(error) => note(folder, &error),
+        }
+    }
+    for inner in folders {
+        sum += bytes_beneath(&inner, depth - 1, stop, unreadable);
     }
     sum
 }
@@ -374,16 +392,19 @@ mod tests {
         std::fs::write(series.join("3.dcm"), [0; 100]).unwrap();
         std::fs::write(series.join("4.dcm"), [0; 11]).unwrap();
         std::os::unix::fs::symlink("/", root.path().join("everything")).unwrap();
-        let mut unreadable = Vec::new();
-        assert_eq!(bytes_beneath(root.path(), FOLDERS, &mut unreadable), 111);
+        let mut unreadable = Found::default();
+        let go = AtomicBool::new(false);
+        assert_eq!(bytes_beneath(root.path(), FOLDERS, &go, &mut unreadable), 111);
         assert_eq!(
-            bytes_beneath(&root.path().join("absent"), FOLDERS, &mut unreadable),
+            bytes_beneath(&root.path().join("absent"), FOLDERS, &go, &mut unreadable),
             0
         );
-        assert_eq!(bytes_beneath(&series.join("3.dcm"), FOLDERS, &mut unreadable), 0);
         assert_eq!(
-            unreadable.len(),
-            1,
+            bytes_beneath(&series.join("3.dcm"), FOLDERS, &go, &mut unreadable),
+            0
+        );
+        assert_eq!(
+            unreadable.count, 1,
             "a file in the place of a folder: {unreadable:?}"
         );
     }

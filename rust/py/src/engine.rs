@@ -358,15 +358,15 @@ impl Engine {
         })
     }
 
-    /// Decides again about rows whose file could not be looked at: rows kept, rows dropped, files put into quarantine, paths
-    /// that are still undecided.
-    fn reconsider(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64)> {
+    /// Decides again about rows whose file could not be looked at: rows kept and rows dropped since the last call, paths of files
+    /// put into quarantine (the first hundred), how many paths are still undecided.
+    fn reconsider(&self, py: Python<'_>) -> PyResult<(u64, u64, Vec<String>, u64)> {
         let engine = self.inner()?;
         let settled = run(py, || engine.reconsider())?;
         Ok((
             settled.kept,
             settled.dropped,
-            settled.quarantined.count,
+            settled.quarantined.first,
             settled.undecided.count,
         ))
     }
@@ -375,7 +375,8 @@ impl Engine {
     /// that cannot be read, with the reason.
     fn sweep(&self, py: Python<'_>) -> PyResult<(u64, Vec<(String, String)>)> {
         let engine = self.inner()?;
-        run(py, || Ok::<_, std::convert::Infallible>(engine.sweep()))
+        let (removed, unreadable) = run(py, || Ok::<_, std::convert::Infallible>(engine.sweep()))?;
+        Ok((removed, unreadable.first))
     }
 
     /// Whether the outbox's thread lives. Where it does not, nothing is recorded or published any more.
@@ -564,9 +565,8 @@ impl Engine {
     /// Counts anew what tenants with a quota have stored. Folders that cannot be read, with the reason.
     fn measure_tenants(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
         let engine = self.inner()?;
-        run(py, || {
-            Ok::<_, std::convert::Infallible>(engine.tenants().measure())
-        })
+        let unreadable = run(py, || Ok::<_, std::convert::Infallible>(engine.measure()))?;
+        Ok(unreadable.first)
     }
 
     /// Aborts every association.

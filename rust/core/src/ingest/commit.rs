@@ -38,14 +38,23 @@ impl Reception<'_> {
         let _one_writer = store.lock(path.relative());
         if self.engine.outbox().undecided() > 0 {
             // Whatever an interruption left at this path is decided before anything takes its place.
-            self.engine.reconsider_path(path.relative())?;
+            if self.engine.reconsider_path(path.relative())?.undecided.count > 0 {
+                return Err(Refusal::Undecided);
+            }
         }
         let folder = store.folders().open(path)?;
         match store.existing(folder.as_ref(), path, &mut self.spool)? {
             Existing::Absent => self.commit_new(tenant, index, path, folder, None),
             Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
             Existing::Different { size } => match self.engine.config().duplicates {
-                Duplicates::Replace => self.commit_new(tenant, index, path, folder, Some(size)),
+                Duplicates::Replace => {
+                    match self.engine.ensure_recorded(path.relative()) {
+                        // It is none of ours, so nobody waits for its record.
+                        Ok(()) | Err(Refusal::Unrecorded) => {}
+                        Err(refusal) => return Err(refusal),
+                    }
+                    self.commit_new(tenant, index, path, folder, Some(size))
+                }
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
                 Duplicates::Keep => {
                     self.make_existing_durable(path)?;
@@ -79,7 +88,8 @@ impl Reception<'_> {
             outbox.flush_rows()?;
         }
         let names_first = !in_its_place && self.store.names_first();
-        let row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
+        let mut row = self.row(tenant, index, path, self.spool.size(), self.spool.digest())?;
+        row.replaces = in_its_place && sync_data;
         let stages = self.engine.stages();
         let mut began = Instant::now();
         let mut lap = || {
@@ -263,6 +273,7 @@ impl Reception<'_> {
             size,
             digest,
             created: created.timestamp_micros(),
+            replaces: false,
         })
     }
 }

@@ -158,6 +158,7 @@ mod tests {
             size: 1,
             digest: [0; 16],
             created: 1,
+            replaces: false,
         }
     }
 

@@ -6,6 +6,9 @@ use super::writer::Op;
 use super::{lock, Newest, Outbox, OutboxError};
 use crate::store::path_hash;
 
+/// Rows that are read at a time: the publisher waits for the reader meanwhile.
+const PAGE: u32 = 10_000;
+
 impl Outbox {
     /// Whether a row describes the file with this path, size and digest.
     ///
@@ -49,27 +52,36 @@ impl Outbox {
         Ok(found)
     }
 
-    /// Paths of the rows that were received since a time (microseconds since 1970), and whose files have their names.
+    /// Paths of the rows that were received between two moments (microseconds since 1970), and whose files have their names: a page
+    /// of them, the newest first, and what to ask for the next one by, where there may be one.
     ///
     /// # Errors
     /// [`OutboxError`].
-    pub fn paths_since(&self, since: i64) -> Result<Vec<String>, OutboxError> {
-        self.flush_rows()?;
+    pub fn paths_between(
+        &self,
+        since: i64,
+        until: i64,
+        before: Option<i64>,
+    ) -> Result<(Vec<String>, Option<i64>), OutboxError> {
         let reader = lock(&self.reader);
-        let mut statement = reader
-            .prepare_cached("SELECT created, path, ready IS NOT NULL FROM instance ORDER BY id DESC")?;
-        let mut rows = statement.query([])?;
-        let mut paths = Vec::new();
-        // Ids grow with time, so the first one that is too old is the end.
+        let mut statement = reader.prepare_cached(
+            "SELECT id, created, path, ready IS NOT NULL FROM instance WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+        )?;
+        let mut rows = statement.query((before.unwrap_or(i64::MAX), PAGE))?;
+        let (mut paths, mut last, mut count) = (Vec::new(), None, 0);
         while let Some(row) = rows.next()? {
-            if row.get::<_, i64>(0)? < since {
-                break;
+            let created: i64 = row.get(1)?;
+            // Ids grow with time, so the first one that is too old is the end.
+            if created < since {
+                return Ok((paths, None));
             }
-            if row.get(2)? {
-                paths.push(row.get(1)?);
+            if created <= until && row.get(3)? {
+                paths.push(row.get(2)?);
             }
+            last = Some(row.get(0)?);
+            count += 1;
         }
-        Ok(paths)
+        Ok((paths, last.filter(|_| count == PAGE)))
     }
 
     /// Makes a delivered row pending again, behind all others; `record` is its key and payload where they are no longer there.

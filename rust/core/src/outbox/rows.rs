@@ -21,6 +21,8 @@ pub struct NewRow {
     pub digest: [u8; 16],
     /// When it was received, microseconds since 1970: what the record says.
     pub created: i64,
+    /// The file takes the place of another one, and is synced before it does: what lies there is whole, whichever of both it is.
+    pub replaces: bool,
 }
 
 /// A record to be published.

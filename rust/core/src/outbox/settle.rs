@@ -119,8 +119,11 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`].
     pub fn settle_path(&self, path: &str, disk: &impl Disk) -> Result<Settled, OutboxError> {
-        self.flush_rows()?;
         let mut settled = Settled::default();
+        if in_database(&lock(&self.reader), Some(path))?.is_empty() {
+            return Ok(settled);
+        }
+        self.flush_rows()?;
         // Without the reader: a disk that hangs must not hold up publication.
         let found = disk.look_at(path);
         let (undecided, verdict) = {
@@ -132,9 +135,6 @@ impl Outbox {
         };
         let rows: Vec<&Undecided> = undecided.iter().collect();
         let verdict = completed(verdict, path, &rows, disk);
-        if undecided.is_empty() {
-            return Ok(settled);
-        }
         settled.note(&verdict, path, undecided.len());
         let (mut keep, mut drop) = (None, Vec::new());
         if !matches!(verdict, Verdict::Unknown(_)) {
@@ -152,11 +152,15 @@ impl Outbox {
 
 /// Undecided rows of the database: of a path, or all.
 fn in_database(connection: &Connection, path: Option<&str>) -> Result<Vec<Undecided>, OutboxError> {
-    let which = if path.is_some() { "path = ?1" } else { "?1 IS NULL" };
-    let mut statement = connection.prepare(&format!(
+    let which = if path.is_some() {
+        "path_hash = ?2 AND path = ?1"
+    } else {
+        "?1 IS ?2"
+    };
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM instance WHERE ready IS NULL AND {which} ORDER BY id"
     ))?;
-    let rows = statement.query_map([path], |row| {
+    let rows = statement.query_map((path, path.map(path_hash)), |row| {
         Ok(Undecided {
             id: row.get(0)?,
             row: row_of(row)?,
@@ -174,6 +178,7 @@ fn row_of(row: &Row<'_>) -> rusqlite::Result<NewRow> {
         size: u64::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
         digest: row.get(6)?,
         created: row.get(7)?,
+        replaces: false,
     })
 }
 
@@ -218,6 +223,8 @@ fn judge(
     Ok(match newest {
         Some(at) => Verdict::Keep(at),
         None if others_committed => Verdict::Drop,
+        // None of them came so far as to touch the file, which has changed since it was stored, or never had a record.
+        None if rows.iter().all(|one| one.row.replaces) => Verdict::Drop,
         None => Verdict::Differs(found),
     })
 }

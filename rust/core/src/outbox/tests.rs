@@ -17,6 +17,7 @@ fn row(number: u32) -> NewRow {
         size: u64::from(number),
         digest: [7; 16],
         created: now_micros(),
+        replaces: false,
     }
 }
 

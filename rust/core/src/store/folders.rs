@@ -80,6 +80,14 @@ impl Folders {
     /// # Errors
     /// What the file system says.
     pub fn create<'f>(&'f self, path: &'f InstancePath) -> io::Result<(SeriesFolder, Made<'f>)> {
+        match self.try_create(path) {
+            // Another instance that failed has removed one of them, which was empty.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.try_create(path),
+            created => created,
+        }
+    }
+
+    fn try_create<'f>(&'f self, path: &'f InstancePath) -> io::Result<(SeriesFolder, Made<'f>)> {
         let mut made = Made {
             folders: self,
             series: path.folders(),

@@ -7,17 +7,19 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::folders::SeriesFolder;
 use crate::config::Durability;
 use crate::layout::{InstancePath, REPLACED};
 use crate::os;
+use crate::outbox::Found;
 
 /// Where nothing else is configured, a tenth of the disk.
 const PART_OF_DISK: u64 = 10;
@@ -25,6 +27,8 @@ const PART_OF_DISK: u64 = 10;
 const LEAST_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Names of a folder that are kept in memory.
 const MOST_LISTED: usize = 4096;
+/// So long it is believed that no other file may make room.
+const LISTED_FOR: Duration = Duration::from_secs(60);
 const DAY_FORMAT: &str = "%Y%m%d";
 const TIME_FORMAT: &str = "%H%M%S%6f";
 const STAMP_FORMAT: &str = "%Y%m%d%H%M%S%6f";
@@ -56,10 +60,22 @@ pub struct Replaced {
 #[derive(Debug, Default)]
 struct State {
     usage: Usage,
-    /// Files of the oldest day, the oldest first, as last listed.
-    oldest: VecDeque<(String, String)>,
+    /// Files and bytes that came since the last sweep began.
+    came: (u64, u64),
+    /// Files that may make room, the oldest first, as last listed.
+    oldest: VecDeque<Old>,
+    /// When they were listed, where there were no others.
+    all_listed: Option<Instant>,
     /// The day whose folder is durable.
     durable_day: String,
+}
+
+/// A file that may make room.
+#[derive(Debug)]
+struct Old {
+    day: String,
+    name: String,
+    bytes: u64,
 }
 
 /// What a sweep came upon.
@@ -68,7 +84,7 @@ struct Swept {
     removed: u64,
     files: u64,
     bytes: u64,
-    unreadable: Vec<(String, String)>,
+    unreadable: Found<(String, String)>,
 }
 
 /// What is kept.
@@ -101,30 +117,36 @@ impl From<Errno> for ReplacedError {
     }
 }
 
-/// A file that has a second name among the replaced ones, and still its own. Dropped before [`Aside::keep`], the second name goes.
+/// Room for a file, and its second name once it has one. Dropped before [`Aside::keep`], both go.
 #[derive(Debug)]
 pub struct Aside<'r> {
     replaced: &'r Replaced,
-    /// Its folder and name; none where replaced files are not kept.
+    /// Its folder and name, once it has them.
     name: Option<(String, String)>,
-    bytes: u64,
+    /// What was counted for it; none where replaced files are not kept.
+    counted: Option<u64>,
 }
 
 impl Aside<'_> {
     /// The file has lost its own name.
     pub fn keep(mut self) {
-        self.name = None;
-        self.replaced.lock().usage.replaced += 1;
+        if self.counted.take().is_some() {
+            self.replaced.lock().usage.replaced += 1;
+        }
     }
 }
 
 impl Drop for Aside<'_> {
     fn drop(&mut self) {
-        if let Some((day, name)) = self.name.take() {
-            // Best effort: a second name that stays goes with its age.
-            if self.replaced.remove(&day, &name).is_ok() {
-                self.replaced.lock().usage.less(self.bytes);
-            }
+        if let Some(bytes) = self.counted {
+            // Best effort: a second name that stays goes with its age, and the next sweep counts it.
+            let _ = self
+                .name
+                .take()
+                .map(|(day, name)| self.replaced.remove(&day, &name));
+            let mut state = self.replaced.lock();
+            state.usage.less(bytes);
+            state.came = (state.came.0.saturating_sub(1), state.came.1.saturating_sub(bytes));
         }
     }
 }
@@ -180,12 +202,13 @@ impl Replaced {
         let mut aside = Aside {
             replaced: self,
             name: None,
-            bytes,
+            counted: None,
         };
         if self.retention.is_zero() {
             return Ok(aside);
         }
         self.make_room(bytes, Utc::now())?;
+        aside.counted = Some(bytes);
         let tenant = path.relative().split('/').next().unwrap_or_default();
         let ending = format!("_{tenant}_{}", path.file_name());
         let mut at = Utc::now();
@@ -201,12 +224,6 @@ impl Replaced {
                 }
             }
         };
-        {
-            let mut state = self.lock();
-            state.usage.files += 1;
-            state.usage.bytes += bytes;
-        }
-        // From here on it goes again where anything fails.
         aside.name = Some((day, name));
         if self.syncs {
             os::sync_folder(&here)?;
@@ -227,42 +244,79 @@ impl Replaced {
         Ok(folder)
     }
 
-    /// Removes the oldest files until so many bytes fit. Nobody waits for the disk under the lock.
+    /// Counts a file of so many bytes, and removes the oldest ones where it would not fit; none where that is not enough. Nobody
+    /// waits for the disk under the lock.
     fn make_room(&self, bytes: u64, now: DateTime<Utc>) -> Result<(), ReplacedError> {
+        if bytes > self.max_bytes {
+            return Err(ReplacedError::Full);
+        }
+        let mut is_counted_anew = false;
         loop {
-            let oldest = {
-                let mut state = self.lock();
-                if state.usage.bytes.saturating_add(bytes) <= self.max_bytes {
-                    return Ok(());
-                }
-                state.oldest.pop_front()
+            let Some(going) = self.take_oldest(bytes) else {
+                return Ok(());
             };
-            let Some((day, name)) = oldest else {
-                let listed = self.list_oldest()?;
-                if !listed.front().is_some_and(|(day, name)| is_old(day, name, now)) {
-                    return Err(ReplacedError::Full);
-                }
-                self.lock().oldest = listed;
+            for old in &going {
+                self.remove_counted(old)?;
+            }
+            if !going.is_empty() {
                 continue;
-            };
-            if !is_old(&day, &name, now) {
-                self.lock().oldest.push_front((day, name));
+            }
+            let is_current = |listed: Instant| listed.elapsed() < LISTED_FOR;
+            if self.lock().all_listed.is_some_and(is_current) {
                 return Err(ReplacedError::Full);
             }
-            self.remove_counted(&day, &name)?;
+            let oldest = self.list_oldest(now)?;
+            if oldest.is_empty() && !is_counted_anew {
+                // Maybe an operator has removed them.
+                is_counted_anew = true;
+                let _ = self.sweep(now, &AtomicBool::new(false));
+                continue;
+            }
+            let mut state = self.lock();
+            state.all_listed = (oldest.len() < MOST_LISTED).then(Instant::now);
+            state.oldest = oldest;
         }
     }
 
+    /// Counts a file where it fits: then there is nothing to do. Else the oldest files that make enough room for it, or that are all
+    /// of those listed while there are others; none where all are listed and are not enough.
+    fn take_oldest(&self, bytes: u64) -> Option<Vec<Old>> {
+        let mut state = self.lock();
+        let excess = state
+            .usage
+            .bytes
+            .saturating_add(bytes)
+            .saturating_sub(self.max_bytes);
+        if excess == 0 {
+            state.usage.files += 1;
+            state.usage.bytes += bytes;
+            state.came = (state.came.0 + 1, state.came.1 + bytes);
+            return None;
+        }
+        let (mut count, mut freed) = (0, 0);
+        for old in &state.oldest {
+            if freed >= excess {
+                break;
+            }
+            count += 1;
+            freed += old.bytes;
+        }
+        if freed < excess && state.all_listed.is_some() {
+            return Some(Vec::new());
+        }
+        Some(state.oldest.drain(..count).collect())
+    }
+
     /// Removes the files whose time is over, and counts the others anew: operators remove some. Returns how many went, and what
-    /// could not be read or removed, and why.
+    /// could not be read or removed, and why. `stop` ends it early; then nothing is counted.
     #[must_use]
-    pub fn sweep(&self, now: DateTime<Utc>) -> (u64, Vec<(String, String)>) {
-        let before = self.usage();
+    pub fn sweep(&self, now: DateTime<Utc>, stop: &AtomicBool) -> (u64, Found<(String, String)>) {
+        self.lock().came = (0, 0);
         let mut swept = Swept::default();
         match self.days() {
             Ok(days) => {
                 for day in days {
-                    if let Err(error) = self.sweep_day(&day, now, &mut swept) {
+                    if let Err(error) = self.sweep_day(&day, now, stop, &mut swept) {
                         swept
                             .unreadable
                             .push((format!("{REPLACED}/{day}"), error.to_string()));
@@ -271,57 +325,63 @@ impl Replaced {
             }
             Err(error) => swept.unreadable.push((REPLACED.to_owned(), error.to_string())),
         }
-        let mut state = self.lock();
-        state.oldest.clear();
-        // What came meanwhile may be counted twice until the next time; it is never left out.
-        let came = state.usage.replaced - before.replaced;
-        let came_bytes = state.usage.bytes.saturating_sub(before.bytes);
-        state.usage.files = swept.files + came;
-        state.usage.bytes = swept.bytes + came_bytes;
+        if !stop.load(Ordering::Acquire) {
+            let mut state = self.lock();
+            state.oldest.clear();
+            state.all_listed = None;
+            // What came meanwhile may be counted twice until the next time; it is never left out.
+            state.usage.files = swept.files + state.came.0;
+            state.usage.bytes = swept.bytes + state.came.1;
+        }
         (swept.removed, swept.unreadable)
     }
 
-    fn sweep_day(&self, day: &str, now: DateTime<Utc>, swept: &mut Swept) -> io::Result<()> {
+    fn sweep_day(
+        &self,
+        day: &str,
+        now: DateTime<Utc>,
+        stop: &AtomicBool,
+        swept: &mut Swept,
+    ) -> io::Result<()> {
         let Some(folder) = self.open_day(day)? else {
             return Ok(());
         };
         each_name(&folder, |name| {
-            let Some(age) = age(day, name, now) else {
-                return Ok(());
+            let Some(age) = age(day, name, now).filter(|_| !stop.load(Ordering::Acquire)) else {
+                return;
             };
-            if age >= self.retention {
-                match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-                    Ok(()) => swept.removed += 1,
-                    Err(Errno::NOENT) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            } else if let Some(size) = size_of(&folder, name)? {
-                swept.files += 1;
-                swept.bytes += size;
+            let looked_at = if age >= self.retention {
+                rustix::fs::unlinkat(&folder, name, AtFlags::empty()).map(|()| swept.removed += 1)
+            } else {
+                size_of(&folder, name).map(|size| {
+                    swept.files += 1;
+                    swept.bytes += size;
+                })
+            };
+            match looked_at {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => swept
+                    .unreadable
+                    .push((format!("{REPLACED}/{day}/{name}"), error.to_string())),
             }
-            Ok(())
         })?;
         self.remove_empty_day(day, now);
         Ok(())
     }
 
-    fn remove_counted(&self, day: &str, name: &str) -> io::Result<()> {
-        let Some(folder) = self.open_day(day)? else {
-            return Ok(());
-        };
-        let Some(size) = size_of(&folder, name)? else {
-            return Ok(());
-        };
-        drop(folder);
-        self.remove(day, name)?;
-        self.lock().usage.less(size);
+    /// One that an operator has removed is not counted any more either.
+    fn remove_counted(&self, old: &Old) -> io::Result<()> {
+        self.remove(&old.day, &old.name)?;
+        self.lock().usage.less(old.bytes);
         Ok(())
     }
 
     fn remove(&self, day: &str, name: &str) -> io::Result<()> {
         if let Some(folder) = self.open_day(day)? {
-            rustix::fs::unlinkat(&folder, name, AtFlags::empty())?;
-            self.remove_empty_day(day, Utc::now());
+            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => self.remove_empty_day(day, Utc::now()),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
@@ -333,19 +393,25 @@ impl Replaced {
         }
     }
 
-    /// The first files of the oldest day that has any. A day that cannot be read is passed over: the sweep names it.
-    fn list_oldest(&self) -> io::Result<VecDeque<(String, String)>> {
-        let now = Utc::now();
+    /// The oldest files that are old enough to make room. A day that cannot be read is passed over: the sweep names it.
+    fn list_oldest(&self, now: DateTime<Utc>) -> io::Result<VecDeque<Old>> {
+        let mut oldest = VecDeque::new();
         for day in self.days()? {
-            let listed = self.open_day(&day).and_then(|folder| match folder {
-                Some(folder) => first_names(&folder, |name| age(&day, name, now).is_some()),
-                None => Ok(Vec::new()),
-            });
-            if let Some(names) = listed.ok().filter(|names| !names.is_empty()) {
-                return Ok(names.into_iter().map(|name| (day.clone(), name)).collect());
+            let Ok(Some(folder)) = self.open_day(&day) else {
+                continue;
+            };
+            let is_old = |name: &str| age(&day, name, now).is_some_and(|age| age >= LEAST_AGE);
+            for name in first_names(&folder, is_old).unwrap_or_default() {
+                if oldest.len() == MOST_LISTED {
+                    return Ok(oldest);
+                }
+                if let Ok(bytes) = size_of(&folder, &name) {
+                    let day = day.clone();
+                    oldest.push_back(Old { day, name, bytes });
+                }
             }
         }
-        Ok(VecDeque::new())
+        Ok(oldest)
     }
 
     /// The folders of days, the oldest first.
@@ -376,23 +442,30 @@ fn age(day: &str, name: &str, now: DateTime<Utc>) -> Option<Duration> {
     Some((now - at.and_utc()).to_std().unwrap_or(Duration::ZERO))
 }
 
-fn is_old(day: &str, name: &str, now: DateTime<Utc>) -> bool {
-    age(day, name, now).is_some_and(|age| age >= LEAST_AGE)
-}
-
 /// A hard link; a copy where the file system has none.
 fn second_name(folder: &SeriesFolder, file: &str, here: &OwnedFd, name: &str) -> io::Result<()> {
     match rustix::fs::linkat(folder.series(), file, here, name, AtFlags::empty()) {
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
         linked => return Ok(linked?),
     }
+    if rustix::fs::accessat(here, name, Access::EXISTS, AtFlags::empty()).is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
     let mut source = folder.open_file(file)?.ok_or(io::ErrorKind::NotFound)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut copy = File::from(rustix::fs::openat(here, name, flags, Mode::from_raw_mode(0o644))?);
-    let copied = io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all());
+    // A part of a copy never has the name of a whole one; what is left of it goes with its age.
+    let part = format!("{name}.part");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut copy = File::from(rustix::fs::openat(
+        here,
+        &part,
+        flags,
+        Mode::from_raw_mode(0o644),
+    )?);
+    let copied = io::copy(&mut source, &mut copy)
+        .and_then(|_| copy.sync_all())
+        .and_then(|()| Ok(rustix::fs::renameat(here, &part, here, name)?));
     if copied.is_err() {
-        // Best effort: a part goes with its age.
-        let _ = rustix::fs::unlinkat(here, name, AtFlags::empty());
+        let _ = rustix::fs::unlinkat(here, &part, AtFlags::empty());
     }
     copied
 }
@@ -408,10 +481,10 @@ fn open_or_make(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     }
 }
 
-fn each_name(folder: &OwnedFd, mut each: impl FnMut(&str) -> io::Result<()>) -> io::Result<()> {
+fn each_name(folder: &OwnedFd, mut each: impl FnMut(&str)) -> io::Result<()> {
     for entry in Dir::read_from(folder.as_fd())? {
         if let Ok(name) = entry?.file_name().to_str() {
-            each(name)?;
+            each(name);
         }
     }
     Ok(())
@@ -428,19 +501,15 @@ fn first_names(folder: &OwnedFd, wanted: impl Fn(&str) -> bool) -> io::Result<Ve
                 names.truncate(MOST_LISTED);
             }
         }
-        Ok(())
     })?;
     names.sort_unstable();
     names.truncate(MOST_LISTED);
     Ok(names)
 }
 
-fn size_of(folder: &OwnedFd, name: &str) -> io::Result<Option<u64>> {
-    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(facts) => Ok(Some(u64::try_from(facts.st_size).unwrap_or(0))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+fn size_of(folder: &OwnedFd, name: &str) -> rustix::io::Result<u64> {
+    let facts = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(u64::try_from(facts.st_size).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use crate::outbox::NewRow;
 /// Length of the fields, number of the entry, checksum.
 const HEADER_BYTES: usize = 4 + 8 + 8;
 
-const FIXED_BYTES: usize = 8 + 16 + 8;
+const FIXED_BYTES: usize = 8 + 16 + 8 + 1;
+/// In the last byte. Earlier versions had 1 there where nothing lay at the path.
+const REPLACES: u8 = 2;
 
 /// The last one is not used any more: it was the name of a temporary file.
 fn texts(row: &NewRow) -> [&str; 5] {
@@ -30,6 +32,7 @@ pub(super) fn encode(number: u64, row: &NewRow) -> Vec<u8> {
     entry.extend_from_slice(&row.size.to_le_bytes());
     entry.extend_from_slice(&row.digest);
     entry.extend_from_slice(&row.created.to_le_bytes());
+    entry.push(if row.replaces { REPLACES } else { 0 });
     let (header, fields) = entry.split_at_mut(HEADER_BYTES);
     let length = u32::try_from(fields.len()).unwrap_or(u32::MAX);
     let (length_at, rest) = header.split_at_mut(4);
@@ -65,7 +68,6 @@ fn decode(bytes: &mut &[u8]) -> Option<(u64, NewRow)> {
         String::from_utf8(take(&mut fields, length)?.to_vec()).ok()
     };
     let [trace_id, key, payload, path, _] = [text()?, text()?, text()?, text()?, text()?];
-    // Entries of earlier versions have one more byte.
     let row = NewRow {
         trace_id,
         key,
@@ -74,6 +76,7 @@ fn decode(bytes: &mut &[u8]) -> Option<(u64, NewRow)> {
         size: u64::from_le_bytes(array(&mut fields)?),
         digest: array(&mut fields)?,
         created: i64::from_le_bytes(array(&mut fields)?),
+        replaces: fields.first() == Some(&REPLACES),
     };
     Some((number, row))
 }

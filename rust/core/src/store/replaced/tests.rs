@@ -59,7 +59,13 @@ impl Fixture {
             .format(DAY_FORMAT)
             .to_string();
         std::fs::rename(all.join(today), all.join(then)).unwrap();
-        self.replaced.lock().oldest.clear();
+        let mut state = self.replaced.lock();
+        state.oldest.clear();
+        state.all_listed = None;
+    }
+
+    fn sweep(&self) -> (u64, Found<(String, String)>) {
+        self.replaced.sweep(Utc::now(), &AtomicBool::new(false))
     }
 }
 
@@ -140,6 +146,38 @@ fn the_oldest_make_room_and_none_younger_than_a_day() {
 }
 
 #[test]
+fn nothing_goes_for_what_finds_no_room_all_the_same() {
+    let fixture = Fixture::new(limits(MONTH, 35));
+    fixture.put_aside(1).unwrap().keep();
+    fixture.age(2);
+    for instance in 2..=3 {
+        fixture.put_aside(instance).unwrap().keep();
+    }
+    for bytes in [36, 30] {
+        assert!(matches!(
+            fixture.replaced.make_room(bytes, Utc::now()),
+            Err(ReplacedError::Full)
+        ));
+        assert_eq!(fixture.names().len(), 3);
+    }
+    fixture.age(0);
+    fixture.replaced.make_room(15, Utc::now()).unwrap();
+    assert_eq!(fixture.names().len(), 2);
+    assert_eq!(fixture.replaced.usage().bytes, 35);
+}
+
+#[test]
+fn what_an_operator_removed_makes_room_at_once() {
+    let fixture = Fixture::new(limits(MONTH, 25));
+    for instance in 1..=2 {
+        fixture.put_aside(instance).unwrap().keep();
+    }
+    std::fs::remove_dir_all(fixture.root.path().join(REPLACED)).unwrap();
+    fixture.put_aside(3).unwrap().keep();
+    assert_eq!((fixture.names().len(), fixture.replaced.usage().bytes), (1, 10));
+}
+
+#[test]
 fn a_sweep_removes_what_is_too_old_and_counts_the_rest() {
     let fixture = Fixture::new(limits(MONTH, 1000));
     for instance in 1..=3 {
@@ -149,7 +187,7 @@ fn a_sweep_removes_what_is_too_old_and_counts_the_rest() {
     fixture.put_aside(4).unwrap().keep();
     let all = fixture.root.path().join(REPLACED);
     std::fs::write(all.join("notes.txt"), b"of an operator's").unwrap();
-    assert_eq!(fixture.replaced.sweep(Utc::now()), (3, Vec::new()));
+    assert_eq!(fixture.sweep(), (3, Found::default()));
     let usage = fixture.replaced.usage();
     assert_eq!((usage.files, usage.bytes), (1, 10));
     assert_eq!(
@@ -157,7 +195,7 @@ fn a_sweep_removes_what_is_too_old_and_counts_the_rest() {
         2,
         "the folder of the day went too"
     );
-    assert_eq!(fixture.replaced.sweep(Utc::now()).0, 0);
+    assert_eq!(fixture.sweep().0, 0);
 }
 
 #[test]
