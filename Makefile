@@ -24,11 +24,15 @@ check-tools:
 
 $(STAMPS)/venv: pyproject.toml | check-tools
 	@mkdir -p $(STAMPS)
+	@echo "make: preparing the virtual environment .venv (less than a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" "maturin>=1.9,<2"
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
+	@if [ -e $@ ]; then echo "make: building the parts of the Rust core that changed, and installing the package into .venv"; \
+	else echo "make: building the Rust core and its codecs, and installing the package into .venv"; \
+	  echo "make: the first build takes 5 to 7 minutes on two cores and prints nothing meanwhile; later starts take seconds"; fi
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 

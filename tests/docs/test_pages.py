@@ -75,6 +75,13 @@ def test_every_command_does_what_the_page_says(page: Path, checkout: Path, tmp_p
                 assert step.stays or not step.printed or matches(step.printed, output), f"$ {step.text}\n{output}"
 
 
+def test_the_commands_of_the_readme_need_no_activated_environment() -> None:
+    commands = [step.text for step in steps(CHECKOUT / "README.md") if isinstance(step, Command)]
+    assert any(".venv/bin/storescpd" in command for command in commands)
+    for command in commands:
+        assert not re.search(r"(?<![\w/.-])(?:storescpd|python3?|pip)\s", command), command
+
+
 def test_nothing_is_left_out_that_no_page_says() -> None:
     said = {step.text for page in PAGES for step in steps(page) if isinstance(step, Command)}
     assert set(NOT_RUN) <= said

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -282,6 +283,20 @@ def test_license_commands(tmp_path: Path) -> None:
     shown = storescp("license", "show", str(tmp_path / "licence" / "client.pem"))
     assert "client id   clinic" in shown.stdout
     assert storescp("license", "issue", "--client-id", "clinic", str(tmp_path / "licence")).returncode == 77
+
+
+def test_a_licence_is_issued_as_the_section_of_an_application_json(tmp_path: Path) -> None:
+    issued = storescp("license", "issue", "--json", "--client-id", 'the "clinic"', str(tmp_path / "licence"))
+    assert issued.returncode == 0, issued.stderr
+    document = json.loads(issued.stdout)
+    assert list(document) == ["dicom_license_server"]
+    config = tmp_path / "application.json"
+    config.write_text(json.dumps({"redis": {"url": "redis://127.0.0.1"}, **document}))
+    verified = storescp("license", "verify", "-c", str(config))
+    assert (verified.returncode, verified.stdout) == (0, 'valid for the "clinic", 364 days left\n'), verified.stderr
+    # The two forms of the section say the same.
+    toml = storescp("license", "issue", "--client-id", 'the "clinic"', str(tmp_path / "other"))
+    assert tomllib.loads(toml.stdout)["dicom_license_server"].keys() == document["dicom_license_server"].keys()
 
 
 def test_version_and_help() -> None:

@@ -20,9 +20,12 @@ def license_group() -> None:
 @license_group.command("issue")
 @click.option("--client-id", required=True, metavar="ID", help="Common name of the client certificate.")
 @click.option("--days", type=click.IntRange(1, 36500), default=365, show_default=True, help="Validity.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the section in JSON, for wado-storescp's application.json."
+)
 @click.argument("directory", type=click.Path(path_type=Path))
-def license_issue(client_id: str, days: int, directory: Path) -> None:
-    """Make ca.pem, ca.key, client.pem and client.key, and print the TOML section for them.
+def license_issue(client_id: str, days: int, as_json: bool, directory: Path) -> None:
+    """Make ca.pem, ca.key, client.pem and client.key, and print the section of the configuration for them.
 
     The service reads ca.pem and client.pem, which every user may read. The keys are for you alone: keep them or
     remove them.
@@ -33,12 +36,19 @@ def license_issue(client_id: str, days: int, directory: Path) -> None:
         issued = issue_licence(client_id, days, directory)
     except OSError as error:
         raise LicenceError(f"{error.filename}: {error.strerror}") from None
+    section = {
+        "client_id": issued.client_id,
+        "license_key": issued.license_key,
+        "client_certificate": str(issued.client_certificate.absolute()),
+        "ca_certificate": str(issued.ca_certificate.absolute()),
+        "hash_code_oid": HASH_CODE_OID,
+    }
+    if as_json:
+        click.echo(json.dumps({"dicom_license_server": section}, indent=2))
+        return
     click.echo("[dicom_license_server]")
-    click.echo(f"client_id = {json.dumps(issued.client_id)}")
-    click.echo(f"license_key = {json.dumps(issued.license_key)}")
-    click.echo(f"client_certificate = {json.dumps(str(issued.client_certificate.absolute()))}")
-    click.echo(f"ca_certificate = {json.dumps(str(issued.ca_certificate.absolute()))}")
-    click.echo(f"hash_code_oid = {json.dumps(HASH_CODE_OID)}")
+    for key, value in section.items():
+        click.echo(f"{key} = {json.dumps(value)}")
 
 
 @license_group.command("show")
