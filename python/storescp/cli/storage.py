@@ -7,11 +7,9 @@ from pathlib import Path
 import click
 
 from storescp.cli.common import config_option, configuration
-from storescp.errors import ConfigError, ConfigProblem, start_failure
+from storescp.errors import ConfigError, ConfigProblem
 from storescp.root_identity import make_identity, read_identity
-from storescp.roots import storage_roots
-
-_EXPECTED = "a folder that can be made and written"
+from storescp.roots import root_failure, storage_roots
 
 
 @click.group("storage")
@@ -43,4 +41,4 @@ def storage_create(context: click.Context, config: Path | None) -> None:
             else:
                 click.echo(f"made {root} with the identity {make_identity(root)}")
         except OSError as error:
-            raise start_failure(key, root, _EXPECTED, error) from None
+            raise root_failure(key, root, error) from None
