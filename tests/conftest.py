@@ -22,6 +22,13 @@ _SEED = os.environ.setdefault("STORESCP_TEST_SEED", str(random.SystemRandom().ge
 _ALONE = ("tests/ceiling/", "tests/crash/", "tests/docs/", "tests/kafka/", "tests/integration/test_hardened.py")
 
 
+@pytest.fixture(autouse=True)
+def no_settings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run is told by the environment is no setting of the service."""
+    for name in ("STORESCP_REQUIRE_ALL", "STORESCP_TEST_SEED"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def pytest_report_header() -> str:
     return f"STORESCP_TEST_SEED={_SEED}"
 
@@ -71,6 +78,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
     for service in started:
         if service.process.poll() is None:
             service.stop()
+        service.close()
 
 
 @pytest.fixture

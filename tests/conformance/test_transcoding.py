@@ -165,7 +165,7 @@ def errors_of(program: list[str], path: Path) -> set[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", sorted(TARGETS))
 def test_validators_find_no_new_error(curated: Path, tmp_path: Path, target: str) -> None:
     checked = 0
     for path, one in compressed(curated):
@@ -187,7 +187,7 @@ def test_validators_find_no_new_error(curated: Path, tmp_path: Path, target: str
     assert checked > 60
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", sorted(TARGETS))
 def test_curated_files_come_back_from_every_target(curated: Path, target: str) -> None:
     """Native, to the target, back: the same pixels to the byte, whatever the image is."""
     compared = refused = 0

@@ -174,12 +174,13 @@ class Collector:
         self.thread.start()
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self.listening:
             connection, _ = self.listening.accept()
             if self.context is not None:
                 connection = self.context.wrap_socket(connection, server_side=True)
-            while piece := connection.recv(65536):
-                self.received += piece
+            with connection:
+                while piece := connection.recv(65536):
+                    self.received += piece
 
     def messages(self) -> list[ET.Element]:
         self.thread.join(10)
@@ -225,8 +226,6 @@ def test_an_unreachable_destination_holds_up_nobody_and_gets_its_messages_later(
     service = start_service(env=ONLY_CT1 | {"STORESCP_AUDIT__DESTINATION": f"tcp://127.0.0.1:{port}"})
     use(service)
     service.wait_for_event("audit.unreachable")
-    server = Collector(None)
-    server.listening.close()
     listening = socket.create_server(("127.0.0.1", port))
     connection, _ = listening.accept()
     received = b""

@@ -112,7 +112,7 @@ def test_a_kill_while_files_are_rotated_loses_no_record(start_service: StartServ
         service = start_service(root=root, env=env)
         root = service.root
         had = len(list(folder_of(service).glob("*.jsonl.*")))
-        for count in range(1000 * number, 1000 * number + 500):
+        for count in range(100_000 * number, 100_000 * (number + 1)):
             try:
                 acknowledged.append(store(service, count))
             except (Rejected, Aborted, Closed, OSError):

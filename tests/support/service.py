@@ -72,6 +72,7 @@ class ServiceProcess:
             match = LISTENING.match(line)
             if not match:
                 self.process.wait(20)
+                self.close()
                 raise AssertionError(f"did not start: {line!r}\n{self.log_path.read_text()}")
             self.line = self.line or line.strip()
             if match[4]:
@@ -85,16 +86,17 @@ class ServiceProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout)
-        self._close()
+        self.close()
         return code
 
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
         self.process.wait(10)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Lets go of what its output goes to, once it has ended."""
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._log.close()

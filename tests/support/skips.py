@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+_ARE_REQUIRED = os.environ.get("STORESCP_REQUIRE_ALL") == "1"
 # Tests that may be skipped everywhere, by a part of their id, and why.
 ALLOWED: tuple[tuple[str, str], ...] = (
     ("conformance/test_pynetdicom_cases.py", "cases of pynetdicom that do not apply to this service"),
@@ -39,10 +40,6 @@ PROVES = {
 }
 
 
-def are_required() -> bool:
-    return os.environ.get("STORESCP_REQUIRE_ALL") == "1"
-
-
 def is_allowed(node_id: str) -> bool:
     return any(part in node_id for part, _ in ALLOWED)
 
@@ -53,7 +50,7 @@ def is_ours(reason: str) -> bool:
 
 def refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Makes a failure of a skip that is not allowed, where all tests are required."""
-    if not report.skipped or hasattr(report, "wasxfail") or not are_required():
+    if not report.skipped or hasattr(report, "wasxfail") or not _ARE_REQUIRED:
         return
     if is_allowed(report.nodeid) or not is_ours(reason_of(report)):
         return

@@ -32,10 +32,7 @@ def license_issue(client_id: str, days: int, as_json: bool, directory: Path) -> 
     """
     from storescp.licence import HASH_CODE_OID, issue_licence  # noqa: PLC0415
 
-    try:
-        issued = issue_licence(client_id, days, directory)
-    except OSError as error:
-        raise LicenceError(f"{error.filename}: {error.strerror}") from None
+    issued = issue_licence(client_id, days, directory)
     section = {
         "client_id": issued.client_id,
         "license_key": issued.license_key,
