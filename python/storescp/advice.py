@@ -26,14 +26,14 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
     (
         "less free space than configured",
         Advice(
-            "The file system of the storage root has less room than local_storage.min_free_bytes.",
+            "The file system of the storage root has less room than storage.min_free_bytes.",
             "Make room, or lower the limit; reception goes on by itself.",
         ),
     ),
     (
         "replaced files have reached their bound",
         Advice(
-            "Instances are sent again with other bytes; what they replace fills local_storage.replaced_max_bytes.",
+            "Instances are sent again with other bytes; what they replace fills storage.replaced_max_bytes.",
             "Stop the sender that changes and sends everything again, or raise the bound: the oldest go after a day.",
         ),
     ),
@@ -110,7 +110,7 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
     (
         "a different instance with this UID",
         Advice(
-            "Another instance with the same UIDs is stored, and local_storage.duplicates is 'reject'.",
+            "Another instance with the same UIDs is stored, and storage.duplicates is 'reject'.",
             "Find out which of the two is right: two images must not share a UID.",
         ),
     ),

@@ -144,7 +144,7 @@ class Service:
         settings, admission = self._settings, self._admission
         tls, trail = self._prepared.tls, self._prepared.trail
         scp = settings.dicom_store_scp
-        offer = Offer.from_settings(scp)
+        offer = Offer.from_settings(settings)
         if isinstance(engine, _core.Engine):
             negotiator = Negotiator(offer, scp.max_pdu_length, answers_users=admission.users is not None)
             return Listener(settings, self._configuration.host, engine, admission, negotiator, tls, trail)
@@ -201,8 +201,8 @@ class Service:
             assert settings.kafka is not None  # noqa: S101 - the sink was made from it
             gather = settings.kafka.linger_ms / 1000
             return Publisher(engine, self._prepared.kafka, topics, gather_seconds=(gather, gather), keep_delivered=keep)
-        folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
-        sync, max_bytes = settings.local_storage.durability != "none", settings.json_lines.max_bytes
+        folder = settings.storage.root / ".outbox" / "events"
+        sync, max_bytes = settings.storage.durability != "none", settings.json_lines.max_bytes
         sink = JsonLinesSink(folder, topics, sync=sync, max_bytes=max_bytes)
         return Publisher(engine, sink, topics, keep_delivered=keep)
 
@@ -215,7 +215,7 @@ class Service:
                 "evaluation.mode",
                 text="no configuration file: evaluation licence, records go to "
                 f"{'Kafka' if settings.kafka else 'JSON lines'}, reachable on {configuration.host} only",
-                storage=str(settings.local_storage.dicm_store_path),
+                storage=str(settings.storage.root),
             )
             if not is_loopback(configuration.host):
                 log.warning(
@@ -244,8 +244,8 @@ class Service:
             "service.started",
             version=_core.__version__,
             engine=self._prepared.engine_name,
-            storage=str(settings.local_storage.dicm_store_path),
-            durability=settings.local_storage.durability,
+            storage=str(settings.storage.root),
+            durability=settings.storage.durability,
             client_id=self._licence.licence.client_id,
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )

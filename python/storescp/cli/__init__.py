@@ -53,7 +53,7 @@ _OPTION_KEYS = {
     "port": ("dicom_store_scp", "port"),
     "host": ("dicom_store_scp", "host"),
     "non_blocking": ("dicom_store_scp", "non_blocking"),
-    "output_directory": ("local_storage", "dicm_store_path"),
+    "output_directory": ("storage", "root"),
 }
 
 

@@ -39,8 +39,7 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
     day = (found.study_date or "00000000").replace("-", "")
     place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
     click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
-    scp = settings.dicom_store_scp
-    viewers, target = set(scp.cornerstonejs_supported_transfer_syntax), scp.unsupported_ts_change_to
+    viewers, target = set(settings.transcoding.viewer_transfer_syntaxes), settings.transcoding.target
     outcome, why = _core.transcode_plan(source.transfer_syntax, found.has_pixel_data, viewers, target)
     if outcome == "as received":
         click.echo(f"would be stored     as received: {why}")
@@ -103,7 +102,7 @@ def verify_command(context: click.Context, config: Path | None, republish: str |
 
     settings = configuration(context, config).settings
     own_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
-    roots = verify.Roots(settings.local_storage.dicm_store_path, own_roots)
+    roots = verify.Roots(settings.storage.root, own_roots)
     found: list[verify.Looked] = []
     wished: list[str] = []
     files = size = 0
