@@ -21,6 +21,13 @@ class Advice:
         return f"{self.meaning} {self.remedy}"
 
 
+_ALWAYS_REQUIRED = {
+    "SOPClassUID": "SOP Class UID",
+    "SOPInstanceUID": "SOP Instance UID",
+    "StudyInstanceUID": "Study Instance UID",
+    "SeriesInstanceUID": "Series Instance UID",
+}
+
 # Error Comments of C-STORE responses by what they contain; the first that fits.
 _REFUSALS: tuple[tuple[str, Advice], ...] = (
     (
@@ -92,6 +99,16 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
             "The sender announced another instance than it sent (PS3.4 B.2.3: data set does not match SOP class).",
             "The fault is in the sender; tell its vendor.",
         ),
+    ),
+    *(
+        (
+            f"{keyword} is absent or empty",
+            Advice(
+                f"The {name} has no value, and it is always required: the path of the stored file has it.",
+                "The fault is in the sender; tell its vendor.",
+            ),
+        )
+        for keyword, name in _ALWAYS_REQUIRED.items()
     ),
     (
         "is absent or empty",
@@ -282,6 +299,7 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("configuration.", "Correct it in the configuration."),
     ("http.", "Set http.token, or bind http.host to 127.0.0.1."),
     ("recovery.", "Run 'storescpd verify' to see each file."),
+    ("storage.low_space", "Make room on the disk, or lower storage.min_free_bytes."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
     ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
     ("start_up.", "Nothing to do: what was acknowledged is kept, and senders send the rest again."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -223,6 +224,7 @@ class Service:
                     text="evaluation mode is reachable from other machines",
                     host=configuration.host,
                 )
+        self._announce_storage()
         if self._prepared.engine_name == "python":
             log.warning(
                 "engine.python",
@@ -249,6 +251,32 @@ class Service:
             client_id=self._licence.licence.client_id,
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )
+
+    def _announce_storage(self) -> None:
+        """Whose the instances are where nothing says so, and that no instance can be taken for want of space."""
+        tenants = self._settings.tenants
+        is_given = self._configuration.source_of("tenants.default") != "default"
+        if not (is_given or tenants.rules or tenants.from_private_element):
+            log.info(
+                "tenants.default",
+                text="no tenants are configured: every instance belongs to the default tenant of wado-storescp; "
+                "set tenants.default or [[tenants.rules]]",
+                tenant=tenants.default,
+            )
+        root, least = self._settings.storage.root, self._settings.storage.min_free_bytes
+        try:
+            free = shutil.disk_usage(root).free
+        except OSError as error:
+            log.warning("storage.space_unknown", storage=str(root), reason=error.strerror)
+            return
+        if free < least:
+            log.warning(
+                "storage.low_space",
+                text="no instance is accepted until more space is free on the disk of the storage root",
+                storage=str(root),
+                free_bytes=free,
+                min_free_bytes=least,
+            )
 
     def _hear(self, number: int) -> None:
         if number == signal.SIGHUP:

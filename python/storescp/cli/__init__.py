@@ -45,7 +45,7 @@ from storescp.signals import remembered
 
 # Command line parameter -> section and key of the configuration.
 _OPTION_KEYS = {
-    "calling_ae_title": ("dicom_store_scp", "ae_title"),
+    "ae_title": ("dicom_store_scp", "ae_title"),
     "strict": ("dicom_store_scp", "strict"),
     "uncompressed_only": ("dicom_store_scp", "uncompressed_only"),
     "promiscuous": ("dicom_store_scp", "promiscuous"),
@@ -74,11 +74,12 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 @click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell why, and of each instance.")
 @click.option(
-    "--calling-ae-title",
+    # The second is wado-storescp's name, which the help does not show.
     "--ae-title",
+    "--calling-ae-title",
     metavar="TITLE",
     default="STORE-SCP",
-    help="Our AE title; also --ae-title.  [STORE-SCP]",
+    help="AE title of this service.  [STORE-SCP]",
 )
 @click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is too long.")
 @click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
