@@ -68,7 +68,9 @@ def transcode_command(
     from storescp.transcode import Totals, plan_files, transcode_files  # noqa: PLC0415
 
     if transfer_syntax not in TARGETS:
-        raise click.BadParameter(f"one of {', '.join(TARGETS)}", param_hint="--to")
+        names = sorted((name_of(uid), uid) for uid in TARGETS)
+        listed = "".join(f"\n  {name} ({uid})" for name, uid in names)
+        raise click.BadParameter(f"expected the UID of one of these transfer syntaxes:{listed}", param_hint="--to")
     settings = configuration(context, config).settings
     pairs = plan_files(source, target)
     totals, failures = Totals(), []
