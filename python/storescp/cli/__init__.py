@@ -72,7 +72,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 @click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Tell why, and of each instance.")
+@click.option("-v", "--verbose", is_flag=True, help="Log reasons, and a line for each instance.")
 @click.option(
     # The second is wado-storescp's name, which the help does not show.
     "--ae-title",
@@ -81,7 +81,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     default="STORE-SCP",
     help="AE title of this service.  [STORE-SCP]",
 )
-@click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is too long.")
+@click.option("-s", "--strict", is_flag=True, help="Abort when a P-DATA PDU is too long.")
 @click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
 @click.option("--promiscuous", is_flag=True, help="Accept unknown and private SOP classes.")
 @click.option(
@@ -90,7 +90,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     type=click.IntRange(4096, 131072),
     metavar="N",
     default=16384,
-    help="Announced; 4096 to 131072.  [16384]",
+    help="Maximum PDU length, 4096 to 131072.  [16384]",
 )
 @click.option(
     "-p",
@@ -98,14 +98,14 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     type=click.IntRange(0, 65535),
     metavar="N",
     default=11111,
-    help="0: any free one, printed.  [11111]",
+    help="TCP port; 0: any free one, printed.  [11111]",
 )
-@click.option("--host", metavar="ADDR", help="Bind address.  [0.0.0.0, or 127.0.0.1]")
+@click.option("--host", metavar="ADDR", help="Listen address.  [0.0.0.0, or 127.0.0.1]")
 @click.option(
     "-n",
     "--non-blocking/--blocking",
     default=True,
-    help="Many associations, or one at a time.",
+    help="Many associations at once, or one at a time.",
 )
 @click.option(
     "-o",
@@ -129,7 +129,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Versions of it and of its parts.",
+    help="Versions of the program and its parts.",
 )
 @click.pass_context
 def main_group(context: click.Context, /, **parameters: Any) -> None:

@@ -30,10 +30,15 @@ def _host(_context: click.Context, _parameter: click.Parameter, value: str) -> s
 
 _host_argument = click.argument("host", callback=_host)
 _calling_option = click.option(
-    "--calling", metavar="TITLE", default="STORESCU", show_default=True, callback=_title, help="Our AE title."
+    "--calling",
+    metavar="TITLE",
+    default="STORESCU",
+    show_default=True,
+    callback=_title,
+    help="AE title of this program.",
 )
 _called_option = click.option(
-    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, callback=_title, help="The peer's AE title."
+    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, callback=_title, help="AE title of the peer."
 )
 
 
