@@ -228,7 +228,7 @@ def test_exit_codes_of_wrong_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = storescp("-p", "0", "-o", str(tmp_path / "file" / "root"))
     assert result.returncode == 78
-    assert "dicm_store_path" in result.stderr
+    assert "storage.root" in result.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = storescp("-p", str(port), "-o", str(tmp_path / "data"))
