@@ -142,7 +142,7 @@ def test_scan(benchmark: BenchmarkFixture, engine: str) -> None:
 @pytest.mark.parametrize("engine", ["rust", "python"])
 def test_ingest(benchmark: BenchmarkFixture, bench_folder: Path, engine: str, durability: str) -> None:
     settings = Settings.model_validate(
-        {"local_storage": {"dicm_store_path": bench_folder / "root", "durability": durability}}
+        {"storage": {"root": bench_folder / "root", "durability": durability}}
     )
     opened: Engine = _core.Engine(engine_config(settings)) if engine == "rust" else PureEngine(settings)
     numbers = itertools.count(1)

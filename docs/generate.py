@@ -16,7 +16,8 @@ from storescp import _core, advice
 from storescp.cli import main_group
 from storescp.conformance import Statement
 from storescp.http.health import METRICS, Family
-from storescp.settings import MOST, DicomStoreScp, Section, Settings
+from storescp.quantities import text_of_seconds, text_of_size
+from storescp.settings import MOST, OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Section, Settings, Transcoding
 
 
 def write_all(folder: Path) -> None:
@@ -88,6 +89,9 @@ def configuration() -> str:
         "default. `storescpd check-config` prints every value, where it comes from, and everything that would refuse a",
         "start. Unknown keys are an error, unknown variables a warning. Relative paths are relative to the file.",
         "",
+        'A value in bytes is a number, or a text with a unit: `"10 GiB"`, `"500 MB"` (B, kB, MB, GB, TB, KiB, MiB,',
+        'GiB, TiB). So is a value in seconds or milliseconds: `"7 d"`, `"30 min"`, `"500 ms"` (ms, s, min, h, d).',
+        "",
     ]
     for name, info in Settings.model_fields.items():
         parts += _section(name, _model_of(info.annotation))
@@ -102,13 +106,17 @@ def _section(name: str, model: type[BaseModel], brackets: str = "[{}]") -> list[
     parts = [f"## {brackets.format(name)}", ""]
     if about:
         parts += [about[0].upper() + about[1:], ""]
+    others = [f"`[{other}]`" for other, first in OTHER_SECTION_NAMES.items() if first == name]
+    if others:
+        parts += [f"The section may also be called {' or '.join(others)}.", ""]
     rows, inner = [], []
     for key, info in model.model_fields.items():
         nested = _model_of(info.annotation)
         if nested is not None:
             inner += _section(f"{name}.{key}", nested, "[[{}]]")
-        aliases = getattr(info.validation_alias, "choices", [key])
-        rows.append((f"`{key}`", info.description or "", _default(info), _bounds(properties[str(aliases[0])])))
+        unit = _option(properties[key]).get("unit", "")
+        meaning = f"{info.description or ''}{_other_names(name, key)}"
+        rows.append((f"`{key}`", meaning, _default(info, unit), _bounds(properties[key])))
     return [*parts, _table(("key", "meaning", "default", "values"), rows), "", *inner]
 
 
@@ -119,7 +127,13 @@ def _model_of(annotation: Any) -> Any:
     return next((model for model in found if model is not None), None)
 
 
-def _default(info: Any) -> str:
+def _other_names(section: str, key: str) -> str:
+    """The names that stay valid beside this one."""
+    others = [".".join(other) for other, first in OTHER_KEY_NAMES.items() if first == (section, key)]
+    return "".join(f"; also `{other}`" for other in others)
+
+
+def _default(info: Any, unit: str) -> str:
     if info.default is PydanticUndefined:
         return "required"
     value = info.default
@@ -127,27 +141,42 @@ def _default(info: Any) -> str:
         return ""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if value == DicomStoreScp.model_fields["cornerstonejs_supported_transfer_syntax"].default:
+    if value == Transcoding.model_fields["viewer_transfer_syntaxes"].default:
         return f"the {len(value)} that CornerstoneJS reads"
+    if isinstance(value, float):
+        value = _shortest(value)
+    if unit and (readable := {"bytes": text_of_size, "seconds": text_of_seconds}.get(unit, lambda _: "")(value)):
+        return f"`{value}` ({readable})"
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, default=str)}`"
 
 
-def _bounds(property_: dict[str, Any]) -> str:
+def _option(property_: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value that is there."""
     options = property_.get("anyOf", [property_])
-    option = next((option for option in options if option.get("type") != "null"), property_)
+    return next((option for option in options if option.get("type") != "null"), property_)
+
+
+def _bounds(property_: dict[str, Any]) -> str:
+    option = _option(property_)
     if "$ref" in option:
         return ""
     if "enum" in option:
         return ", ".join(f"`{value}`" for value in option["enum"])
     if option.get("type") == "array":
         inner = option.get("items", {})
-        return "list" if "$ref" in inner else f"list of {_KINDS.get(inner.get('type'), 'text')}s"
+        return "list of tables" if "$ref" in inner else f"list, for example `{json.dumps(inner['examples'])}`"
     lowest = option.get("minimum", option.get("exclusiveMinimum"))
     highest = option.get("maximum") if option.get("maximum") != MOST else None
     kind = _KINDS.get(option.get("type"), "text") if option.get("format") != "path" else "path"
+    kind = option.get("unit", kind)
     if lowest is not None and highest is not None:
-        return f"{kind}, {'above ' if 'exclusiveMinimum' in option else ''}{lowest} to {highest}"
+        return f"{kind}, {'above ' if 'exclusiveMinimum' in option else ''}{lowest} to {_shortest(highest)}"
     return f"{kind}, at least {lowest}" if lowest is not None else kind
+
+
+def _shortest(number: float) -> float:
+    """A number without a fraction as one."""
+    return int(number) if number == int(number) else number
 
 
 _KINDS = {"integer": "number", "number": "number", "boolean": "true or false", "string": "text"}

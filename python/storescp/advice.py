@@ -21,19 +21,26 @@ class Advice:
         return f"{self.meaning} {self.remedy}"
 
 
+_ALWAYS_REQUIRED = {
+    "SOPClassUID": "SOP Class UID",
+    "SOPInstanceUID": "SOP Instance UID",
+    "StudyInstanceUID": "Study Instance UID",
+    "SeriesInstanceUID": "Series Instance UID",
+}
+
 # Error Comments of C-STORE responses by what they contain; the first that fits.
 _REFUSALS: tuple[tuple[str, Advice], ...] = (
     (
         "less free space than configured",
         Advice(
-            "The file system of the storage root has less room than local_storage.min_free_bytes.",
+            "The file system of the storage root has less room than storage.min_free_bytes.",
             "Make room, or lower the limit; reception goes on by itself.",
         ),
     ),
     (
         "replaced files have reached their bound",
         Advice(
-            "Instances are sent again with other bytes; what they replace fills local_storage.replaced_max_bytes.",
+            "Instances are sent again with other bytes; what they replace fills storage.replaced_max_bytes.",
             "Stop the sender that changes and sends everything again, or raise the bound: the oldest go after a day.",
         ),
     ),
@@ -100,6 +107,16 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
             "The fault is in the sender; tell its vendor.",
         ),
     ),
+    *(
+        (
+            f"{keyword} is absent or empty",
+            Advice(
+                f"The {name} has no value, and it is always required: the path of the stored file has it.",
+                "The fault is in the sender; tell its vendor.",
+            ),
+        )
+        for keyword, name in _ALWAYS_REQUIRED.items()
+    ),
     (
         "is absent or empty",
         Advice(
@@ -117,7 +134,7 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
     (
         "a different instance with this UID",
         Advice(
-            "Another instance with the same UIDs is stored, and local_storage.duplicates is 'reject'.",
+            "Another instance with the same UIDs is stored, and storage.duplicates is 'reject'.",
             "Find out which of the two is right: two images must not share a UID.",
         ),
     ),
@@ -289,6 +306,7 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("configuration.", "Correct it in the configuration."),
     ("http.", "Set http.token, or bind http.host to 127.0.0.1."),
     ("recovery.", "Run 'storescpd verify' to see each file."),
+    ("storage.low_space", "Make room on the disk, or lower storage.min_free_bytes."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
     ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
     ("start_up.", "Nothing to do: what was acknowledged is kept, and senders send the rest again."),

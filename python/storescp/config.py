@@ -19,13 +19,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from storescp import rdkafka
+from storescp import masking, rdkafka
 from storescp.errors import ConfigError, ConfigProblem
-from storescp.settings import Settings
+from storescp.settings import OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Settings
 
 ENV_PREFIX = "STORESCP_"
 _DELIMITER = "__"
-_MASK = "********"
 _CERTIFICATE_DEFAULTS = {"client_certificate": "client.pem", "ca_certificate": "ca.pem"}
 # Kubernetes sets these in every pod beside a service whose name begins with "storescp".
 _SERVICE_LINK = re.compile(
@@ -42,12 +41,21 @@ Location = tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class Source:
+    """A place that values come from. `written` has the keys that were given by another name, and that name."""
+
+    name: str
+    table: Layer
+    written: Mapping[Location, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Configuration:
     """The settings, and where each value came from."""
 
     settings: Settings
     file: Path | None
-    layers: tuple[tuple[str, Layer], ...]
+    layers: tuple[Source, ...]
     warnings: tuple[str, ...] = ()
     evaluation: bool = field(default=False)
     problems: tuple[ConfigProblem, ...] = ()
@@ -97,15 +105,13 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
     """
     warnings: list[str] = []
     problems: list[ConfigProblem] = []
-    layers: list[tuple[str, Layer]] = [
-        ("option", _nest(options)),
-        ("environment", _environment(warnings, problems)),
+    layers = [
+        _source("option", _nest(options), problems),
+        _source("environment", _environment(warnings, problems), problems),
     ]
     if file is not None:
-        layers.append((str(file), _read_file(file, warnings)))
-    for source, layer in layers:
-        _rename_aliases(layer, source, problems)
-    evaluation = file is None and not any("dicom_license_server" in layer for _, layer in layers)
+        layers.append(_read_file(file, warnings, problems))
+    evaluation = file is None and not any("dicom_license_server" in layer.table for layer in layers)
     settings = _validate(layers, file, problems)
     if settings.tenants.from_private_element and not settings.tenants.known:
         warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
@@ -113,7 +119,7 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
     return replace(found, problems=(*problems, *_cross_checks(found)))
 
 
-def _validate(layers: list[tuple[str, Layer]], file: Path | None, problems: list[ConfigProblem]) -> Settings:
+def _validate(layers: list[Source], file: Path | None, problems: list[ConfigProblem]) -> Settings:
     """The settings. What is wrong is taken out of the layers: first by key, then, where others miss it, by section.
 
     Raises:
@@ -138,18 +144,18 @@ def _location(error: Mapping[str, Any]) -> Location:
     return tuple(map(str, error["loc"]))
 
 
-def _merged(layers: list[tuple[str, Layer]], file: Path | None) -> Layer:
+def _merged(layers: list[Source], file: Path | None) -> Layer:
     merged: Layer = {}
-    for _, layer in reversed(layers):
-        merged = _merge(merged, layer)
+    for layer in reversed(layers):
+        merged = _merge(merged, layer.table)
     _certificate_defaults(merged, file)
     return merged
 
 
-def _take_out(layers: list[tuple[str, Layer]], location: Location) -> None:
+def _take_out(layers: list[Source], location: Location) -> None:
     """Removes a value, or the list that it is in, from every layer."""
-    for _, layer in layers:
-        table = layer
+    for layer in layers:
+        table = layer.table
         for part in location[:-1]:
             inner = table.get(part)
             if not isinstance(inner, dict):
@@ -174,17 +180,18 @@ def _environment(warnings: list[str], problems: list[ConfigProblem]) -> Layer:
         if not name.upper().startswith(ENV_PREFIX):
             continue
         location = tuple(name[len(ENV_PREFIX) :].lower().split(_DELIMITER))
-        if location[0] not in Settings.model_fields:
+        if location[0] not in Settings.model_fields and location[0] not in OTHER_SECTION_NAMES:
             warnings += _of_no_section(name, text)
             continue
-        info = _field_at(location)
+        info = _field_at(_first_name(location))
         value: Any = text
         if len(location) == 1 or (info is not None and _mentions(info.annotation, tuple)):
             try:
                 value = json.loads(text)
             except (ValueError, RecursionError):
-                kind = "a list" if info is not None and _mentions(info.annotation, tuple) else "a table"
-                problems.append(ConfigProblem(".".join(location), None, f"{kind} in JSON", "environment"))
+                is_list = info is not None and _mentions(info.annotation, tuple)
+                expected = f"{_list_expected(info)} in JSON" if info is not None and is_list else "a table in JSON"
+                problems.append(ConfigProblem(".".join(location), None, expected, "environment"))
                 continue
         table = layer
         for part in location[:-1]:
@@ -203,7 +210,9 @@ def _of_no_section(name: str, text: str) -> Iterator[str]:
     keys = {key: f"{ENV_PREFIX}{_DELIMITER.join(key).upper()}" for key, _ in _keys()}
     given = name[len(ENV_PREFIX) :].lower()
     meant = [variable for key, variable in keys.items() if key[-1] == given]
-    meant = meant or difflib.get_close_matches(name.upper(), keys.values(), 1, _SIMILAR)
+    others = {f"{ENV_PREFIX}{_DELIMITER.join(other).upper()}": keys[key] for other, key in OTHER_KEY_NAMES.items()}
+    close = difflib.get_close_matches(name.upper(), [*keys.values(), *others], 1, _SIMILAR)
+    meant = meant or [others.get(variable, variable) for variable in close]
     yield f"environment variable {name} is not known and is ignored{_did_you_mean(meant)}"
 
 
@@ -247,22 +256,37 @@ def _mentions(annotation: Any, kind: type) -> bool:
     return any(_mentions(part, kind) for part in get_args(annotation))
 
 
-def _rename_aliases(layer: Layer, source: str, problems: list[ConfigProblem]) -> None:
-    """Keys get their first name, so that a layer beats another one whichever name each uses."""
-    for section, table in layer.items():
-        model = _model_of(Settings.model_fields[section].annotation) if section in Settings.model_fields else None
-        if model is None or not isinstance(table, dict):
+def _first_name(location: Location) -> Location:
+    """The name of a key that may be given by another one."""
+    section, *rest = location
+    return OTHER_KEY_NAMES.get(location) or (OTHER_SECTION_NAMES.get(section, section), *rest)
+
+
+def _source(name: str, given: Layer, problems: list[ConfigProblem]) -> Source:
+    """Keys get their first name, so that a source beats another one whichever name each uses."""
+    table: Layer = {}
+    written: dict[Location, str] = {}
+    for section, inner in given.items():
+        if not isinstance(inner, dict):
+            table[_first_name((section,))[0]] = inner
             continue
-        for key, info in model.model_fields.items():
-            for alias in set(getattr(info.validation_alias, "choices", ())) - {key}:
-                if alias in table:
-                    value = table.pop(alias)
-                    if table.setdefault(key, value) is not value:
-                        expected = f"one of the two names {key} and {alias}, not both"
-                        problems.append(ConfigProblem(f"{section}.{key}", None, expected, source))
+        for key, value in inner.items():
+            first = _first_name((section, key))
+            kept = table.setdefault(first[0], {})
+            if not isinstance(kept, dict):
+                continue
+            if first[1] in kept:
+                names = f"{written.get(first) or '.'.join(first)} and {section}.{key}"
+                problems.append(ConfigProblem(".".join(first), None, f"one of the two names {names}, not both", name))
+                continue
+            kept[first[1]] = value
+            if first != (section, key):
+                written[first] = f"{section}.{key}"
+        table.setdefault(_first_name((section,))[0], {})
+    return Source(name, table, written)
 
 
-def _read_file(file: Path, warnings: list[str]) -> Layer:
+def _read_file(file: Path, warnings: list[str], problems: list[ConfigProblem]) -> Source:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -276,18 +300,19 @@ def _read_file(file: Path, warnings: list[str]) -> Layer:
         raise ConfigError(ConfigProblem("--config", str(file), f"valid {kind} ({error})", "option")) from None
     if not isinstance(layer, dict):
         raise ConfigError(ConfigProblem("--config", str(file), "a table of sections", "option"))
+    source = _source(str(file), layer, problems)
     if is_json:
-        layer = _adopt_application_json(layer, warnings)
-    _resolve_paths(layer, file.absolute().parent)
-    return layer
+        source = replace(source, table=_adopt_application_json(source, warnings))
+    _resolve_paths(source.table, file.absolute().parent)
+    return source
 
 
-def _adopt_application_json(layer: Layer, warnings: list[str]) -> Layer:
+def _adopt_application_json(source: Source, warnings: list[str]) -> Layer:
     """wado-storescp's application.json: shared with other services, so what is not ours is left alone."""
     adopted: Layer = {}
     ignored: list[str] = []
     private: dict[str, Any] = {}
-    for section, table in layer.items():
+    for section, table in source.table.items():
         if section in _PRIVATE_TAG:
             private[section] = table
             continue
@@ -299,15 +324,14 @@ def _adopt_application_json(layer: Layer, warnings: list[str]) -> Layer:
         if not isinstance(table, dict):
             adopted[section] = table
             continue
-        known = _names(model)
         own = rdkafka.adopt(table, warnings) if section == "kafka" else table
         for key, value in own.items():
             if key in _PRIVATE_TAG:
                 private[key] = value
-            elif key in known:
+            elif key in model.model_fields:
                 adopted.setdefault(section, {})[key] = value
             else:
-                ignored.append(f"{section}.{key}")
+                ignored.append(source.written.get((section, key), f"{section}.{key}"))
     if private:
         _adopt_private_tag(adopted.setdefault("tenants", {}), private)
     if ignored:
@@ -329,14 +353,6 @@ def _number(value: Any) -> Any:
         return int(value, 0) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _names(model: type[BaseModel]) -> set[str]:
-    names = set(model.model_fields)
-    for info in model.model_fields.values():
-        alias = info.validation_alias
-        names |= {choice for choice in getattr(alias, "choices", ()) if isinstance(choice, str)}
-    return names
 
 
 def _resolve_paths(layer: Layer, base: Path) -> None:
@@ -388,9 +404,7 @@ def _merge(below: Layer, above: Layer) -> Layer:
     return merged
 
 
-def _problem(
-    kind: str, message: str, location: Location, value: Any, layers: Sequence[tuple[str, Layer]]
-) -> ConfigProblem:
+def _problem(kind: str, message: str, location: Location, value: Any, layers: Sequence[Source]) -> ConfigProblem:
     """What pydantic says of a value."""
     key, source = ".".join(location), _nearest_source(location, layers)
     if kind == "extra_forbidden":
@@ -401,8 +415,22 @@ def _problem(
     if kind in ("model_type", "model_attributes_type"):
         expected = "a table"
     elif kind == "tuple_type":
-        expected = "a list"
+        info = _field_at(location)
+        expected = "a list" if info is None else _list_expected(info)
     return ConfigProblem(key, _show_given(location, value), expected, source)
+
+
+def _list_expected(info: FieldInfo) -> str:
+    """What a list is called, with an example."""
+    if _model_of(info.annotation) is not None:
+        return "a list of tables"
+    return f"a list, for example {json.dumps(_examples(info.annotation))}"
+
+
+def _examples(annotation: Any) -> list[Any]:
+    """Those of the values of a list."""
+    own = [one for part in getattr(annotation, "__metadata__", ()) for one in getattr(part, "examples", None) or ()]
+    return own or next((found for found in map(_examples, get_args(annotation)) if found), [])
 
 
 def _similar_keys(location: Location) -> list[str]:
@@ -410,8 +438,15 @@ def _similar_keys(location: Location) -> list[str]:
     *above, name = location
     parent = _field_at(above) if above else None
     model = _model_of(parent.annotation) if parent is not None else None if above else Settings
-    if model is not None and (close := difflib.get_close_matches(name.lower(), list(model.model_fields), 1)):
-        return [".".join((*above, close[0]))]
+    if model is not None:
+        names = {key: ".".join((*above, key)) for key in model.model_fields}
+        if not above:
+            names |= OTHER_SECTION_NAMES
+        for other, key in OTHER_KEY_NAMES.items():
+            if above == [_first_name(other[:1])[0]]:
+                names[other[1]] = ".".join(key)
+        if close := difflib.get_close_matches(name.lower(), list(names), 1):
+            return [names[close[0]]]
     return [".".join(key) for key, _ in _keys() if key[-1] == name.lower()]
 
 
@@ -423,7 +458,7 @@ def _cross_checks(found: Configuration) -> Iterator[ConfigProblem]:
         if topic == settings.message_queue.topic_dicom_receive:
             key = "message_queue.topic_dicom_receive"
             yield ConfigProblem(key, json.dumps(topic), "another topic than topic_main", found.source_of(key))
-    if found.is_sound("local_storage", "tenants"):
+    if found.is_sound("storage", "tenants"):
         yield from _tenant_problems(found)
     if found.is_sound("user_identity", "tls") and settings.user_identity is not None and settings.tls is None:
         key = "user_identity.users"
@@ -443,7 +478,7 @@ def _tenant_problems(found: Configuration) -> Iterator[ConfigProblem]:
     ids = [entry.tenant_id for entry in settings.tenants.settings]
     if len(set(ids)) != len(ids):
         yield ConfigProblem("tenants.settings", json.dumps(ids), "each tenant_id once", source)
-    roots = [settings.local_storage.dicm_store_path]
+    roots = [settings.storage.root]
     for entry in settings.tenants.settings:
         root = entry.storage_root
         if root is None:
@@ -466,19 +501,12 @@ def _flatten(model: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[t
             yield key, value
 
 
-def _show_url(url: str) -> str:
-    """A database URL without its password; one that may hold it in another place, not at all."""
-    found = re.fullmatch(r"([A-Za-z0-9+_-]+://)(?:([^:/@]*)(:.*)?@)?([^@?;=#]*)", url)
-    if found is None:
-        return _MASK
-    scheme, user, password, rest = found.groups(default="")
-    return f"{scheme}{user}{f':{_MASK}' if password else ''}{'@' if user or password else ''}{rest}"
-
-
 def _show(key: Location, value: Any) -> str:
     """A value that is in force, in JSON."""
     if isinstance(value, SecretStr):
-        return json.dumps(_show_url(value.get_secret_value())) if key == ("index", "database") else _MASK
+        return (
+            json.dumps(masking.database_url(value.get_secret_value())) if key == ("index", "database") else masking.MASK
+        )
     if isinstance(value, tuple | list):
         value = [v.model_dump(mode="json", exclude_none=True) if isinstance(v, BaseModel) else v for v in value]
     return json.dumps(value, default=str)
@@ -490,14 +518,14 @@ def _show_given(location: Location, value: Any) -> str | None:
     if info is None:
         return None
     if _mentions(info.annotation, SecretStr):
-        return _MASK
+        return masking.MASK
     is_plain = value is None or isinstance(value, str | int | float | Path)
     if not is_plain or _model_of(info.annotation) is not None:
         return None
     return json.dumps(value, default=str)
 
 
-def _nearest_source(location: Location, layers: Sequence[tuple[str, Layer]]) -> str:
+def _nearest_source(location: Location, layers: Sequence[Source]) -> str:
     """Where a key comes from, or the table or list that it is in."""
     while location:
         if source := _source_of(location, layers):
@@ -506,12 +534,12 @@ def _nearest_source(location: Location, layers: Sequence[tuple[str, Layer]]) -> 
     return "default"
 
 
-def _source_of(location: Location, layers: Sequence[tuple[str, Layer]]) -> str | None:
+def _source_of(location: Location, layers: Sequence[Source]) -> str | None:
     """Where a key comes from."""
-    for source, layer in layers:
-        table: Any = layer
+    for layer in layers:
+        table: Any = layer.table
         for part in location[:-1]:
             table = table.get(part) if isinstance(table, dict) else None
         if isinstance(table, dict) and location[-1] in table:
-            return source
+            return f"{layer.name}, as {layer.written[location]}" if location in layer.written else layer.name
     return None

@@ -35,7 +35,7 @@ class Statement:
     def __init__(self, settings: Settings) -> None:
         self.claims: list[str] = []
         self._settings = settings
-        self._offer = Offer.from_settings(settings.dicom_store_scp)
+        self._offer = Offer.from_settings(settings)
         self._lines: list[str] = []
         self._overview()
         self._introduction()
@@ -118,11 +118,11 @@ class Statement:
             "record, and "
             "answers. Records are published to two topics afterwards, whatever becomes of the association."
         )
-        durability = self._settings.local_storage.durability
+        durability = self._settings.storage.durability
         self._claim(
             "success-is-durable",
             "0000 (Success) is answered only after the file, its name and its record are on stable storage, where "
-            f"`local_storage.durability` is `full` (here: `{durability}`).",
+            f"`storage.durability` is `full` (here: `{durability}`).",
         )
         self._claim(
             "failure-leaves-nothing", "An instance that is answered with a failure leaves no file and no record."
@@ -171,12 +171,12 @@ class Statement:
 
     def _acceptance(self) -> None:
         self._heading(4, "4.2.3 Association acceptance policy")
-        scp, limits = self._settings.dicom_store_scp, self._settings.limits
+        scp, limits, transcoding = self._settings.dicom_store_scp, self._settings.limits, self._settings.transcoding
         self._text("Each SOP class of 4.2.1 is accepted as SCP with each of these transfer syntaxes:")
-        viewers = set(scp.cornerstonejs_supported_transfer_syntax)
+        viewers = set(transcoding.viewer_transfer_syntaxes)
         rows = []
         for uid in sorted(self._offer.transfer_syntaxes):
-            status, target = _core.transcode_plan(uid, True, viewers, scp.unsupported_ts_change_to)
+            status, target = _core.transcode_plan(uid, True, viewers, transcoding.target)
             stored = "as received" if status == "NoNeedTransfer" or not target else f"as {name_of(target)} {target}"
             rows.append((name_of(uid) or uid, uid, stored))
         self._table("transfer-syntaxes", "Transfer syntaxes:", ("transfer syntax", "UID", "images are stored"), rows)
@@ -230,7 +230,7 @@ class Statement:
         self._end_of_list()
 
     def _storage(self) -> None:
-        scp, storage = self._settings.dicom_store_scp, self._settings.local_storage
+        scp, storage = self._settings.dicom_store_scp, self._settings.storage
         self._heading(4, "4.2.4 SOP specific conformance")
         self._claim("echo", "C-ECHO is answered with 0000 on every association, also when nothing can be stored.")
         self._claim(
@@ -263,7 +263,7 @@ class Statement:
         self._claim(
             "transcoding",
             "Images whose transfer syntax the viewers do not read are stored in "
-            f"{name_of(scp.unsupported_ts_change_to)} without loss; the SOP Instance UID stays. Where that fails "
+            f"{name_of(self._settings.transcoding.target)} without loss; the SOP Instance UID stays. Where that fails "
             "they are stored "
             "as received.",
         )

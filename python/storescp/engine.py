@@ -170,7 +170,7 @@ def engine_config(settings: Settings) -> str:
     """The engine's configuration, JSON."""
     scp, storage, limits, tenants = (
         settings.dicom_store_scp,
-        settings.local_storage,
+        settings.storage,
         settings.limits,
         settings.tenants,
     )
@@ -183,14 +183,14 @@ def engine_config(settings: Settings) -> str:
         }
     return json.dumps(
         {
-            "root": str(storage.dicm_store_path),
+            "root": str(storage.root),
             "create": storage.create,
             "durability": storage.durability,
             "duplicates": storage.duplicates,
             "replaced_retention": storage.replaced_retention,
             "replaced_max_bytes": storage.replaced_max_bytes,
             "min_free_bytes": storage.min_free_bytes,
-            "viewer_transfer_syntaxes": list(scp.cornerstonejs_supported_transfer_syntax),
+            "viewer_transfer_syntaxes": list(settings.transcoding.viewer_transfer_syntaxes),
             "required_attributes": list(scp.required_attributes),
             "max_pdu_length": scp.max_pdu_length,
             "strict": scp.strict,
@@ -213,7 +213,7 @@ def engine_config(settings: Settings) -> str:
             "tenants": {
                 entry.tenant_id: entry.model_dump(mode="json", exclude={"tenant_id"}) for entry in tenants.settings
             },
-            "transcoding": {"target": scp.unsupported_ts_change_to, "pool": pool_config(settings)},
+            "transcoding": {"target": settings.transcoding.target, "pool": pool_config(settings)},
         }
     )
 

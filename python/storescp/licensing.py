@@ -69,7 +69,7 @@ class LicenceWatch:
         """Notes in the storage root that it serves under a valid licence, if it does."""
         if self._configuration.evaluation or self.licence.has_ended(now) or self.licence == self._noted:
             return
-        root = self._settings.local_storage.dicm_store_path
+        root = self._settings.storage.root
         try:
             _write_mark(root / ".outbox" / _MARK, self.licence)
         except OSError as error:
@@ -103,7 +103,7 @@ class LicenceWatch:
 
     def _settings_read_again(self) -> Settings:
         """The settings of this run, but for the section of the licence."""
-        given = dict(self._configuration.layers).get("option", {})
+        given = next((one.table for one in self._configuration.layers if one.name == "option"), {})
         options = {(section, key): value for section, table in given.items() for key, value in table.items()}
         section = load(options, self._configuration.file).settings.dicom_license_server
         return self._settings.model_copy(update={"dicom_license_server": section})
@@ -117,7 +117,7 @@ def evaluation_licence(settings: Settings, now: datetime | None = None) -> Licen
         TemporaryFailure: the storage root cannot be used now.
     """
     now = now or datetime.now(UTC)
-    root = settings.local_storage.dicm_store_path
+    root = settings.storage.root
     folder = root / ".outbox" / "evaluation"
     make_root(settings)
     try:
@@ -131,7 +131,7 @@ def evaluation_licence(settings: Settings, now: datetime | None = None) -> Licen
         _make_evaluation_licence(folder)
     except OSError as error:
         if found is None:
-            raise root_failure("local_storage.dicm_store_path", root, error) from None
+            raise root_failure("storage.root", root, error) from None
         log.warning("licence.not_renewed", text=f"{error.filename}: {error.strerror}. It is tried again")
         return found
     return _read_evaluation_licence(folder)
@@ -208,11 +208,11 @@ def configured_licence(settings: Settings, now: datetime | None = None) -> Licen
     """
     now = now or datetime.now(UTC)
     licence = checked_licence(settings)
-    root = settings.local_storage.dicm_store_path
+    root = settings.storage.root
     if licence.has_ended(now) and not _has_served_under(root / ".outbox" / _MARK, licence.client_id):
         # Where the root itself may be absent for now, so may its mark.
         key, _ = next(storage_roots(settings))
-        check_root(key, root, create=settings.local_storage.create)
+        check_root(key, root, create=settings.storage.create)
         raise LicenceError(
             f"{licence.describe_end(now)}, and the storage root {root} has not served under a valid one of its client. "
             f"{RENEW_AND_START}"

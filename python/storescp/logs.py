@@ -122,7 +122,12 @@ class _ForTheJournal:
 
 
 def configure(level: str, form: str) -> Warnings:
-    """Sends everything, the libraries' records too, through one form to standard error; what was warned of."""
+    """Sends everything, the libraries' records too, through one form to standard error; what was warned of.
+
+    The form is `json`, `console`, or `auto`: lines for people where standard error is a terminal, else JSON.
+    """
+    if form == "auto":
+        form = "console" if sys.stderr.isatty() else "json"
     warned = Warnings()
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,

@@ -99,8 +99,8 @@ def check(configuration: Configuration, engine_name: str) -> Checked:
 
     attempt(lambda: _refuse_unavailable(settings, engine_name), "tls", "audit", "tenants")
     for key, root in storage_roots(settings):
-        check_one = functools.partial(check_root, key, root, create=settings.local_storage.create)
-        attempt(check_one, "local_storage", key.partition(".")[0])
+        check_one = functools.partial(check_root, key, root, create=settings.storage.create)
+        attempt(check_one, "storage", key.partition(".")[0])
     checked.tls = attempt(lambda: None if settings.tls is None else load_tls(settings.tls), "tls")
     checked.users = attempt(lambda: load_users(settings), "user_identity")
     attempt(lambda: None if settings.audit is None else check_destination(settings.audit), "audit")
@@ -197,7 +197,7 @@ def _open_engine(settings: Settings, engine: str) -> Engine:
         ConfigError: the storage root cannot be used.
         TemporaryFailure: the storage root cannot be used now.
     """
-    key, root = "local_storage.dicm_store_path", settings.local_storage.dicm_store_path
+    key, root = "storage.root", settings.storage.root
     make_root(settings)
     try:
         if engine == "python":

@@ -65,4 +65,7 @@ def adopt(table: Mapping[str, Any], warnings: list[str]) -> dict[str, Any]:
 
 
 def _seconds(milliseconds: Any) -> Any:
+    """A duration with a unit says by itself how long it is."""
+    if isinstance(milliseconds, str) and milliseconds.strip().isdecimal():
+        return int(milliseconds) / 1000
     return milliseconds / 1000 if isinstance(milliseconds, int | float) else milliseconds

@@ -16,7 +16,7 @@ _OUR_FOLDERS = (".incoming", ".outbox")
 
 def storage_roots(settings: Settings) -> Iterator[tuple[str, Path]]:
     """Every storage root with its key in the configuration, the main one first."""
-    yield "local_storage.dicm_store_path", settings.local_storage.dicm_store_path
+    yield "storage.root", settings.storage.root
     for entry in settings.tenants.settings:
         if entry.storage_root is not None:
             yield "tenants.settings.storage_root", entry.storage_root
@@ -44,13 +44,13 @@ def check_root(key: str, root: Path, *, create: bool) -> None:
 
 
 def make_root(settings: Settings) -> None:
-    """Makes the main storage root where it is not there and `local_storage.create` allows it.
+    """Makes the main storage root where it is not there and `storage.create` allows it.
 
     Raises:
         ConfigError: it cannot be used.
         TemporaryFailure: it cannot be used now.
     """
-    create = settings.local_storage.create
+    create = settings.storage.create
     key, root = next(storage_roots(settings))
     check_root(key, root, create=create)
     if create:
@@ -71,7 +71,7 @@ def _check_identity(key: str, root: Path) -> None:
             path.stat()
         except FileNotFoundError:
             raise TemporaryFailure(
-                f"{key} = {root}: {path} is not there, and local_storage.create is false (is the file system mounted?)"
+                f"{key} = {root}: {path} is not there, and storage.create is false (is the file system mounted?)"
             ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -144,7 +145,7 @@ class Service:
         settings, admission = self._settings, self._admission
         tls, trail = self._prepared.tls, self._prepared.trail
         scp = settings.dicom_store_scp
-        offer = Offer.from_settings(scp)
+        offer = Offer.from_settings(settings)
         if isinstance(engine, _core.Engine):
             negotiator = Negotiator(offer, scp.max_pdu_length, answers_users=admission.users is not None)
             return Listener(settings, self._configuration.host, engine, admission, negotiator, tls, trail)
@@ -201,8 +202,8 @@ class Service:
             assert settings.kafka is not None  # noqa: S101 - the sink was made from it
             gather = settings.kafka.linger_ms / 1000
             return Publisher(engine, self._prepared.kafka, topics, gather_seconds=(gather, gather), keep_delivered=keep)
-        folder = settings.local_storage.dicm_store_path / ".outbox" / "events"
-        sync, max_bytes = settings.local_storage.durability != "none", settings.json_lines.max_bytes
+        folder = settings.storage.root / ".outbox" / "events"
+        sync, max_bytes = settings.storage.durability != "none", settings.json_lines.max_bytes
         sink = JsonLinesSink(folder, topics, sync=sync, max_bytes=max_bytes)
         return Publisher(engine, sink, topics, keep_delivered=keep)
 
@@ -215,7 +216,7 @@ class Service:
                 "evaluation.mode",
                 text="no configuration file: evaluation licence, records go to "
                 f"{'Kafka' if settings.kafka else 'JSON lines'}, reachable on {configuration.host} only",
-                storage=str(settings.local_storage.dicm_store_path),
+                storage=str(settings.storage.root),
             )
             if not is_loopback(configuration.host):
                 log.warning(
@@ -223,6 +224,7 @@ class Service:
                     text="evaluation mode is reachable from other machines",
                     host=configuration.host,
                 )
+        self._announce_storage()
         if self._prepared.engine_name == "python":
             log.warning(
                 "engine.python",
@@ -244,11 +246,37 @@ class Service:
             "service.started",
             version=_core.__version__,
             engine=self._prepared.engine_name,
-            storage=str(settings.local_storage.dicm_store_path),
-            durability=settings.local_storage.durability,
+            storage=str(settings.storage.root),
+            durability=settings.storage.durability,
             client_id=self._licence.licence.client_id,
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )
+
+    def _announce_storage(self) -> None:
+        """Whose the instances are where nothing says so, and that no instance can be taken for want of space."""
+        tenants = self._settings.tenants
+        is_given = self._configuration.source_of("tenants.default") != "default"
+        if not (is_given or tenants.rules or tenants.from_private_element):
+            log.info(
+                "tenants.default",
+                text="no tenants are configured: every instance belongs to the default tenant of wado-storescp; "
+                "set tenants.default or [[tenants.rules]]",
+                tenant=tenants.default,
+            )
+        root, least = self._settings.storage.root, self._settings.storage.min_free_bytes
+        try:
+            free = shutil.disk_usage(root).free
+        except OSError as error:
+            log.warning("storage.space_unknown", storage=str(root), reason=error.strerror)
+            return
+        if free < least:
+            log.warning(
+                "storage.low_space",
+                text="no instance is accepted until more space is free on the disk of the storage root",
+                storage=str(root),
+                free_bytes=free,
+                min_free_bytes=least,
+            )
 
     def _hear(self, number: int) -> None:
         if number == signal.SIGHUP:

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography import x509
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SecretStr,
+    field_validator,
+)
+from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
-from storescp import _core
+from storescp import _core, quantities
 from storescp.network.identity import SubjectPattern
 
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -22,6 +34,7 @@ _ROOT_BYTES = 200
 _LAST_PORT = 65535
 _KAFKA_PORT = 9092
 MOST = (1 << 63) - 1
+DEFAULT_TENANT = "1234567890"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 # What a CornerstoneJS viewer reads.
@@ -56,7 +69,7 @@ def _uid(text: str) -> str:
 
 def _target(text: str) -> str:
     if text not in TARGETS:
-        raise ValueError("a lossless transfer syntax that can be encoded: " + ", ".join(TARGETS))
+        raise ValueError("a lossless transfer syntax that can be encoded: " + ", ".join(sorted(TARGETS)))
     return text
 
 
@@ -166,29 +179,49 @@ def _audit_destination(text: str) -> str:
     return text
 
 
-Uid = Annotated[str, AfterValidator(_uid)]
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a key. Its values may be given with another unit of the same kind; after the bounds in the type."""
+
+    name: str
+    parse: Callable[[object], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self.parse, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"unit": self.name}
+
+
+BYTES = Unit("bytes", quantities.size)
+SECONDS = Unit("seconds", quantities.seconds)
+MILLISECONDS = Unit("milliseconds", quantities.milliseconds)
+# The examples are told to those who give something else than a list, and are in the reference.
+Uid = Annotated[str, AfterValidator(_uid), Field(examples=["1.2.840.10008.1.2.1"])]
 Target = Annotated[str, AfterValidator(_target)]
-AeTitle = Annotated[str, AfterValidator(ae_title)]
-Keyword = Annotated[str, AfterValidator(_keyword)]
-TenantId = Annotated[str, AfterValidator(_tenant_id)]
+AeTitle = Annotated[str, AfterValidator(ae_title), Field(examples=["CT1"])]
+Keyword = Annotated[str, AfterValidator(_keyword), Field(examples=["PatientID"])]
+TenantId = Annotated[str, AfterValidator(_tenant_id), Field(examples=["hospital-a"])]
 OptionalTenantId = Annotated[str, AfterValidator(_optional_tenant_id)]
 Subject = Annotated[str, AfterValidator(_subject)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
-Network = Annotated[str, AfterValidator(_network)]
+HostName = Annotated[str, Field(examples=["status.hospital.example"])]
+Network = Annotated[str, AfterValidator(_network), Field(examples=["10.1.0.0/16"])]
 FilePath = Annotated[Path, AfterValidator(_path)]
 StorageRoot = Annotated[FilePath, AfterValidator(_root)]
 Oid = Annotated[str, AfterValidator(_oid)]
 AuditDestination = Annotated[str, AfterValidator(_audit_destination)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86400)]
+Seconds = Annotated[float, Field(gt=0, le=86400), SECONDS]
 # What the core counts with.
 PositiveCount = Annotated[int, Field(ge=1, le=MOST)]
+PositiveSize = Annotated[int, Field(ge=1, le=MOST), BYTES]
 
 
 class Section(BaseModel):
     """A table of the configuration file: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -200,275 +233,402 @@ class Section(BaseModel):
 
 
 class DicomStoreScp(Section):
-    """`[dicom_store_scp]`."""
+    """`[dicom_store_scp]`: what is listened to, and who may send."""
 
-    host: str | None = Field(None, description="bind address; 0.0.0.0, or 127.0.0.1 in evaluation mode")
-    port: Port = Field(11111, description="port; 0: any free one")
-    ae_title: AeTitle = Field("STORE-SCP", description="our AE title")
-    cornerstonejs_supported_transfer_syntax: tuple[Uid, ...] = Field(
-        VIEWER_TRANSFER_SYNTAXES, description="UIDs of what viewers read; everything else is transcoded"
+    host: str | None = Field(
+        None, description="address to listen on; without it 0.0.0.0, or 127.0.0.1 in evaluation mode"
     )
-    unsupported_ts_change_to: Target = Field("1.2.840.10008.1.2.1", description="UID of what it is transcoded to")
-    max_pdu_length: Annotated[int, Field(ge=4096, le=131072)] = Field(16384, description="announced maximum PDU length")
-    strict: bool = Field(False, description="abort associations whose P-DATA is longer than announced")
-    promiscuous: bool = Field(False, description="accept unknown and private SOP classes")
-    uncompressed_only: bool = Field(False, description="accept native transfer syntaxes only")
-    non_blocking: bool = Field(True, description="many associations at once, or one at a time")
-    max_associations: Annotated[int, Field(ge=1, le=10000)] = Field(100, description="associations at once")
+    port: Port = Field(11111, description="TCP port to listen on; 0: any free port, which is printed")
+    ae_title: AeTitle = Field("STORE-SCP", description="AE title of this service")
+    max_pdu_length: Annotated[int, Field(ge=4096, le=131072), BYTES] = Field(
+        16384, description="maximum length of a P-DATA-TF PDU that senders are told, in bytes"
+    )
+    strict: bool = Field(
+        False, description="whether an association is aborted when a P-DATA-TF PDU is longer than max_pdu_length"
+    )
+    promiscuous: bool = Field(False, description="whether unknown and private SOP classes are accepted")
+    uncompressed_only: bool = Field(
+        False, description="whether only the native transfer syntaxes are accepted: nothing compressed or deflated"
+    )
+    non_blocking: bool = Field(
+        True, description="whether many associations are served at once; false: one at a time, and the others wait"
+    )
+    max_associations: Annotated[int, Field(ge=1, le=10000)] = Field(
+        100, description="maximum number of associations at once"
+    )
     required_attributes: tuple[Keyword, ...] = Field(
         ("PatientID", "StudyDate"),
-        description="keywords of attributes without which an instance is refused, besides the UIDs",
+        description="keywords of the attributes without which an instance is refused; SOP Class, SOP Instance, Study "
+        "Instance and Series Instance UID are always required",
     )
     allowed_called_ae_titles: tuple[AeTitle, ...] = Field(
-        (), description="titles that we are called by, besides ae_title and those of the rules; none: any"
+        (),
+        description="AE titles that senders may call this service by, besides ae_title and the called_ae of the tenant "
+        "rules; empty: any title",
     )
-    allowed_calling_ae_titles: tuple[AeTitle, ...] = Field((), description="titles that may come in; none: any")
-    allowed_peers: tuple[Network, ...] = Field((), description="addresses and networks that may come in; none: any")
+    allowed_calling_ae_titles: tuple[AeTitle, ...] = Field(
+        (), description="AE titles of the senders that may open an association; empty: any title"
+    )
+    allowed_peers: tuple[Network, ...] = Field(
+        (), description="addresses and networks of the senders that may open an association; empty: any address"
+    )
 
 
 class DicomLicenseServer(Section):
-    """`[dicom_license_server]`: required, but in evaluation mode."""
+    """`[dicom_license_server]`: required, except in evaluation mode."""
 
-    client_id: str = Field(min_length=1, description="whose licence it is")
-    license_key: SecretStr = Field(min_length=1, description="the hash code in the certificate")
-    client_certificate: FilePath = Field(Path("client.pem"), description="the licence")
-    ca_certificate: FilePath = Field(Path("ca.pem"), description="who issued it")
+    client_id: str = Field(min_length=1, description="name of the client that the licence was issued to")
+    license_key: SecretStr = Field(min_length=1, description="licence key: the hash code in the client certificate")
+    client_certificate: FilePath = Field(Path("client.pem"), description="file of the client certificate, PEM")
+    ca_certificate: FilePath = Field(
+        Path("ca.pem"), description="file of the certificate of the authority that issued the client certificate, PEM"
+    )
     hash_code_oid: Oid = Field(
-        "1.3.6.1.4.15967132172.1", description="the extension of the certificate that holds the hash code"
+        "1.3.6.1.4.15967132172.1",
+        description="object identifier of the extension of the client certificate that holds the hash code",
     )
 
 
-class LocalStorage(Section):
-    """`[local_storage]`."""
+class Storage(Section):
+    """`[storage]`: where instances are stored, and how durably."""
 
-    dicm_store_path: StorageRoot = Field(Path("storescp-data"), validate_default=True, description="storage root")
+    root: StorageRoot = Field(
+        Path("storescp-data"), validate_default=True, description="folder of the stored instances: the storage root"
+    )
     durability: Literal["full", "data", "none"] = Field(
-        "full", description="what is on the disk before success is answered"
+        "full",
+        description="what is on the disk before success is answered: `full`: the file, its name and its record; "
+        "`data`: the file and its record, not its name; `none`: nothing is waited for, so that a power cut may lose "
+        "instances",
     )
     duplicates: Literal["replace", "keep", "reject"] = Field(
-        "replace", description="what becomes of another instance with the same UIDs"
+        "replace", description="what becomes of a second instance with the same UIDs and other bytes"
     )
     create: bool = Field(
         True,
-        description="whether a storage root that is not there is made; false: it must be there with its identity file, "
-        "`.outbox/identity`, else exit code 75",
+        description="whether a storage root that does not exist is made; false: the root must exist with its identity "
+        "file `.outbox/identity`, else the exit code is 75",
     )
-    replaced_retention: Annotated[float, Field(ge=0, le=3153600000.0, allow_inf_nan=False)] = Field(
-        2592000.0, description="how long a file that was replaced stays in .replaced/, in seconds; 0: it is not kept"
+    replaced_retention: Annotated[float, Field(ge=0, le=3153600000.0, allow_inf_nan=False), SECONDS] = Field(
+        2592000.0, description="how long a replaced file is kept in `.replaced/`, in seconds; 0: it is not kept"
     )
-    replaced_max_bytes: PositiveCount | None = Field(
-        None, description="bytes that .replaced/ may hold; by default a tenth of the disk"
+    replaced_max_bytes: PositiveSize | None = Field(
+        None, description="maximum bytes that `.replaced/` may hold; without it a tenth of the disk"
     )
-    min_free_bytes: Annotated[int, Field(ge=0, le=MOST)] = Field(
-        1 << 30, description="below so much free space nothing is accepted"
+    min_free_bytes: Annotated[int, Field(ge=0, le=MOST), BYTES] = Field(
+        1 << 30, description="free bytes on the disk of the storage root below which no instance is accepted"
     )
-    spool_memory_bytes: Annotated[int, Field(ge=4096, le=1 << 28)] = Field(
-        1 << 20, description="memory of an instance on its way; what is larger goes to a temporary file"
+    spool_memory_bytes: Annotated[int, Field(ge=4096, le=1 << 28), BYTES] = Field(
+        1 << 20,
+        description="maximum bytes of one incoming instance that are held in memory; the rest goes to a temporary file",
     )
 
 
 class MessageQueue(Section):
-    """`[message_queue]`."""
+    """`[message_queue]`: names of the topics."""
 
     topic_main: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
-        "storage_queue", description="topic for whoever builds patients, studies and series"
+        "storage_queue", description="name of the topic for the readers that build patients, studies and series"
     )
     topic_dicom_receive: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
-        "log_queue",
-        validation_alias=AliasChoices("topic_dicom_receive", "topic_log"),
-        description="topic of the acquisition log; also topic_log",
+        "log_queue", description="name of the topic of the acquisition log"
     )
 
 
 class JsonLines(Section):
-    """`[json_lines]`: records without `[kafka]`."""
+    """`[json_lines]`: the files of records that are written where there is no `[kafka]`."""
 
-    max_bytes: Annotated[int, Field(ge=0)] = Field(
-        0, description="size in bytes from which a file is renamed and a new one begun; 0: never"
+    max_bytes: Annotated[int, Field(ge=0), BYTES] = Field(
+        0, description="bytes from which a file is renamed and a new one is begun; 0: never"
     )
 
 
 class Kafka(Section):
-    """`[kafka]`."""
+    """`[kafka]`: the brokers that records are published to."""
 
-    brokers: Brokers = Field(description="host:port, several with commas")
+    brokers: Brokers = Field(description="host:port of a broker, several with commas between them; without a port 9092")
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
-        "storescp", description="name in the broker's logs and quotas"
+        "storescp", description="name of this client in the logs and quotas of the brokers"
     )
-    compression_codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("none", description="of batches")
-    linger_ms: Annotated[int, Field(ge=0, le=60000)] = Field(
-        5, description="how long the first record after a pause waits for company"
+    compression_codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        "none", description="compression of the batches of records"
     )
-    batch_num_messages: Annotated[int, Field(ge=1, le=100000)] = Field(1000, description="records in a batch")
-    batch_bytes: Annotated[int, Field(ge=1024, le=1 << 26, description="before compression")] = 1 << 19
-    request_timeout: Seconds = Field(10.0, description="seconds until a broker that does not answer is asked again")
-    delivery_timeout: Seconds = Field(120.0, description="seconds until a producer that gets nowhere is replaced")
+    linger_ms: Annotated[int, Field(ge=0, le=60000), MILLISECONDS] = Field(
+        5, description="how long a first record waits for more records in its batch, in milliseconds"
+    )
+    batch_num_messages: Annotated[int, Field(ge=1, le=100000)] = Field(
+        1000, description="maximum number of records in a batch"
+    )
+    batch_bytes: Annotated[int, Field(ge=1024, le=1 << 26), BYTES] = Field(
+        1 << 19, description="maximum bytes of a batch before compression"
+    )
+    request_timeout: Seconds = Field(
+        10.0, description="how long a broker may take to answer before it is asked again, in seconds"
+    )
+    delivery_timeout: Seconds = Field(
+        120.0, description="how long a producer may be without success before it is replaced, in seconds"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="with or without TLS, with or without a login"
+        "PLAINTEXT", description="connection with TLS (`SSL`) or without, with a login (`SASL`) or without"
     )
     ssl_cafile: FilePath | None = Field(
-        None, description="authorities that the broker's certificate may come from; without it the system's"
+        None,
+        description="file of the authorities that may issue the certificates of the brokers, PEM; without it those of "
+        "the system",
     )
-    ssl_certfile: FilePath | None = Field(None, description="our certificate, where the broker wants one")
-    ssl_keyfile: FilePath | None = Field(None, description="its key")
-    ssl_key_password: SecretStr | None = Field(None, description="of that key")
-    ssl_check_hostname: bool = Field(True, description="whether the broker's certificate must name its host")
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(None, description="how to log in")
-    sasl_username: str | None = Field(None, description="login")
-    sasl_password: SecretStr | None = Field(None, description="login")
+    ssl_certfile: FilePath | None = Field(
+        None, description="file of the client certificate, PEM, for brokers that ask for one"
+    )
+    ssl_keyfile: FilePath | None = Field(None, description="file of the private key of the client certificate, PEM")
+    ssl_key_password: SecretStr | None = Field(None, description="password of the private key")
+    ssl_check_hostname: bool = Field(True, description="whether the certificate of a broker must name its host")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="mechanism of the login; required with SASL"
+    )
+    sasl_username: str | None = Field(None, description="user name of the login; required with SASL")
+    sasl_password: SecretStr | None = Field(None, description="password of the login; required with SASL")
 
 
 class Index(Section):
-    """`[index]`: what `storescpd index` keeps up to date."""
+    """`[index]`: the database that `storescpd index` keeps up to date."""
 
-    database: SecretStr = Field(SecretStr("sqlite:///storescp-index.sqlite"), description="SQLAlchemy URL")
-    group_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
-        "storescp-index", description="consumer group; workers with the same one share the partitions"
+    database: SecretStr = Field(
+        SecretStr("sqlite:///storescp-index.sqlite"),
+        description="SQLAlchemy URL of the database, for example `postgresql+psycopg://USER:PASSWORD@HOST/NAME`",
     )
-    max_records: Annotated[int, Field(ge=1, le=10000)] = Field(1000, description="for each transaction")
+    group_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
+        "storescp-index", description="consumer group; workers of the same group share the partitions"
+    )
+    max_records: Annotated[int, Field(ge=1, le=10000)] = Field(
+        1000, description="maximum number of records in a transaction"
+    )
 
 
 class TenantRule(Section):
-    """`[[tenants.rules]]`: every given field must match."""
+    """`[[tenants.rules]]`: the first rule counts of which every given field matches."""
 
-    tenant_id: TenantId = Field(description="whose the instances are")
-    called_ae: AeTitle | None = Field(None, description="the called AE title")
-    calling_ae: AeTitle | None = Field(None, description="the calling AE title")
-    source: Network | None = Field(None, description="address or network of the sender")
-    tls_subject: Subject | None = Field(None, description="attributes that the subject of the certificate has")
+    tenant_id: TenantId = Field(description="tenant that the instances belong to")
+    called_ae: AeTitle | None = Field(None, description="called AE title of the association; without it any")
+    calling_ae: AeTitle | None = Field(None, description="calling AE title of the association; without it any")
+    source: Network | None = Field(None, description="address or network of the sender; without it any")
+    tls_subject: Subject | None = Field(
+        None, description="attributes in the subject of the client certificate; without it any"
+    )
 
 
 class TenantSettings(Section):
-    """`[[tenants.settings]]`."""
+    """`[[tenants.settings]]`: limits and storage of one tenant."""
 
-    tenant_id: TenantId = Field(description="whose settings these are")
-    quota_bytes: PositiveCount | None = Field(None, description="stored files")
-    max_in_flight: PositiveCount | None = Field(None, description="instances on their way at once")
-    storage_root: StorageRoot | None = Field(None, description="a root of its own")
-    required_attributes: tuple[Keyword, ...] | None = Field(None, description="instead of the common ones")
+    tenant_id: TenantId = Field(description="tenant that these settings are for")
+    quota_bytes: PositiveSize | None = Field(
+        None, description="maximum bytes that this tenant may store; without it no maximum"
+    )
+    max_in_flight: PositiveCount | None = Field(
+        None, description="maximum number of instances of this tenant that are received at once; without it no maximum"
+    )
+    storage_root: StorageRoot | None = Field(
+        None, description="folder for the instances of this tenant; without it storage.root"
+    )
+    required_attributes: tuple[Keyword, ...] | None = Field(
+        None,
+        description="keywords of the attributes without which an instance of this tenant is refused; without it "
+        "dicom_store_scp.required_attributes",
+    )
 
 
 class Tenants(Section):
-    """`[tenants]`."""
+    """`[tenants]`: which tenant an instance belongs to."""
 
-    default: OptionalTenantId = Field("1234567890", description="tenant of what no rule matches; empty: it is refused")
-    rules: tuple[TenantRule, ...] = Field((), description="[[tenants.rules]]")
-    settings: tuple[TenantSettings, ...] = Field((), description="[[tenants.settings]]")
-    from_private_element: bool = Field(
-        False, description="take the tenant from a private element where no rule matches"
+    default: OptionalTenantId = Field(
+        DEFAULT_TENANT,
+        description="tenant of the instances that no rule matches, wado-storescp's value by default; empty: such "
+        "instances are refused",
     )
-    known: tuple[TenantId, ...] = Field((), description="tenants that the private element may name")
-    private_group: Annotated[int, Field(ge=0x0009, le=0xFFFD)] = Field(0x1211, description="group of that element")
-    private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF)] = Field(0x1217, description="its number")
+    rules: tuple[TenantRule, ...] = Field((), description="rules in the order in which they are tried")
+    settings: tuple[TenantSettings, ...] = Field((), description="limits and storage of single tenants")
+    from_private_element: bool = Field(
+        False, description="whether a private element names the tenant of an instance that no rule matches"
+    )
+    known: tuple[TenantId, ...] = Field((), description="tenants that the private element may name; others are refused")
+    private_group: Annotated[int, Field(ge=0x0009, le=0xFFFD)] = Field(
+        0x1211, description="group number of the private element"
+    )
+    private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF)] = Field(
+        0x1217, description="element number of the private element"
+    )
 
 
 class TlsClient(Section):
-    """`[[tls.clients]]`: the AE titles that a certificate may use."""
+    """`[[tls.clients]]`: the AE titles that a client certificate may use."""
 
-    subject: Subject = Field(description="attributes that the subject has")
-    calling_ae_titles: tuple[AeTitle, ...] = Field(min_length=1, description="titles that it may use")
+    subject: Subject = Field(description="attributes in the subject of the client certificate")
+    calling_ae_titles: tuple[AeTitle, ...] = Field(
+        min_length=1, description="calling AE titles that such a certificate may use"
+    )
 
 
 class Tls(Section):
-    """`[tls]`."""
+    """`[tls]`: associations over TLS."""
 
-    certificate: FilePath = Field(description="ours and those between it and the root")
-    private_key: FilePath = Field(description="its key, PEM, not encrypted")
-    client_ca: FilePath | None = Field(None, description="authorities that client certificates may come from")
-    client_auth: Literal["required", "optional", "none"] = Field(
-        "required", description="whether clients need a certificate"
+    certificate: FilePath = Field(
+        description="file of the certificate of this service and the certificates between it and the root, PEM"
     )
-    crl: FilePath | None = Field(None, description="a list for each authority that issues client certificates")
-    port: Port | None = Field(None, description="beside dicom_store_scp.port; without it TLS takes that port")
-    clients: tuple[TlsClient, ...] = Field((), description="where there are any, nobody else comes in by TLS")
+    private_key: FilePath = Field(description="file of the private key of the certificate, PEM, not encrypted")
+    client_ca: FilePath | None = Field(
+        None, description="file of the authorities that may issue client certificates, PEM"
+    )
+    client_auth: Literal["required", "optional", "none"] = Field(
+        "required", description="whether a client needs a certificate"
+    )
+    crl: FilePath | None = Field(
+        None, description="file of revocation lists, PEM, one for each authority that issues client certificates"
+    )
+    port: Port | None = Field(
+        None, description="TCP port for TLS beside dicom_store_scp.port; without it that port takes TLS only"
+    )
+    clients: tuple[TlsClient, ...] = Field(
+        (), description="client certificates and their AE titles; where there are any, no other certificate is accepted"
+    )
 
 
 class UserIdentity(Section):
-    """`[user_identity]`: username and passcode, asked for on every association; over TLS only."""
+    """`[user_identity]`: user name and passcode are required of every association, over TLS only."""
 
-    users: FilePath = Field(description="lines of `storescpd passcode`")
+    users: FilePath = Field(description="file of users: lines that `storescpd passcode` prints")
 
 
 class Audit(Section):
     """`[audit]`: DICOM audit messages (PS3.15 A.5) in syslog (RFC 5424)."""
 
-    destination: AuditDestination = Field(description="tls://HOST:PORT, tcp://HOST:PORT or file:PATH")
-    source_id: Annotated[str, Field(min_length=1, max_length=64)] = Field("storescp", description="AuditSourceID")
-    ca_certificate: FilePath | None = Field(None, description="of a TLS destination; without it the system's")
-    client_certificate: FilePath | None = Field(None, description="certificate and key that a TLS destination asks for")
-    max_queued: PositiveCount = Field(10000, description="messages kept while the destination is unreachable")
+    destination: AuditDestination = Field(
+        description="where audit messages go: `tls://HOST:PORT`, `tcp://HOST:PORT` or `file:PATH`"
+    )
+    source_id: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        "storescp", description="AuditSourceID of the messages"
+    )
+    ca_certificate: FilePath | None = Field(
+        None,
+        description="file of the authorities that may issue the certificate of a TLS destination, PEM; without it "
+        "those of the system",
+    )
+    client_certificate: FilePath | None = Field(
+        None, description="file of the client certificate and its private key, PEM, for a TLS destination that asks"
+    )
+    max_queued: PositiveCount = Field(
+        10000, description="maximum number of messages that are kept while the destination cannot be reached"
+    )
 
 
 class Http(Section):
-    """`[http]`."""
+    """`[http]`: status page, probes and metrics."""
 
-    host: str = Field("127.0.0.1", description="bind address")
-    port: Port = Field(8042, description="port; 0: any free one")
-    token: SecretStr | None = Field(None, description="bearer token that everything but /livez and /readyz asks for")
-    show_patient_data: bool = Field(False, description="patient IDs and pictures on the status page")
-    allowed_hosts: tuple[str, ...] = Field(
-        (), description="host names that the status page answers to besides addresses, localhost and the machine's own"
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(8042, description="TCP port to listen on; 0: any free port, which is printed")
+    token: SecretStr | None = Field(
+        None, description="bearer token that every path but /livez and /readyz asks for; without it none does"
+    )
+    show_patient_data: bool = Field(False, description="whether the status page shows patient IDs and pictures")
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (),
+        description="host names that the status page answers to, besides addresses, localhost and the names of the "
+        "machine",
     )
 
 
 class Transcoding(Section):
-    """`[transcoding]`: the processes that transcode what viewers cannot read."""
+    """`[transcoding]`: what is transcoded, and the processes that do it."""
 
-    workers: PositiveCount | None = Field(None, description="processes at most; as many as there are cores")
-    worker_memory_bytes: Annotated[int, Field(ge=256 << 20, le=MOST)] = Field(
-        2 << 30, description="each one's own memory"
+    viewer_transfer_syntaxes: tuple[Uid, ...] = Field(
+        VIEWER_TRANSFER_SYNTAXES,
+        description="UIDs of the transfer syntaxes that viewers can read; instances in any other are transcoded",
     )
-    timeout: Seconds = Field(60.0, description="seconds without a finished frame after which one is ended")
+    target: Target = Field(
+        "1.2.840.10008.1.2.1", description="UID of the transfer syntax that instances are transcoded to"
+    )
+    workers: PositiveCount | None = Field(
+        None, description="maximum number of processes; without it one for each processor core"
+    )
+    worker_memory_bytes: Annotated[int, Field(ge=256 << 20, le=MOST), BYTES] = Field(
+        2 << 30, description="maximum bytes of memory of each process"
+    )
+    timeout: Seconds = Field(
+        60.0, description="how long a process may take for one frame before it is ended, in seconds"
+    )
 
 
 class Outbox(Section):
-    """`[outbox]`."""
+    """`[outbox]`: the durable queue of records."""
 
-    max_rows: PositiveCount = Field(1_000_000, description="records that may wait; beyond it nothing is accepted")
-    max_bytes: PositiveCount = Field(2 << 30, description="the same in bytes")
-    keep_delivered: Annotated[float, Field(gt=0, le=31536000)] = Field(
+    max_rows: PositiveCount = Field(
+        1_000_000, description="maximum number of records that wait; beyond it no instance is accepted"
+    )
+    max_bytes: PositiveSize = Field(
+        2 << 30, description="maximum bytes of the records that wait; beyond it no instance is accepted"
+    )
+    keep_delivered: Annotated[float, Field(gt=0, le=31536000), SECONDS] = Field(
         604800.0, description="how long the JSON text of a delivered record is kept, in seconds"
     )
 
 
 class Service(Section):
-    """`[service]`: seconds."""
+    """`[service]`: how long the service takes to stop."""
 
-    drain_timeout: Seconds = Field(30.0, description="for associations to finish when it stops")
-    publish_timeout: Seconds = Field(10.0, description="for records to be published when it stops")
+    drain_timeout: Seconds = Field(
+        30.0, description="how long associations may take to finish when the service stops, in seconds"
+    )
+    publish_timeout: Seconds = Field(
+        10.0, description="how long records may take to be published when the service stops, in seconds"
+    )
 
 
 class Limits(Section):
-    """`[limits]`: what a peer may make us do. Times in seconds, rates in bytes a second."""
+    """`[limits]`: how much a sender may ask of the service."""
 
-    max_instance_bytes: PositiveCount = Field(8 << 30, description="a data set")
-    max_decoded_bytes: PositiveCount = Field(2 << 30, description="a data set that is inflated or decoded")
-    max_elements: PositiveCount = Field(1 << 24, description="elements, items and fragments of a data set")
-    nesting: Annotated[int, Field(ge=1, le=256)] = Field(64, description="sequences in sequences")
-    max_connections: PositiveCount = Field(2000, description="connections at once")
-    max_connections_per_address: PositiveCount = Field(256, description="of one address")
-    max_associations_per_address: PositiveCount | None = Field(None, description="associations at once of one address")
+    max_instance_bytes: PositiveSize = Field(8 << 30, description="maximum bytes of a data set")
+    max_decoded_bytes: PositiveSize = Field(2 << 30, description="maximum bytes of a data set when inflated or decoded")
+    max_elements: PositiveCount = Field(
+        1 << 24, description="maximum number of elements, items and fragments in a data set"
+    )
+    nesting: Annotated[int, Field(ge=1, le=256)] = Field(
+        64, description="maximum number of sequences inside each other in a data set"
+    )
+    max_connections: PositiveCount = Field(2000, description="maximum number of connections at once")
+    max_connections_per_address: PositiveCount = Field(
+        256, description="maximum number of connections at once from one address"
+    )
+    max_associations_per_address: PositiveCount | None = Field(
+        None, description="maximum number of associations at once from one address; without it no maximum"
+    )
     max_associations_per_calling_ae: PositiveCount | None = Field(
-        None, description="associations at once of one calling AE title"
+        None, description="maximum number of associations at once from one calling AE title; without it no maximum"
     )
     request_timeout: Seconds = Field(
-        10.0, description="until the A-ASSOCIATE-RQ is there; also the fixed part of the time for a PDU"
+        10.0,
+        description="how long a sender may take for its A-ASSOCIATE-RQ, and for each PDU beyond the time that min_rate "
+        "gives it, in seconds",
     )
-    handshake_timeout: Seconds = Field(5.0, description="TLS handshake")
-    idle_timeout: Seconds = Field(60.0, description="an association without a request")
+    handshake_timeout: Seconds = Field(5.0, description="how long the TLS handshake may take, in seconds")
+    idle_timeout: Seconds = Field(
+        60.0, description="how long an association may be without a request before it is aborted, in seconds"
+    )
     min_rate: Annotated[int, Field(ge=1, le=(1 << 32) - 1)] = Field(
-        1024, description="bytes a second at which a PDU must come in"
+        1024, description="minimum rate at which a PDU must arrive, in bytes per second"
     )
-    max_pdu_tolerated: Annotated[int, Field(ge=131072, le=1 << 28)] = Field(
-        1 << 20, description="longest A-ASSOCIATE-RQ and, unless strict, P-DATA-TF"
+    max_pdu_tolerated: Annotated[int, Field(ge=131072, le=1 << 28), BYTES] = Field(
+        1 << 20,
+        description="maximum bytes of an A-ASSOCIATE-RQ and, unless dicom_store_scp.strict, of a P-DATA-TF PDU that is "
+        "taken with a warning",
     )
 
 
 class Log(Section):
-    """`[log]`."""
+    """`[log]`: the log on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
-    format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for people")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is written")
+    format: Literal["auto", "json", "console"] = Field(
+        "auto",
+        description="form of a line: `json`, `console` (for people), or `auto`: console on a terminal, else JSON",
+    )
 
 
 class Settings(Section):
@@ -476,9 +636,7 @@ class Settings(Section):
 
     dicom_store_scp: DicomStoreScp = Field(default_factory=lambda: DicomStoreScp.model_validate({}))
     dicom_license_server: DicomLicenseServer | None = None
-    local_storage: LocalStorage = Field(
-        default_factory=lambda: LocalStorage.model_validate({"dicm_store_path": "storescp-data"})
-    )
+    storage: Storage = Field(default_factory=lambda: Storage.model_validate({}))
     message_queue: MessageQueue = Field(default_factory=lambda: MessageQueue.model_validate({}))
     json_lines: JsonLines = Field(default_factory=lambda: JsonLines.model_validate({}))
     kafka: Kafka | None = None
@@ -493,3 +651,13 @@ class Settings(Section):
     service: Service = Field(default_factory=lambda: Service.model_validate({}))
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
     log: Log = Field(default_factory=lambda: Log.model_validate({}))
+
+
+# Names that stay valid beside those above: of a section, and of keys, some of which were in another section.
+OTHER_SECTION_NAMES = {"local_storage": "storage"}
+OTHER_KEY_NAMES: dict[tuple[str, ...], tuple[str, str]] = {
+    ("local_storage", "dicm_store_path"): ("storage", "root"),
+    ("dicom_store_scp", "unsupported_ts_change_to"): ("transcoding", "target"),
+    ("dicom_store_scp", "cornerstonejs_supported_transfer_syntax"): ("transcoding", "viewer_transfer_syntaxes"),
+    ("message_queue", "topic_log"): ("message_queue", "topic_dicom_receive"),
+}

@@ -40,11 +40,11 @@ def test_both_engines_do_the_same_with_every_curated_file(curated: Path, tmp_pat
     def settings(name: str) -> Settings:
         return Settings.model_validate(
             {
-                "local_storage": {"dicm_store_path": tmp_path / name, "durability": "none"},
+                "storage": {"root": tmp_path / name, "durability": "none"},
                 "dicom_store_scp": {
                     "required_attributes": required,
-                    "cornerstonejs_supported_transfer_syntax": DECODABLE,
                 },
+                "transcoding": {"viewer_transfer_syntaxes": DECODABLE},
             }
         )
 
@@ -83,8 +83,9 @@ def test_both_engines_transcode_to_the_same_file(curated: Path, tmp_path: Path) 
     def settings(name: str) -> Settings:
         return Settings.model_validate(
             {
-                "local_storage": {"dicm_store_path": tmp_path / name, "durability": "none"},
-                "dicom_store_scp": {"required_attributes": [], "cornerstonejs_supported_transfer_syntax": [EXPLICIT]},
+                "storage": {"root": tmp_path / name, "durability": "none"},
+                "dicom_store_scp": {"required_attributes": []},
+                "transcoding": {"viewer_transfer_syntaxes": [EXPLICIT]},
             }
         )
 

@@ -162,7 +162,7 @@ def test_a_failure_leaves_no_file_and_no_record(start_service: StartService) -> 
 @pytest.mark.proves("sop-classes")
 def test_every_class_of_the_table_is_accepted(service: ServiceProcess) -> None:
     listed = re.findall(r"^\| [^|]* \| (1[0-9.]+[.][0-9.]+) \|$", Statement(Settings()).markdown, re.MULTILINE)
-    assert set(listed) == Offer.from_settings(DicomStoreScp()).storage_sop_classes | {VERIFICATION}
+    assert set(listed) == Offer.from_settings(Settings()).storage_sop_classes | {VERIFICATION}
     for first in range(0, len(listed), 128):
         proposal = [(2 * at + 1, uid, [IMPLICIT]) for at, uid in enumerate(listed[first : first + 128])]
         with RawAssociation(service.port, proposal) as association:
@@ -241,7 +241,7 @@ def test_every_transfer_syntax_of_the_table_is_accepted_and_images_are_stored_as
     service: ServiceProcess, start_service: StartService
 ) -> None:
     rows = re.findall(r"^\| [^|]* \| ([0-9.]+) \| (as [^|]*) \|$", Statement(Settings()).markdown, re.MULTILINE)
-    assert {uid for uid, _ in rows} == Offer.from_settings(DicomStoreScp()).transfer_syntaxes
+    assert {uid for uid, _ in rows} == Offer.from_settings(Settings()).transfer_syntaxes
     proposal = [(2 * at + 1, CT, [uid]) for at, (uid, _) in enumerate(rows)]
     with RawAssociation(service.port, proposal) as association:
         assert [association.accepted[number] for number, *_ in proposal] == [(0, uid) for uid, _ in rows]

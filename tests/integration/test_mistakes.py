@@ -140,6 +140,7 @@ def test_a_database_that_cannot_be_one_ends_the_index(wrong: Path, url: str, mon
     assert done.code == 78
     [line] = done.err.splitlines()
     assert "index.database" in line
+    assert "index.database = ********" not in line or url in {"nonsense", f"sqlite:///{NOT_TEXT}"}
     assert "CANARY" not in line
 
 

@@ -129,6 +129,4 @@ def test_the_default_root_is_absolute_whatever_else_is_configured(
 ) -> None:
     """Records name files by it."""
     monkeypatch.chdir(tmp_path)
-    assert (
-        Settings.model_validate({"local_storage": section}).local_storage.dicm_store_path == tmp_path / "storescp-data"
-    )
+    assert Settings.model_validate({"storage": section}).storage.root == tmp_path / "storescp-data"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -228,7 +229,7 @@ def test_exit_codes_of_wrong_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = storescp("-p", "0", "-o", str(tmp_path / "file" / "root"))
     assert result.returncode == 78
-    assert "dicm_store_path" in result.stderr
+    assert "storage.root" in result.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = storescp("-p", str(port), "-o", str(tmp_path / "data"))
@@ -304,10 +305,49 @@ def test_version_and_help() -> None:
     assert version.returncode == 0
     assert "storescp 0.1" in version.stdout
     help_text = storescp("-h").stdout
-    for option in ("--config", "--verbose", "--calling-ae-title", "--ae-title", "--strict", "--uncompressed-only",
+    for option in ("--config", "--verbose", "--ae-title", "--strict", "--uncompressed-only",
                    "--promiscuous", "--max-pdu-length", "--port", "--host", "--non-blocking / --blocking",
                    "--output-directory", "--engine", "--version"):  # fmt: skip
         assert option in help_text
+    assert "--calling-ae-title" not in help_text
+
+
+@pytest.mark.parametrize("option", ["--ae-title", "--calling-ae-title"])
+def test_either_name_of_the_option_sets_the_ae_title(option: str) -> None:
+    result = storescp(option, "ARCHIVE", "check-config")
+    assert result.returncode == 0
+    assert re.search(r'^dicom_store_scp\.ae_title +=? *= "ARCHIVE"  # option$', result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("engine", ["rust", "python"])
+def test_a_start_without_space_or_tenants_says_so_once(start_service: StartService, engine: str) -> None:
+    full = start_service(env={"STORESCP_STORAGE__MIN_FREE_BYTES": "1000000 TiB"}, engine=engine)
+    assert full.stop() == 0
+    [line] = full.events("storage.low_space")
+    assert (line["level"], line["storage"]) == ("warning", str(full.root))
+    assert 0 < line["free_bytes"] < line["min_free_bytes"] == 1000000 << 40
+    [tenant] = full.events("tenants.default")
+    assert (tenant["level"], tenant["tenant"]) == ("info", "1234567890")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"DEFAULT": "1234567890"},
+        {"RULES": '[{"tenant_id": "a", "called_ae": "A"}]'},
+        {"FROM_PRIVATE_ELEMENT": "true", "KNOWN": '["a"]'},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_start_says_nothing_of_tenants_that_are_configured_nor_of_a_disk_with_space(
+    start_service: StartService, given: dict[str, str]
+) -> None:
+    env = {f"STORESCP_TENANTS__{name}": value for name, value in given.items()}
+    scp = start_service(env=env | {"STORESCP_STORAGE__MIN_FREE_BYTES": "1 B"})
+    assert scp.stop() == 0
+    assert scp.events("tenants.default") == []
+    assert scp.events("storage.low_space") == []
+    assert len(scp.events("service.started")) == 1
 
 
 def test_outbox_status_works_while_the_service_runs(scp: ServiceProcess) -> None:

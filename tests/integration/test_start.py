@@ -48,7 +48,7 @@ def both(*options: str, env: dict[str, str] | None = None, wrapper: Sequence[str
     about = "no configuration file and no licence section: evaluation mode\n"
     assert (start.returncode, start.stderr) == (check.returncode, check.stderr.replace(about, ""))
     assert start.stdout == ""
-    assert "local_storage.dicm_store_path" in check.stdout
+    assert "storage.root" in check.stdout
     return start.returncode, start.stderr
 
 
@@ -81,7 +81,7 @@ def test_a_root_that_must_be_there_is_not_made(tmp_path: Path, engine: str) -> N
     code, said = both("-o", str(root), "--engine", engine, env=KEEP)
     assert code == 75
     assert f"{root} is not there" in said
-    assert "local_storage.create" in said
+    assert "storage.create" in said
     assert not root.exists()
 
 
@@ -143,7 +143,7 @@ def test_a_root_that_cannot_be_one_is_exit_78(tmp_path: Path, place: str) -> Non
     }
     code, said = both("-o", str(roots[place]))
     assert code == 78
-    assert "local_storage.dicm_store_path" in said
+    assert "storage.root" in said
     assert str(roots[place]) in said
 
 
@@ -155,7 +155,7 @@ def test_a_folder_that_may_not_be_written_is_exit_78(tmp_path: Path, locked: str
     folder.chmod(0o500)
     code, said = both("-o", str(root), wrapper=WITHOUT_PRIVILEGE)
     assert code == 78
-    assert f"local_storage.dicm_store_path = {root}" in said
+    assert f"storage.root = {root}" in said
     assert "Permission denied" in said
 
 
@@ -245,7 +245,7 @@ def test_everything_that_refuses_a_start_is_told_at_once_and_78_comes_before_75_
         "dicom_store_scp.ae_title",
         "tls.certificate",
         "user_identity.users",
-        "local_storage.create",
+        "storage.create",
         "license issue",
     ]
     assert [part for part in told if part not in said] == []

@@ -16,7 +16,7 @@ from storescp import _core
 from storescp.engine import pool_config
 from storescp.errors import CoreError
 from storescp.pure.store import file_meta, split_file
-from storescp.settings import Settings
+from storescp.settings import TARGETS, Settings
 from support.compressed import JPEG_2000, JPEG_LS, RLE, compressed_ct
 from support.instances import Instance
 from support.scu import EXPLICIT
@@ -73,6 +73,10 @@ def test_only_what_can_be_encoded_without_loss_is_a_target(tmp_path: Path, targe
     source = write(tmp_path / "a.dcm", compressed_ct(1, RLE))
     result = storescp("transcode", source, tmp_path / "b.dcm", "--to", target)
     assert result.returncode == 2
+    listed = [line.strip() for line in result.stderr.splitlines() if line.startswith("  ")]
+    assert listed == sorted(listed)
+    assert "JPEG-LS Lossless Image Compression (1.2.840.10008.1.2.4.80)" in listed
+    assert len(listed) == len(TARGETS)
     assert EXPLICIT in result.stderr
     assert not (tmp_path / "b.dcm").exists()
 

@@ -28,7 +28,7 @@ _TESTS = Path(__file__).parents[1]
 
 
 def settings_of(root: Path, **storage: Any) -> Settings:
-    return Settings.model_validate({"local_storage": {"dicm_store_path": root, "min_free_bytes": 0} | storage})
+    return Settings.model_validate({"storage": {"root": root, "min_free_bytes": 0} | storage})
 
 
 @contextlib.contextmanager

@@ -103,8 +103,7 @@ def _keys_of(table: str, model: type[BaseModel] | None, in_list: bool = False) -
     assert model is not None, table
     properties = model.model_json_schema()["properties"]
     for name, info in model.model_fields.items():
-        aliases = getattr(info.validation_alias, "choices", [name])
-        schema = properties[str(aliases[0])]
+        schema = properties[name]
         options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
         yield Key(table, name, info, options[0], in_list)
         inner = _model_of(info.annotation)

@@ -20,6 +20,14 @@ def test_no_two_kinds_of_refusal_share_advice_by_accident() -> None:
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_nobody_is_told_to_make_a_uid_optional(keyword: str) -> None:
+    text = advice.of_refusal(f"{keyword} is absent or empty", 0xA900).text()
+    assert "always required" in text
+    assert "required_attributes" not in text
+    assert "required_attributes" in advice.of_refusal("PatientID is absent or empty", 0xA900).text()
+
+
 @pytest.mark.parametrize(
     "cause",
     [

@@ -38,11 +38,11 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     settings = load({}, None).settings
     scp = settings.dicom_store_scp
     assert (scp.port, scp.ae_title, scp.max_pdu_length, scp.max_associations) == (11111, "STORE-SCP", 16384, 100)
-    assert scp.cornerstonejs_supported_transfer_syntax == VIEWER_TRANSFER_SYNTAXES
+    assert settings.transcoding.viewer_transfer_syntaxes == VIEWER_TRANSFER_SYNTAXES
     assert len(VIEWER_TRANSFER_SYNTAXES) == 17
     assert scp.required_attributes == ("PatientID", "StudyDate")
-    assert (settings.local_storage.durability, settings.local_storage.duplicates) == ("full", "replace")
-    assert settings.local_storage.min_free_bytes == 1073741824
+    assert (settings.storage.durability, settings.storage.duplicates) == ("full", "replace")
+    assert settings.storage.min_free_bytes == 1073741824
     assert settings.tenants.default == "1234567890"
     assert settings.message_queue.topic_dicom_receive == "log_queue"
     limits = settings.limits
@@ -94,12 +94,10 @@ def test_paths_of_a_file_are_relative_to_it(tmp_path: Path) -> None:
     folder.mkdir()
     text = "[local_storage]\ndicm_store_path = 'data'\n[dicom_license_server]\nclient_id = 'a'\nlicense_key = 'b'\n"
     settings = load({}, write(folder, text)).settings
-    assert settings.local_storage.dicm_store_path == folder / "data"
+    assert settings.storage.root == folder / "data"
     assert settings.dicom_license_server is not None
     assert settings.dicom_license_server.client_certificate == folder / "client.pem"
-    assert (
-        load({("local_storage", "dicm_store_path"): "x"}, None).settings.local_storage.dicm_store_path == tmp_path / "x"
-    )
+    assert load({("storage", "root"): "x"}, None).settings.storage.root == tmp_path / "x"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +110,7 @@ def test_paths_of_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ("[dicom_store_scp]\nunsupported_ts_change_to = '1.2.840.10008.1.2.4.50'", ["unsupported_ts_change_to", "lossless"]),
         ("[dicom_store_scp]\nrequired_attributes = ['PatientName2']", ["required_attributes", "keyword"]),
         ("[dicom_store_scp]\nallowed_peers = ['10.0.0.0/33']", ["allowed_peers", "10.0.0.0/33"]),
-        ("[local_storage]\ndurability = 'maybe'", ["local_storage.durability", "maybe", "'full', 'data' or 'none'"]),
+        ("[local_storage]\ndurability = 'maybe'", ["storage.durability", "maybe", "'full', 'data' or 'none'"]),
         ("[tenants]\ndefault = '../x'", ["tenants.default", "../x", "tenant id"]),
         ("[limits]\nnesting = 257", ["limits.nesting", "257", "256"]),
         ("[dicom_license_server]\nclient_id = 'a'", ["dicom_license_server.license_key", "missing"]),
@@ -181,7 +179,7 @@ def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
     }
     configuration = load({}, write(tmp_path, json.dumps(document), "application.json"))
     settings = configuration.settings
-    assert settings.dicom_store_scp.cornerstonejs_supported_transfer_syntax == (
+    assert settings.transcoding.viewer_transfer_syntaxes == (
         "1.2.840.10008.1.2.4.57",
         "1.2.840.10008.1.2",
     )
@@ -202,7 +200,7 @@ def test_application_json_of_wado_storescp(tmp_path: Path) -> None:
                  "kafka.statistics_interval_ms", "dicom_license_server.url"):  # fmt: skip
         assert name in warning
     sources = {key: source for key, _, source in configuration.rows()}
-    assert sources["message_queue.topic_dicom_receive"].endswith("application.json")
+    assert sources["message_queue.topic_dicom_receive"].endswith("application.json, as message_queue.topic_log")
 
 
 def test_settings_are_frozen() -> None:

@@ -119,12 +119,12 @@ def test_the_configuration_file_alone_says_where_the_storage_root_is(
     file = tmp_path / "storescp.toml"
     file.write_text("[local_storage]\ndicm_store_path = '/srv/images'\n")
     served = settings_in_force(options, environment, file, monkeypatch)
-    assert served.local_storage.dicm_store_path == Path("/srv/images")
-    assert served.local_storage.create is False
+    assert served.storage.root == Path("/srv/images")
+    assert served.storage.create is False
     monkeypatch.chdir(tmp_path)
     for given in (options, []):
         served = settings_in_force(given, environment, None, monkeypatch)
-        assert served.local_storage.dicm_store_path == tmp_path / "storescp-data"
+        assert served.storage.root == tmp_path / "storescp-data"
 
 
 def test_without_a_file_the_root_is_on_the_volume() -> None:

@@ -64,7 +64,7 @@ class Running:
         self.engine = FakeEngine()
         self.liveness = Liveness()
         self.reasons: list[str] = []
-        settings = Settings.model_validate({"local_storage": {"dicm_store_path": folder}, "http": {"port": 0}})
+        settings = Settings.model_validate({"storage": {"root": folder}, "http": {"port": 0}})
         assert settings.http is not None
         ends = SimpleNamespace(timestamp=lambda: time.time() + 1e6)
         licence = SimpleNamespace(client_id="test", not_after=ends, days_left=lambda _now: 11)

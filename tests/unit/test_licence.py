@@ -232,7 +232,7 @@ def test_intermediate_authorities_and_renewed_ones_count_for_the_end(tmp_path: P
 def settings_of(issued: IssuedLicence, root: Path, *, create: bool = True) -> Settings:
     return Settings.model_validate(
         {
-            "local_storage": {"dicm_store_path": root, "create": create},
+            "storage": {"root": root, "create": create},
             "dicom_license_server": {
                 "client_id": issued.client_id,
                 "license_key": issued.license_key,
@@ -332,7 +332,7 @@ def test_a_note_that_cannot_be_written_is_written_later(issued: IssuedLicence, r
 
 
 def evaluation(root: Path) -> Settings:
-    return Settings.model_validate({"local_storage": {"dicm_store_path": root}})
+    return Settings.model_validate({"storage": {"root": root}})
 
 
 def test_the_evaluation_licence_is_made_anew_before_it_ends_and_after(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_the_evaluation_licence_is_made_anew_before_it_ends_and_after(tmp_path: 
 
 
 def test_the_evaluation_licence_is_made_anew_while_the_service_runs_and_warns_of_nothing(tmp_path: Path) -> None:
-    configuration = load({("local_storage", "dicm_store_path"): tmp_path / "data"}, None)
+    configuration = load({("storage", "root"): tmp_path / "data"}, None)
     assert configuration.evaluation
     observed = LicenceWatch(evaluation_licence(configuration.settings), configuration)
     first = observed.licence

@@ -27,11 +27,11 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
     settings = Settings.model_validate(
         {
             "dicom_store_scp": {"port": 0, "max_associations": 2},
-            "local_storage": {"dicm_store_path": tmp_path, "durability": "none", "min_free_bytes": 0},
+            "storage": {"root": tmp_path, "durability": "none", "min_free_bytes": 0},
         }
     )
     engine = _core.Engine(engine_config(settings))
-    negotiator = Negotiator(Offer.from_settings(settings.dicom_store_scp), 16384)
+    negotiator = Negotiator(Offer.from_settings(settings), 16384)
     admission = Admission(settings, engine.unavailable)
     made = Listener(settings, "127.0.0.1", engine, admission, negotiator, None, Trail(settings))
     made.start()

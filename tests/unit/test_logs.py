@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -44,6 +46,35 @@ def test_the_journal_learns_how_urgent_a_line_is(form: str) -> None:
     plain = lines(form, journal=False)
     assert len(plain) == 3
     assert not [line for line in plain if re.match("<[0-9]>", line)]
+
+
+def on_a_terminal(form: str) -> str:
+    """What the program writes where standard error is a terminal."""
+    terminal, end = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        subprocess.run([sys.executable, "-c", PROGRAM.format(form=form)], stderr=end, check=True, timeout=60)
+        os.close(end)
+        text = b""
+        # Linux says EIO when the other end is closed.
+        with contextlib.suppress(OSError):
+            while part := screen.read(4096):
+                text += part
+    return text.decode()
+
+
+def is_json(text: str) -> bool:
+    try:
+        return all(isinstance(json.loads(line), dict) for line in text.splitlines())
+    except ValueError:
+        return False
+
+
+def test_lines_are_for_people_on_a_terminal_and_json_elsewhere_unless_a_form_is_named() -> None:
+    assert not is_json(on_a_terminal("auto"))
+    assert "calm" in on_a_terminal("auto")
+    assert is_json(on_a_terminal("json"))
+    assert is_json("\n".join(lines("auto", journal=False)))
+    assert not is_json("\n".join(lines("console", journal=False)))
 
 
 def test_a_line_is_one_object_and_cannot_act_on_a_terminal() -> None:

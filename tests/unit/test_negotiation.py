@@ -21,7 +21,7 @@ from storescp.network.contexts import (
 )
 from storescp.network.identity import Peer, SubjectPattern, UserIdentity, Users, entry
 from storescp.network.negotiation import Agreement, MalformedRequest, Negotiator, Rejection
-from storescp.settings import DicomStoreScp, Settings
+from storescp.settings import Settings
 from support import scu
 from support.instances import CT
 
@@ -34,7 +34,7 @@ WADO_STORESCP = """
 
 @pytest.fixture(scope="module")
 def offer() -> Offer:
-    return Offer.from_settings(DicomStoreScp.model_validate({}))
+    return Offer.from_settings(Settings())
 
 
 def test_all_storage_classes_are_taken_and_nothing_else(offer: Offer) -> None:
@@ -58,11 +58,11 @@ def test_all_transfer_syntaxes_of_storage_are_taken() -> None:
 
 
 def test_options_narrow_and_widen() -> None:
-    native = Offer.from_settings(DicomStoreScp.model_validate({"uncompressed_only": True}))
+    native = Offer.from_settings(Settings.model_validate({"dicom_store_scp": {"uncompressed_only": True}}))
     assert native.transfer_syntaxes == NATIVE_TRANSFER_SYNTAXES
-    listed = DicomStoreScp.model_validate({"cornerstonejs_supported_transfer_syntax": ["1.2.3.4.5"]})
+    listed = Settings.model_validate({"transcoding": {"viewer_transfer_syntaxes": ["1.2.3.4.5"]}})
     assert "1.2.3.4.5" in Offer.from_settings(listed).transfer_syntaxes
-    promiscuous = Offer.from_settings(DicomStoreScp.model_validate({"promiscuous": True}))
+    promiscuous = Offer.from_settings(Settings.model_validate({"dicom_store_scp": {"promiscuous": True}}))
     assert promiscuous.accepts("1.2.276.0.19.55.1")
     assert not promiscuous.accepts("1.2.840.10008.5.1.4.1.2.1.1")
 

@@ -104,7 +104,7 @@ class FakeSink:
 
 
 def settings(root: Path) -> Settings:
-    return Settings.model_validate({"local_storage": {"dicm_store_path": root, "durability": "none"}})
+    return Settings.model_validate({"storage": {"root": root, "durability": "none"}})
 
 
 OpenEngine = Callable[[], Engine]

@@ -27,7 +27,7 @@ LIMITS = WalkLimits(64, 1 << 24, 1 << 31)
 
 
 def settings(root: Path) -> Settings:
-    return Settings.model_validate({"local_storage": {"dicm_store_path": root, "durability": "none"}})
+    return Settings.model_validate({"storage": {"root": root, "durability": "none"}})
 
 
 def test_seahash_gives_the_published_vector() -> None:

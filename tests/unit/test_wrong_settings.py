@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ CANARY = "hunter2-canary"
 KEYS = all_keys()
 SECRETS = [key for key in KEYS if key.is_secret]
 # Storage roots are made, and have tests of their own.
-FILES = [key for key in KEYS if key.is_path and "root" not in key.name and key.name != "dicm_store_path"]
+FILES = [key for key in KEYS if key.is_path and "root" not in key.name]
 Check = Callable[[str], Done]
 
 
@@ -116,10 +117,10 @@ def test_a_value_out_of_range(key: Key, value: Any, check: Check, file: Path) ->
     ("key", "value", "expected"),
     [
         ("dicom_store_scp.ae_title", "seventeen letters", "1 to 16 printable ASCII characters"),
-        ("dicom_store_scp.unsupported_ts_change_to", "1.2.840.10008.1.2.4.50", "a lossless transfer syntax"),
+        ("transcoding.target", "1.2.840.10008.1.2.4.50", "a lossless transfer syntax"),
         ("dicom_license_server.hash_code_oid", "0.40", "an object identifier"),
-        ("local_storage.dicm_store_path", "x" * 200, "at most 200 bytes"),
-        ("local_storage.dicm_store_path", "a\0b", "without a NUL"),
+        ("storage.root", "x" * 200, "at most 200 bytes"),
+        ("storage.root", "a\0b", "without a NUL"),
         ("tls.certificate", "~no-such-user/server.pem", "a user who has a home folder"),
         ("kafka.brokers", "a:70000", "host:port"),
         ("tenants.default", "../x", "a tenant id"),
@@ -320,7 +321,8 @@ def test_every_default_is_accepted_when_it_is_written(key: Key, file: Path, monk
         ("STORESCP_PORT", "STORESCP_DICOM_STORE_SCP__PORT or STORESCP_TLS__PORT or STORESCP_HTTP__PORT"),
         ("STORESCP_KAFKA_BROKERS", "STORESCP_KAFKA__BROKERS"),
         ("STORESCP_KAFKAS__BROKERS", "STORESCP_KAFKA__BROKERS"),
-        ("STORESCP_LOCAL_STORAGE_DICM_STORE_PATH", "STORESCP_LOCAL_STORAGE__DICM_STORE_PATH"),
+        ("STORESCP_LOCAL_STORAGE_DICM_STORE_PATH", "STORESCP_STORAGE__ROOT"),
+        ("STORESCP_STORAGE_ROOT", "STORESCP_STORAGE__ROOT"),
         ("STORESCP_ZZZZZZ", None),
     ],
 )
@@ -363,6 +365,73 @@ def test_both_names_of_a_key_are_one_too_many_in_a_file_and_no_matter_in_two_pla
     assert load({}, file).settings.message_queue.topic_dicom_receive == "b"
 
 
+@pytest.mark.parametrize(
+    ("other", "first", "value"),
+    [
+        ("local_storage.dicm_store_path", "storage.root", "/srv/images"),
+        ("local_storage.durability", "storage.durability", "data"),
+        ("dicom_store_scp.unsupported_ts_change_to", "transcoding.target", "1.2.840.10008.1.2"),
+        (
+            "dicom_store_scp.cornerstonejs_supported_transfer_syntax",
+            "transcoding.viewer_transfer_syntaxes",
+            ["1.2.840.10008.1.2.1"],
+        ),
+        ("message_queue.topic_log", "message_queue.topic_dicom_receive", "log"),
+    ],
+)
+def test_each_other_name_of_a_key_is_as_good_as_the_first_and_both_are_one_too_many(
+    other: str, first: str, value: Any, check: Check, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def table(name: str) -> dict[str, Any]:
+        section, key = name.split(".")
+        return {section: {key: value}}
+
+    def rows(path: Path | None) -> dict[str, tuple[str, str]]:
+        return {key: (shown, source) for key, shown, source in load({}, path).rows()}
+
+    file.write_text(as_toml(table(other)))
+    (tmp_path / "application.json").write_text(json.dumps(table(other)))
+    shown = rows(file)[first][0]
+    assert json.loads(shown) == value
+    assert rows(file)[first] == (shown, f"{file}, as {other}")
+    assert rows(tmp_path / "application.json")[first] == (shown, f"{tmp_path / 'application.json'}, as {other}")
+    file.write_text(as_toml(table(first)))
+    assert rows(file)[first] == (shown, str(file))
+    text = value if isinstance(value, str) else json.dumps(value)
+    monkeypatch.setenv(f"STORESCP_{other.replace('.', '__').upper()}", text)
+    assert rows(None)[first] == (shown, f"environment, as {other}")
+    monkeypatch.delenv(f"STORESCP_{other.replace('.', '__').upper()}")
+    both = table(other)
+    for section, inner in table(first).items():
+        both[section] = both.get(section, {}) | inner
+    done = check(as_toml(both))
+    assert done.code == 78
+    assert "one of the two names" in line_about(first, done)
+    assert other in line_about(first, done)
+
+
+def test_a_wrong_value_is_told_with_the_name_that_was_written(check: Check, file: Path) -> None:
+    done = check("[local_storage]\ndurability = 'maybe'\n")
+    assert done.code == 78
+    assert line_about("storage.durability", done).endswith(f"(from {file}, as local_storage.durability)")
+    misspelt = check("[local_storage]\ndicm_store_pth = 'x'\n")
+    assert "did you mean storage.root?" in line_about("storage.dicm_store_pth", misspelt)
+    section = check("[local_storge]\nroot = 'x'\n")
+    assert "did you mean storage?" in line_about("local_storge", section)
+
+
+@each([key for key in KEYS if key.schema.get("type") == "array"])
+def test_what_must_be_a_list_is_told_with_an_example_that_is_accepted(key: Key, check: Check, file: Path) -> None:
+    said = line_about(key.place, check(key.toml(key.name, "CT1")))
+    if "$ref" in key.schema["items"]:
+        assert "expected a list of tables (from" in said
+        return
+    example = re.search(r'expected a list, for example (\["[^"]+"\]) \(from', said)
+    assert example is not None, said
+    file.write_text(key.toml_text(key.name, example[1]))
+    load({}, file)
+
+
 def test_each_entry_of_a_list_is_told_with_the_file_that_it_comes_from(check: Check, file: Path) -> None:
     entry = "[[tenants.rules]]\ntenant_id = '../x'\n"
     done = check(entry + entry)
@@ -378,6 +447,10 @@ def test_each_entry_of_a_list_is_told_with_the_file_that_it_comes_from(check: Ch
         (f"postgresql://u:{CANARY}/@h/d", "postgresql://u:********@h/d"),
         (f"postgresql://h/d;password={CANARY}", "********"),
         (f"{CANARY}", "********"),
+        ("index.sqlite", "index.sqlite"),
+        ("sqlite:/index.sqlite", "sqlite:/index.sqlite"),
+        (f"mysql://u:{CANARY}@h/d", "mysql://u:********@h/d"),
+        (f"postgresql://u:{CANARY}@h:port/d", "postgresql://u:********@h:port/d"),
     ],
 )
 def test_a_database_url_is_shown_only_as_far_as_it_is_understood(url: str, shown: str, file: Path) -> None:

@@ -45,7 +45,7 @@ from storescp.signals import remembered
 
 # Command line parameter -> section and key of the configuration.
 _OPTION_KEYS = {
-    "calling_ae_title": ("dicom_store_scp", "ae_title"),
+    "ae_title": ("dicom_store_scp", "ae_title"),
     "strict": ("dicom_store_scp", "strict"),
     "uncompressed_only": ("dicom_store_scp", "uncompressed_only"),
     "promiscuous": ("dicom_store_scp", "promiscuous"),
@@ -53,7 +53,7 @@ _OPTION_KEYS = {
     "port": ("dicom_store_scp", "port"),
     "host": ("dicom_store_scp", "host"),
     "non_blocking": ("dicom_store_scp", "non_blocking"),
-    "output_directory": ("local_storage", "dicm_store_path"),
+    "output_directory": ("storage", "root"),
 }
 
 
@@ -72,15 +72,16 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 @click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Tell why, and of each instance.")
+@click.option("-v", "--verbose", is_flag=True, help="Log reasons, and a line for each instance.")
 @click.option(
-    "--calling-ae-title",
+    # The second is wado-storescp's name, which the help does not show.
     "--ae-title",
+    "--calling-ae-title",
     metavar="TITLE",
     default="STORE-SCP",
-    help="Our AE title; also --ae-title.  [STORE-SCP]",
+    help="AE title of this service.  [STORE-SCP]",
 )
-@click.option("-s", "--strict", is_flag=True, help="Abort where P-DATA is too long.")
+@click.option("-s", "--strict", is_flag=True, help="Abort when a P-DATA PDU is too long.")
 @click.option("--uncompressed-only", is_flag=True, help="Accept native transfer syntaxes only.")
 @click.option("--promiscuous", is_flag=True, help="Accept unknown and private SOP classes.")
 @click.option(
@@ -89,7 +90,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     type=click.IntRange(4096, 131072),
     metavar="N",
     default=16384,
-    help="Announced; 4096 to 131072.  [16384]",
+    help="Maximum PDU length, 4096 to 131072.  [16384]",
 )
 @click.option(
     "-p",
@@ -97,14 +98,14 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     type=click.IntRange(0, 65535),
     metavar="N",
     default=11111,
-    help="0: any free one, printed.  [11111]",
+    help="TCP port; 0: any free one, printed.  [11111]",
 )
-@click.option("--host", metavar="ADDR", help="Bind address.  [0.0.0.0, or 127.0.0.1]")
+@click.option("--host", metavar="ADDR", help="Listen address.  [0.0.0.0, or 127.0.0.1]")
 @click.option(
     "-n",
     "--non-blocking/--blocking",
     default=True,
-    help="Many associations, or one at a time.",
+    help="Many associations at once, or one at a time.",
 )
 @click.option(
     "-o",
@@ -128,7 +129,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Versions of it and of its parts.",
+    help="Versions of the program and its parts.",
 )
 @click.pass_context
 def main_group(context: click.Context, /, **parameters: Any) -> None:

@@ -52,11 +52,11 @@ def opened_outbox(settings: Settings, *, write: bool = False) -> Iterator[sqlite
     """
     from storescp.outbox import open_outbox  # noqa: PLC0415
 
-    connection = open_outbox(settings.local_storage.dicm_store_path, write=write)
+    connection = open_outbox(settings.storage.root, write=write)
     try:
         yield connection
     except sqlite3.Error as error:
-        raise StorescpError(f"{settings.local_storage.dicm_store_path / '.outbox/outbox.sqlite'}: {error}") from error
+        raise StorescpError(f"{settings.storage.root / '.outbox/outbox.sqlite'}: {error}") from error
     finally:
         connection.close()
 

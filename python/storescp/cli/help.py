@@ -11,7 +11,7 @@ _OPTIONS = {
     "What to listen to": (
         "--host",
         "--port",
-        "--calling-ae-title",
+        "--ae-title",
         "--max-pdu-length",
         "--strict",
         "--uncompressed-only",

@@ -39,8 +39,7 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
     day = (found.study_date or "00000000").replace("-", "")
     place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
     click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
-    scp = settings.dicom_store_scp
-    viewers, target = set(scp.cornerstonejs_supported_transfer_syntax), scp.unsupported_ts_change_to
+    viewers, target = set(settings.transcoding.viewer_transfer_syntaxes), settings.transcoding.target
     outcome, why = _core.transcode_plan(source.transfer_syntax, found.has_pixel_data, viewers, target)
     if outcome == "as received":
         click.echo(f"would be stored     as received: {why}")
@@ -69,7 +68,9 @@ def transcode_command(
     from storescp.transcode import Totals, plan_files, transcode_files  # noqa: PLC0415
 
     if transfer_syntax not in TARGETS:
-        raise click.BadParameter(f"one of {', '.join(TARGETS)}", param_hint="--to")
+        names = sorted((name_of(uid), uid) for uid in TARGETS)
+        listed = "".join(f"\n  {name} ({uid})" for name, uid in names)
+        raise click.BadParameter(f"expected the UID of one of these transfer syntaxes:{listed}", param_hint="--to")
     settings = configuration(context, config).settings
     pairs = plan_files(source, target)
     totals, failures = Totals(), []
@@ -103,7 +104,7 @@ def verify_command(context: click.Context, config: Path | None, republish: str |
 
     settings = configuration(context, config).settings
     own_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
-    roots = verify.Roots(settings.local_storage.dicm_store_path, own_roots)
+    roots = verify.Roots(settings.storage.root, own_roots)
     found: list[verify.Looked] = []
     wished: list[str] = []
     files = size = 0

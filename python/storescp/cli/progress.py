@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -19,11 +20,24 @@ from rich.progress import (
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, *, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """What is called with each advance; in bytes with a rate."""
-    amount: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What is called with each advance."""
+    with _bars(MofNCompleteColumn()) as bars:
         task = bars.add_task(label, total=total)
         yield lambda advance: bars.advance(task, advance)
+
+
+@contextlib.contextmanager
+def transfer(label: str, instances: int, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """What is called with the bytes of each instance: the bar counts both, and shows the rate in bytes."""
+    counted = TextColumn("{task.fields[done]}/{task.fields[instances]} instances")
+    with _bars(counted, DownloadColumn(), TransferSpeedColumn()) as bars:
+        task = bars.add_task(label, total=total_bytes, done=0, instances=instances)
+        done = itertools.count(1)
+        yield lambda count: bars.update(task, advance=count, done=next(done))
+
+
+def _bars(*amount: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -93,7 +93,7 @@ def quarantine_forget(
 def storage_roots(settings: Settings) -> set[Path]:
     """All storage roots: the one of the configuration, and those of tenants."""
     own = {entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
-    return {settings.local_storage.dicm_store_path, *own}
+    return {settings.storage.root, *own}
 
 
 def _named(settings: Settings, names: tuple[str, ...] | list[str]) -> list[Entry]:

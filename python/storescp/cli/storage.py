@@ -23,7 +23,7 @@ def storage_group() -> None:
 def storage_create(context: click.Context, config: Path | None) -> None:
     """Make the storage roots of the configuration, each with an identity.
 
-    With local_storage.create = false the service starts only where the roots have one, so that it never takes an empty
+    With storage.create = false the service starts only where the roots have one, so that it never takes an empty
     folder for a disk that is not mounted. Run this once for a new disk, as the user of the service. What is there
     already stays as it is.
     """

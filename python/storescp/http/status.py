@@ -73,7 +73,7 @@ class Status:
             "version": _core.__version__,
             "host": probe.host,
             "ae_title": settings.dicom_store_scp.ae_title,
-            "durability": settings.local_storage.durability,
+            "durability": settings.storage.durability,
             "shows_patient_data": settings.http is not None and settings.http.show_patient_data,
             "ready": not reasons,
             "reasons": [*reasons, *probe.licence.notes()],
@@ -171,7 +171,7 @@ class Status:
 
     def _disk(self) -> dict[str, int] | None:
         """None before the disk has answered for the first time."""
-        disk, least = self._storage.disk.last, self._probe.settings.local_storage.min_free_bytes
+        disk, least = self._storage.disk.last, self._probe.settings.storage.min_free_bytes
         return None if disk is None else {"free": disk.free_bytes, "total": disk.total_bytes, "least": least}
 
     def _storage_state(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Storage:
     """Disk and outbox of a running service."""
 
     def __init__(self, probe: Probe) -> None:
-        root, engine = probe.settings.local_storage.dicm_store_path, probe.engine
+        root, engine = probe.settings.storage.root, probe.engine
         self.disk = Slow("disk", lambda: _disk(root, engine))
         self.outbox = Slow("outbox", lambda: [_lag(engine, number) for number in range(len(probe.topics))])
         self.parts: dict[str, Slow[Any]] = {"disk": self.disk, "outbox": self.outbox}

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, StatementError
 
+from storescp import masking
 from storescp.errors import ConfigError, ConfigProblem, start_failure
 from storescp.files import check_writable
 from storescp.index import tables
@@ -122,7 +123,8 @@ class Database:
         except (ArgumentError, NoSuchModuleError, KeyError, ValueError, ModuleNotFoundError) as error:
             if isinstance(error, ModuleNotFoundError):
                 expected = f"a driver that is installed ({error}): pip install 'storescp[postgresql]'"
-            raise ConfigError(ConfigProblem("index.database", "********", expected, "configuration")) from None
+            problem = ConfigProblem("index.database", masking.database_url(url), expected, "configuration")
+            raise ConfigError(problem) from None
         if self._engine.dialect.name == "sqlite":
             _check_sqlite(parsed.database)
             _prepare_sqlite(self._engine)

@@ -10,7 +10,7 @@ from pynetdicom import ALL_TRANSFER_SYNTAXES, sop_class
 
 from storescp import _core
 from storescp.names import name_of
-from storescp.settings import DicomStoreScp
+from storescp.settings import Settings
 
 VERIFICATION = "1.2.840.10008.1.1"
 NATIVE_TRANSFER_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
@@ -76,13 +76,14 @@ class Offer:
     promiscuous: bool
 
     @classmethod
-    def from_settings(cls, settings: DicomStoreScp) -> Offer:
+    def from_settings(cls, settings: Settings) -> Offer:
         """The offer of a configuration."""
-        if settings.uncompressed_only:
+        scp = settings.dicom_store_scp
+        if scp.uncompressed_only:
             syntaxes = NATIVE_TRANSFER_SYNTAXES
         else:
-            syntaxes = known_transfer_syntaxes() | set(settings.cornerstonejs_supported_transfer_syntax)
-        return cls(storage_sop_classes(), frozenset(syntaxes), settings.promiscuous)
+            syntaxes = known_transfer_syntaxes() | set(settings.transcoding.viewer_transfer_syntaxes)
+        return cls(storage_sop_classes(), frozenset(syntaxes), scp.promiscuous)
 
     def accepts(self, abstract_syntax: str) -> bool:
         """Whether instances of this class (or C-ECHO) are taken."""

@@ -75,7 +75,7 @@ class PureEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._storage = settings.local_storage
+        self._storage = settings.storage
         self._required = settings.dicom_store_scp.required_attributes
         limits = settings.limits
         self._walk_limits = WalkLimits(limits.nesting, limits.max_elements, limits.max_decoded_bytes)
@@ -86,7 +86,7 @@ class PureEngine:
         private = frozenset() if self._private_tag is None else frozenset({self._private_tag})
         self._wanted = captured_tags(self._required) | private
         self._known_tenants = frozenset(tenants.known)
-        root = self._storage.dicm_store_path
+        root = self._storage.root
         try:
             self._store = Store(root, create=self._storage.create)
             self._outbox = Outbox(
@@ -267,11 +267,11 @@ class PureEngine:
 
     def _transcode(self, dataset: bytes, transfer_syntax: str, *, has_pixel_data: bool) -> _Pixels:
         """What viewers cannot read becomes what they can; where that fails, the original stays."""
-        scp = self._settings.dicom_store_scp
-        viewable = transfer_syntax in scp.cornerstonejs_supported_transfer_syntax
+        transcoding = self._settings.transcoding
+        viewable = transfer_syntax in transcoding.viewer_transfer_syntaxes
         if viewable or is_video_or_jpip(transfer_syntax) or not has_pixel_data:
             return _Pixels(dataset, transfer_syntax, transfer_syntax, "NoNeedTransfer")
-        if can_transcode(transfer_syntax) and scp.unsupported_ts_change_to == EXPLICIT:
+        if can_transcode(transfer_syntax) and transcoding.target == EXPLICIT:
             try:
                 explicit = to_explicit(dataset, transfer_syntax, self._settings.limits.max_decoded_bytes)
                 return _Pixels(explicit, transfer_syntax, EXPLICIT, "Success")

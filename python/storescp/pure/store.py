@@ -136,9 +136,7 @@ class Store:
         if create:
             root.mkdir(parents=True, exist_ok=True)
         elif read_identity(root) is None:
-            raise FileNotFoundError(
-                errno.ENOENT, "it has no identity file, and local_storage.create is false", str(root)
-            )
+            raise FileNotFoundError(errno.ENOENT, "it has no identity file, and storage.create is false", str(root))
         for name in (INCOMING, OUTBOX):
             (root / name).mkdir(mode=0o700, exist_ok=True)
         self._lock_file = os.open(root / OUTBOX / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
