@@ -141,9 +141,7 @@ def test_scan(benchmark: BenchmarkFixture, engine: str) -> None:
 @pytest.mark.parametrize("durability", ["none", "full"])
 @pytest.mark.parametrize("engine", ["rust", "python"])
 def test_ingest(benchmark: BenchmarkFixture, bench_folder: Path, engine: str, durability: str) -> None:
-    settings = Settings.model_validate(
-        {"storage": {"root": bench_folder / "root", "durability": durability}}
-    )
+    settings = Settings.model_validate({"storage": {"root": bench_folder / "root", "durability": durability}})
     opened: Engine = _core.Engine(engine_config(settings)) if engine == "rust" else PureEngine(settings)
     numbers = itertools.count(1)
     template = ct_slice(1000000)

@@ -12,7 +12,7 @@ pub enum Refusal {
     /// The storage failed: no space, no permission, an I/O error.
     #[error("storage: {0}")]
     Storage(#[from] std::io::Error),
-    /// Free space is below the watermark `local_storage.min_free_bytes`.
+    /// Free space is below the watermark `storage.min_free_bytes`.
     #[error("storage: less free space than configured")]
     LowSpace,
     /// The queue of records failed.
@@ -27,7 +27,7 @@ pub enum Refusal {
     /// The tenant's `max_in_flight` instances are on their way.
     #[error("too many instances of this tenant at once")]
     TenantBusy,
-    /// Files that were replaced have reached `local_storage.replaced_max_bytes`, and are too young to make room.
+    /// Files that were replaced have reached `storage.replaced_max_bytes`, and are too young to make room.
     #[error("storage: replaced files have reached their bound")]
     ReplacedFull,
     /// Whether what lies at its place was acknowledged cannot be told, because it cannot be looked at.

@@ -25,7 +25,7 @@ pub(super) fn expect(root: &Path) -> io::Result<()> {
     } else {
         "it is not there"
     };
-    let text = format!("{what}, and local_storage.create is false: is its disk mounted?");
+    let text = format!("{what}, and storage.create is false: is its disk mounted?");
     Err(io::Error::new(io::ErrorKind::NotFound, text))
 }
 
