@@ -643,4 +643,4 @@ def test_index_needs_kafka(tmp_path: Path) -> None:
         [sys.executable, "-m", "storescp", "index"], capture_output=True, text=True, check=False, timeout=60
     )
     assert result.returncode == 78
-    assert "kafka = null: expected a section" in result.stderr
+    assert "kafka: expected a section" in result.stderr

@@ -143,7 +143,13 @@ class CachingDisk(Disk):
                 run(*command)
         assert self._process is not None
         self._process.kill()
+        self._end()
+
+    def _end(self) -> None:
+        assert self._process is not None
         self._process.wait(20)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _attach(self) -> None:
         served = self._fuse / self._image.name
@@ -175,8 +181,7 @@ class CachingDisk(Disk):
         run("losetup", "--detach", self._loop)
         # The kernel lets go of the loop device when it likes; then the process ends.
         run("umount", "-l", self._fuse)
-        assert self._process is not None
-        self._process.wait(20)
+        self._end()
 
 
 @contextlib.contextmanager
