@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import structlog
 
 from storescp.engine import MOST_NAMED, StartUp
 from storescp.pure import record
 from storescp.pure.outbox import Outbox, UndecidedRow
 from storescp.pure.store import Store, digest, reason_of
 from storescp.quarantine import Note
-
-log = structlog.get_logger("storescp.pure")
 
 
 @dataclass(frozen=True)
