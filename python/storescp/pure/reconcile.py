@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-
 from storescp.engine import MOST_NAMED, StartUp
 from storescp.pure import record
 from storescp.pure.outbox import Outbox, UndecidedRow
