@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ def compose() -> dict[str, Any]:
 
 
 def configured(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Configuration:
+    for name in [name for name in os.environ if name.startswith("STORESCP_")]:
+        monkeypatch.delenv(name)
     with monkeypatch.context() as patch:
         for key, value in service["environment"].items():
             patch.setenv(key, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
