@@ -155,6 +155,7 @@ class AssociationSummary:
     failures: list[tuple[int, str, int]]
     transcodes: list[tuple[str, str, str, int]]
     transcode_failures: list[tuple[str, int]]
+    anomalies: list[tuple[str, int]]
     transfers: list[tuple[str, str, str, str | None, list[tuple[str, int]]]]
     echoes: int
     received_bytes: int
@@ -237,6 +238,7 @@ class RecentInstance:
     received_as: str
     transcoded_to: str | None
     transcode_failure: str | None
+    anomalies: list[str]
     commit_seconds: float
     file: Path | None
 
@@ -285,6 +287,7 @@ class Engine:
     def republish_wished(self, most: int) -> list[tuple[str, str | None]]: ...
     def counters(self) -> tuple[int, list[tuple[int, str, int]]]: ...
     def transcodes(self) -> list[tuple[str, str, str, int]]: ...
+    def anomalies(self) -> list[tuple[str, int]]: ...
     def quotas(self) -> list[tuple[str, int, int]]: ...
     def stages(self) -> list[tuple[str, list[tuple[float, int]], float]]: ...
     def free_bytes(self) -> int: ...
@@ -319,6 +322,7 @@ class ScanResult:
     accession_number: str | None
     number_of_frames: int
     has_pixel_data: bool
+    anomalies: list[str]
 
 @final
 class Sender:

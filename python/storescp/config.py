@@ -35,6 +35,8 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _FAIL_POINT = "STORESCP_FAIL_POINT"
 _SIMILAR = 0.75
 # wado-storescp's names of the private element that names the tenant.
+# What wado-storescp refuses an instance without.
+_ORIGINAL_REQUIRES = ("PatientID", "StudyDate")
 _PRIVATE_TAG = {"tenant_group": "private_group", "tenant_element": "private_element"}
 Layer = dict[str, Any]
 Location = tuple[str, ...]
@@ -332,6 +334,8 @@ def _adopt_application_json(source: Source, warnings: list[str]) -> Layer:
                 adopted.setdefault(section, {})[key] = value
             else:
                 ignored.append(source.written.get((section, key), f"{section}.{key}"))
+    if isinstance(scp := adopted.setdefault("dicom_store_scp", {}), dict):
+        scp.setdefault("required_attributes", list(_ORIGINAL_REQUIRES))
     if private:
         _adopt_private_tag(adopted.setdefault("tenants", {}), private)
     if ignored:

@@ -257,7 +257,7 @@ class DicomStoreScp(Section):
         100, description="maximum number of associations at once"
     )
     required_attributes: tuple[Keyword, ...] = Field(
-        ("PatientID", "StudyDate"),
+        (),
         description="keywords of the attributes without which an instance is refused; SOP Class, SOP Instance, Study "
         "Instance and Series Instance UID are always required",
     )

@@ -77,6 +77,12 @@ _TRANSCODES = Family(
     "Instances that were to be transcoded.",
     ("source", "target", "outcome"),
 )
+_ANOMALIES = Family(
+    CounterMetricFamily,
+    "storescp_anomalies",
+    "Instances that were stored as received although something in their data set was odd.",
+    ("kind",),
+)
 _STAGES = Family(
     HistogramMetricFamily,
     "storescp_stage_duration_seconds",
@@ -170,6 +176,10 @@ class ServiceCollector(Collector):
         for source, target, outcome, count in engine.transcodes():
             transcodes.add_metric([source, target, outcome], count)
         yield transcodes
+        anomalies = _ANOMALIES.empty()
+        for kind, count in engine.anomalies():
+            anomalies.add_metric([kind], count)
+        yield anomalies
         stages = _STAGES.empty()
         for stage, buckets, total in engine.stages():
             limits = [("+Inf" if limit == float("inf") else repr(limit), float(count)) for limit, count in buckets]

@@ -120,6 +120,7 @@ class Status:
             "stored_as": name_of(one.transcoded_to or one.received_as) or one.transcoded_to,
             "transcoded": one.transcoded_to is not None,
             "transcode_failure": one.transcode_failure,
+            "anomalies": one.anomalies,
             "seconds": one.commit_seconds,
         }
         if self._probe.settings.http is not None and self._probe.settings.http.show_patient_data:

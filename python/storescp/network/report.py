@@ -171,6 +171,8 @@ def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: i
         ]
     if summary.transcode_failures:
         details["transcode_failures"] = dict(summary.transcode_failures)
+    if summary.anomalies:
+        details["anomalies"] = dict(summary.anomalies)
     if summary.oversized_pdus:
         details["oversized_pdus"] = summary.oversized_pdus
     if summary.identical or summary.kept:

@@ -20,7 +20,7 @@ from storescp.pure.reconcile import Reconciler
 from storescp.pure.refusal import Refusal, storage_refusal, undecided_refusal, unrecorded_refusal
 from storescp.pure.replaced import REPLACED, ReplacedFiles
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset, reason_of, split_file
-from storescp.pure.structure import WalkLimits, inflate, walk
+from storescp.pure.structure import ANOMALIES, WalkLimits, inflate, walk
 from storescp.pure.transcode import EXPLICIT, TranscodeError, can_transcode, to_explicit
 from storescp.settings import TENANT_ID, Settings
 
@@ -262,16 +262,22 @@ class PureEngine:
         if index.sop_instance_uid != sop_instance:
             raise Refusal(0xA900, "SOPInstanceUID of the data set differs from the command")
         tenant = self._tenant(source, found.values)
-        pixels = self._transcode(dataset, transfer_syntax, has_pixel_data=found.has_pixel_data)
+        index = replace(index, anomalies=tuple(code for code in ANOMALIES if code in found.anomalies))
+        if plain is dataset:
+            # Readers of the file would take them for its own meta information (PS3.10 7.1).
+            dataset = dataset[found.file_meta_bytes :]
+        pixels = self._transcode(
+            dataset, transfer_syntax, has_pixel_data=found.has_pixel_data, is_odd=found.odd_pixel_data
+        )
         self._commit(self._instance(pixels, source, tenant, index))
 
-    def _transcode(self, dataset: bytes, transfer_syntax: str, *, has_pixel_data: bool) -> _Pixels:
+    def _transcode(self, dataset: bytes, transfer_syntax: str, *, has_pixel_data: bool, is_odd: bool) -> _Pixels:
         """What viewers cannot read becomes what they can; where that fails, the original stays."""
         transcoding = self._settings.transcoding
         viewable = transfer_syntax in transcoding.viewer_transfer_syntaxes
         if viewable or is_video_or_jpip(transfer_syntax) or not has_pixel_data:
             return _Pixels(dataset, transfer_syntax, transfer_syntax, "NoNeedTransfer")
-        if can_transcode(transfer_syntax) and transcoding.target == EXPLICIT:
+        if can_transcode(transfer_syntax) and transcoding.target == EXPLICIT and not is_odd:
             try:
                 explicit = to_explicit(dataset, transfer_syntax, self._settings.limits.max_decoded_bytes)
                 return _Pixels(explicit, transfer_syntax, EXPLICIT, "Success")
@@ -328,6 +334,7 @@ class PureEngine:
                 "schema_version": record.SCHEMA_VERSION,
                 "sop_class_uid": index.sop_class_uid,
                 "called_ae": source.called_ae_title,
+                "anomalies": index.anomalies,
             }
         )
         return NewRow(trace_id, f"{tenant}/{study}", payload, path, f"{trace_id}.part", len(content), digest(content))

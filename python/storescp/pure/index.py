@@ -44,6 +44,7 @@ class InstanceIndex:
     study_date: date | None
     accession_number: str | None
     number_of_frames: int
+    anomalies: tuple[str, ...] = ()
 
 
 def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -> InstanceIndex:

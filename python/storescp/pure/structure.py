@@ -1,6 +1,7 @@
 """The structure of a data set (PS3.5 Chapter 7), followed to its last byte without recursion.
 
-pydicom reads what it can and forgives a truncated image; this walk does not.
+pydicom reads what it can and forgives a truncated image; this walk does not. What PS3.5 forbids and other readers
+follow is an anomaly.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ _UNDEFINED = 0xFFFFFFFF
 # What may follow a deflate stream: the trailer of RFC 1952, which some writers add, and a byte of padding.
 TRAILER_BYTES = 9
 _DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+_NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
+# PS3.5 7.1: groups that no element of a data set is in.
+_RESERVED = frozenset({1, 2, 3, 5, 6, 7, 0xFFFF})
 # PS3.5 7.1.2: a 16-bit length; all others have a 32-bit one behind two reserved bytes.
 _SHORT = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split(),
@@ -26,9 +30,21 @@ _SHORT = frozenset(
 _LITTLE = (Struct("<HH").unpack_from, Struct("<H").unpack_from, Struct("<L").unpack_from)
 _BIG = (Struct(">HH").unpack_from, Struct(">H").unpack_from, Struct(">L").unpack_from)
 
+# In the order of records.
+ANOMALIES = (
+    "delimiter",
+    "trailing_bytes",
+    "illegal_vr",
+    "reserved_group",
+    "file_meta_in_data_set",
+    "character_set",
+    "sequence_content",
+    "pixel_data_encoding",
+)
 TRUNCATED = "data set ends inside an element or sequence"
 BEYOND = "an element is longer than what contains it"
 MISPLACED = "item or delimiter out of place"
+FORBIDDEN = "element of a group not allowed in a data set"
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ def inflate(dataset: bytes, transfer_syntax: str, limits: WalkLimits) -> bytes:
         raise _malformed("data set inflates beyond the limit")
     if not stream.eof:
         raise _malformed(TRUNCATED)
-    if len(stream.unused_data) > TRAILER_BYTES:
+    if len(stream.unused_data.rstrip(b"\0")) > TRAILER_BYTES:
         raise _malformed("deflate stream is invalid")
     return plain
 
@@ -82,49 +98,136 @@ class Walked:
 
     values: dict[int, bytes]
     has_pixel_data: bool
+    anomalies: frozenset[str]
+    odd_pixel_data: bool  # an anomaly concerns Pixel Data
+    file_meta_bytes: int  # elements of group 0002 at the beginning
 
 
 def walk(data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits) -> Walked:
     """Follows the structure to the end and keeps the top-level values of `wanted`, which may occur only once.
 
+    Behind a value representation that does not exist there are several ways to read on. One must reach the end, and
+    what the others find must identify the same instance.
+
     Raises:
         Refusal: C000.
     """
-    found = _Walk(data, transfer_syntax, wanted, limits)
-    return Walked(found.values, found.run())
+    found = _Walk(data, transfer_syntax, wanted, limits, None)
+    try:
+        found.run()
+    except _UnknownVr as unknown:
+        found = _one_of(
+            [_Walk(data, transfer_syntax, wanted, limits, way) for way in ("future", "short", "absent")], str(unknown)
+        )
+    odd = found.odd_pixel_data
+    if found.pixel_data and (
+        transfer_syntax in _NATIVE if found.encapsulated else _is_standard_encapsulated(transfer_syntax)
+    ):
+        found.anomalies.add("pixel_data_encoding")
+        odd = True
+    return Walked(found.values, found.pixel_data, frozenset(found.anomalies), odd, found.file_meta_bytes)
+
+
+def _one_of(ways: list[_Walk], unknown: str) -> _Walk:
+    whole, limits = [], []
+    for way in ways:
+        try:
+            way.run()
+            whole.append(way)
+        except _Structure:
+            pass
+        except Refusal as refusal:
+            limits.append(refusal)
+    if not whole:
+        raise limits[0] if limits else _malformed(f"no reading of {unknown} reaches the end")
+    chosen = min(whole, key=lambda way: "sequence_content" in way.anomalies)
+    for other in ways:
+        differs = (
+            (other.values, other.pixel_data) != (chosen.values, chosen.pixel_data)
+            if other in whole
+            else any(chosen.values.get(tag) != value for tag, value in other.values.items())
+        )
+        if differs:
+            raise _malformed(f"readings of {unknown} differ in identity")
+    return chosen
 
 
 def _malformed(text: str) -> Refusal:
     return Refusal(0xC000, text)
 
 
+class _Structure(Refusal):
+    """The structure cannot be followed; inside a sequence of defined length it is passed over."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(0xC000, text)
+
+
+class _UnknownVr(Exception):
+    """A value representation that is none, and it is not decided how to read on."""
+
+
 class _Walk:
-    def __init__(self, data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits) -> None:
+    def __init__(
+        self, data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits, unknown_vr: str | None
+    ) -> None:
         self._data = data
         self._explicit, self._big = encoding_of(transfer_syntax)
         self._wanted = wanted
-        self.values: dict[int, bytes] = {}
         self._limits = limits
+        self._unknown_vr = unknown_vr
         self._stack: list[_Frame] = []
         self._sequences = 0
         self._position = 0
-        self._pixel_data = False
+        self._past_file_meta = False
+        self._ended = False
+        self.values: dict[int, bytes] = {}
+        self.anomalies: set[str] = set()
+        self.pixel_data = self.encapsulated = self.odd_pixel_data = False
+        self.file_meta_bytes = 0
 
-    def run(self) -> bool:
-        elements, size = 0, len(self._data)
+    def run(self) -> None:
+        elements = 0
         while True:
-            self._close_finished()
-            rest = size - self._position
+            try:
+                self._close_finished()
+                if self._is_over():
+                    return
+                elements += 1
+                begin = self._position
+                tag, vr, length, explicit, big = self._header()
+                if elements > self._limits.elements:
+                    raise _malformed("too many elements")
+                self._element(begin, tag, vr, length, explicit, big)
+            except _Structure as error:
+                self._pass_over(error)
+
+    def _is_over(self) -> bool:
+        """Behind the last element come zero bytes at most."""
+        rest = len(self._data) - self._position
+        if self._stack:
+            if self._stack[-1].bound - self._position < 8:
+                raise _Structure(BEYOND)
             if rest < 8:
-                padded = rest == 1 and self._data[-1] == 0
-                if self._stack or (rest and not padded):
-                    raise _malformed(TRUNCATED)
-                return self._pixel_data
-            elements += 1
-            tag, vr, length, explicit, big = self._header()
-            if elements > self._limits.elements:
-                raise _malformed("too many elements")
-            self._element(tag, vr, length, explicit, big)
+                raise _Structure(TRUNCATED) if self._stack[0].end is None else _malformed(TRUNCATED)
+            return False
+        if rest < 8 or self._data[self._position : self._position + 8] == bytes(8):
+            if self._data.count(0, self._position) != rest:
+                raise _malformed(TRUNCATED if rest < 8 else FORBIDDEN)
+            if rest > 1:
+                self.anomalies.add("trailing_bytes")
+            return True
+        return False
+
+    def _pass_over(self, error: _Structure) -> None:
+        """Whoever does not open a sequence of defined length reads on behind it, whatever is in it."""
+        end = self._stack[0].end if self._stack else None
+        if end is None or end < self._position or str(error) == TRUNCATED:
+            raise error
+        self.anomalies.add("sequence_content")
+        self._stack.clear()
+        self._sequences = 0
+        self._pass(end - self._position)
 
     def _header(self) -> tuple[int, bytes | None, int, bool, bool]:
         top = self._stack[-1] if self._stack else None
@@ -133,28 +236,49 @@ class _Walk:
         at, data = self._position, self._data
         group, element = tags(data, at)
         tag = group << 16 | element
-        if group == 0xFFFE or not explicit:
+        # Items and delimiters have no VR, and nothing else is in a sequence.
+        if group == 0xFFFE or not explicit or (top is not None and top.kind != "item"):
             self._position += 8
             return tag, None, longs(data, at + 4)[0], explicit, big
         vr = data[at + 4 : at + 6]
-        if not (65 <= vr[0] <= 90 and 65 <= vr[1] <= 90):
-            # Not a VR: some writers fall back to the implicit form for single elements.
+        form = "short" if vr in _SHORT else "long"
+        if form == "long" and vr not in _KNOWN_LONG:
+            form = self._form_of(tag, vr)
+            if tag == PIXEL_DATA:
+                self.odd_pixel_data = True
+            self.anomalies.add("illegal_vr")
+            vr = b"UN"
+        if form == "absent":
             self._position += 8
             return tag, None, longs(data, at + 4)[0], False, big
-        if vr in _SHORT:
+        if form == "short":
             self._position += 8
             return tag, vr, shorts(data, at + 6)[0], explicit, big
+        if top is not None and top.bound - at < 12:
+            raise _Structure(BEYOND)
         if len(data) - at < 12:
-            raise _malformed(TRUNCATED)
+            raise _Structure(TRUNCATED)
         self._position += 12
         return tag, vr, longs(data, at + 8)[0], explicit, big
 
-    def _element(self, tag: int, vr: bytes | None, length: int, explicit: bool, big: bool) -> None:
+    def _form_of(self, tag: int, vr: bytes) -> str:
+        """How DCMTK, pydicom and others read a header whose VR is not in PS3.5 6.2."""
+        is_future = 65 <= vr[0] <= 90 and 65 <= vr[1] <= 90
+        if self._unknown_vr is None:
+            printable = all(32 <= byte <= 126 and byte != 92 for byte in vr)
+            name = f"VR '{vr.decode('ascii')}'" if printable else f"VR {vr.hex().upper()}H"
+            raise _UnknownVr(f"{name} of ({tag >> 16:04X},{tag & 0xFFFF:04X})")
+        if self._unknown_vr == "short":
+            return "short" if b"AA" <= vr <= b"ZZ" else "absent"
+        if is_future:
+            return "long"
+        return "short" if self._unknown_vr == "future" else "absent"
+
+    def _element(self, begin: int, tag: int, vr: bytes | None, length: int, explicit: bool, big: bool) -> None:
         top = self._stack[-1] if self._stack else None
-        if top is not None and (
-            self._position > top.bound or (length != _UNDEFINED and self._position + length > top.bound)
-        ):
-            raise _malformed(BEYOND)
+        is_delimiter = tag in (_ITEM_END, _SEQUENCE_END)
+        if top is not None and not is_delimiter and length != _UNDEFINED and self._position + length > top.bound:
+            raise _Structure(BEYOND)
         if top is not None and top.kind == "fragments":
             self._fragment(tag, length)
         elif top is not None and top.kind == "sequence":
@@ -162,11 +286,21 @@ class _Walk:
         elif top is not None and tag == _ITEM_END:
             self._delimited(top, length)
         elif tag >> 16 == 0xFFFE:
-            raise _malformed(MISPLACED)
+            self._stray(tag, length, top)
         else:
             if top is None:
-                self._note(tag)
+                if self._ended:
+                    raise _Structure(MISPLACED)
+                self._note(tag, begin)
             self._value(tag, vr, length, explicit, big)
+
+    def _stray(self, tag: int, length: int, top: _Frame | None) -> None:
+        """An item or delimiter among elements: for readers an empty element, or the end of the data set."""
+        if top is None and (tag == _ITEM_END or (tag == _SEQUENCE_END and length == _UNDEFINED)):
+            self._ended = True
+        elif tag == _ITEM_END or length or (top is not None and top.end is None):
+            raise _Structure(MISPLACED)
+        self.anomalies.add("delimiter")
 
     def _value(self, tag: int, vr: bytes | None, length: int, explicit: bool, big: bool) -> None:
         if length != _UNDEFINED:
@@ -177,14 +311,15 @@ class _Walk:
                 if tag in self._wanted and not self._stack:
                     self.values[tag] = self._data[self._position - length : self._position]
         elif tag == PIXEL_DATA or vr in (b"OB", b"OW"):
+            self.encapsulated |= tag == PIXEL_DATA and not self._stack
             self._push("fragments", explicit, big, None)
         elif vr is None or vr == b"SQ":
             self._push("sequence", explicit, big, None)
-        elif vr == b"UN" or vr not in _KNOWN_LONG | _SHORT:
+        elif vr == b"UN":
             # PS3.5 6.2.2 note 2: an Implicit VR Little Endian sequence.
             self._push("sequence", False, False, None)
         else:
-            raise _malformed("undefined length on a VR that cannot have it")
+            raise _Structure("undefined length on a VR that cannot have it")
 
     def _pass(self, length: int) -> None:
         if length > len(self._data) - self._position:
@@ -192,12 +327,16 @@ class _Walk:
         self._position += length
 
     def _fragment(self, tag: int, length: int) -> None:
-        if tag == _SEQUENCE_END and length == 0:
-            self._stack.pop()
-        elif tag == _ITEM and length != _UNDEFINED:
+        if tag == _ITEM and length != _UNDEFINED:
             self._pass(length)
-        else:
-            raise _malformed(MISPLACED)
+            return
+        if tag == _SEQUENCE_END:
+            self._stack.pop()
+        elif tag != _ITEM_END or length:
+            raise _Structure(MISPLACED)
+        if tag == _ITEM_END or length:
+            self.anomalies.add("delimiter")
+            self.odd_pixel_data = True
 
     def _sequence_member(self, tag: int, length: int, sequence: _Frame) -> None:
         if tag == _ITEM:
@@ -206,23 +345,33 @@ class _Walk:
             self._stack.append(_Frame("item", sequence.explicit, sequence.big, end, bound))
         elif tag == _SEQUENCE_END:
             self._delimited(sequence, length)
+        elif tag == _ITEM_END:
+            self.anomalies.add("delimiter")
         else:
-            raise _malformed(MISPLACED)
+            raise _Structure(MISPLACED)
 
     def _delimited(self, frame: _Frame, length: int) -> None:
+        if frame.end is not None and frame.end != self._position:
+            raise _Structure(MISPLACED)
         if frame.end is not None or length:
-            raise _malformed(MISPLACED)
+            self.anomalies.add("delimiter")
         self._pop()
 
-    def _note(self, tag: int) -> None:
+    def _note(self, tag: int, begin: int) -> None:
         group = tag >> 16
-        if (group < 8 and group != 4) or group == 0xFFFF:
-            raise _malformed("element of a group not allowed in a data set")
+        if group == 0:
+            raise _malformed(FORBIDDEN)
+        if group == 2 and not self._past_file_meta:
+            self.anomalies.add("file_meta_in_data_set")
+        elif group in _RESERVED:
+            self.anomalies.add("reserved_group")
+        if group != 2 and not self._past_file_meta:
+            self._past_file_meta, self.file_meta_bytes = True, begin
         if tag in self._wanted:
             if tag in self.values:
                 raise _malformed("an identifying attribute occurs twice")
             self.values[tag] = b""
-        self._pixel_data |= tag == PIXEL_DATA
+        self.pixel_data |= tag == PIXEL_DATA
 
     def _push(self, kind: str, explicit: bool, big: bool, end: int | None) -> None:
         if kind == "sequence":
@@ -242,11 +391,17 @@ class _Walk:
             if end > self._position:
                 break
             if end < self._position:
-                raise _malformed(BEYOND)
+                raise _Structure(BEYOND)
             self._pop()
 
 
 _KNOWN_LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+
+
+def _is_standard_encapsulated(transfer_syntax: str) -> bool:
+    return transfer_syntax == "1.2.840.10008.1.2.5" or (
+        transfer_syntax.startswith("1.2.840.10008.1.2.4.") and transfer_syntax not in _DEFLATED
+    )
 
 
 def _is_sequence(tag: int) -> bool:

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use crate::dataset::anomaly::Anomalies;
 use crate::ingest::{Finished, Source};
 use crate::status::SUCCESS;
 
@@ -72,6 +73,8 @@ pub struct Shown {
     pub transcoded_to: Option<String>,
     /// Why it was not transcoded although it should have been.
     pub transcode_failure: Option<String>,
+    /// What was odd about it.
+    pub anomalies: Anomalies,
     /// The file.
     pub file: Option<PathBuf>,
 }
@@ -88,6 +91,7 @@ impl Shown {
                 .filter(|_| failure.is_none())
                 .map(|attempt| attempt.target.clone()),
             transcode_failure: failure.map(ToString::to_string),
+            anomalies: finished.index.anomalies,
             file: finished.file.clone(),
         }
     }

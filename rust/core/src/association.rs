@@ -95,6 +95,8 @@ pub struct Summary {
     pub transcodes: BTreeMap<Transcoded, u64>,
     /// Why transcoding failed, the first few reasons.
     pub transcode_failures: BTreeMap<String, u64>,
+    /// Instances that were stored although something was odd, by the code of the anomaly.
+    pub anomalies: BTreeMap<&'static str, u64>,
     /// What was stored of each tenant's study, where the configuration asks for it; the first studies.
     pub transfers: BTreeMap<(String, String), Transfer>,
     /// C-ECHOs.

@@ -126,6 +126,7 @@ pub struct Counters {
     /// By tenant and status.
     instances: Mutex<BTreeMap<String, BTreeMap<u16, u64>>>,
     transcodes: Mutex<BTreeMap<Transcoded, u64>>,
+    anomalies: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Source, target, and how it ended: `Success` or the code of a [`crate::transcode::TranscodeError`].
@@ -418,6 +419,26 @@ impl Engine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Anomalies of stored instances since start, by code.
+    #[must_use]
+    pub fn anomalies(&self) -> BTreeMap<&'static str, u64> {
+        self.counters
+            .anomalies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn count_anomaly(&self, code: &'static str) {
+        *self
+            .counters
+            .anomalies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(code)
+            .or_default() += 1;
     }
 
     pub(crate) fn count_transcode(&self, transcoded: Transcoded) {

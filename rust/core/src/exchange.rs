@@ -93,6 +93,7 @@ impl<'e> Exchange<'e> {
             failures: BTreeMap::new(),
             transcodes: BTreeMap::new(),
             transcode_failures: BTreeMap::new(),
+            anomalies: BTreeMap::new(),
             transfers: BTreeMap::new(),
             echoes: 0,
             received_bytes: 0,
@@ -334,6 +335,7 @@ impl<'e> Exchange<'e> {
                 if self.engine.recent().is_watched() {
                     shown = Shown::of(&finished);
                 }
+                self.note_anomalies(finished.index.anomalies);
                 self.scratch = finished.scratch;
                 rest = Some(finished.rest);
                 if self.engine.config().audit {

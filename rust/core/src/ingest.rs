@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::dataset::scan::{Captured, ScanLimits};
 use crate::dataset::stream::DatasetScan;
@@ -261,7 +262,8 @@ impl<'e> Reception<'e> {
         let tenants = self.engine.tenants();
         let tenant = self.tenant();
         let plan = tenants.plan(tenant.as_ref().ok());
-        let index = plan.read(self.scan.captured())?;
+        let mut index = plan.read(self.scan.captured())?;
+        index.anomalies = self.scan.anomalies();
         if index.sop_class_uid != self.sop_class_uid {
             return Err(Refusal::IdentityMismatch("SOPClassUID"));
         }
@@ -278,7 +280,8 @@ impl<'e> Reception<'e> {
             &index.sop_instance_uid,
         );
         failpoint::hit("received");
-        let attempt = self.transcode()?;
+        self.leave_out_file_meta()?;
+        let attempt = self.transcode(index.anomalies)?;
         let stored = self.commit(&tenant, &index, &path)?;
         self.scratch.captured = self.scan.into_captured();
         let (buffer, file) = self.spool.into_scratch();
@@ -316,13 +319,41 @@ impl<'e> Reception<'e> {
         Ok(())
     }
 
+    /// Elements of group 0002 at the beginning of the data set go: readers of the file would take them for its own meta information
+    /// (PS3.10 7.1), and read the data set by another transfer syntax.
+    fn leave_out_file_meta(&mut self) -> Result<(), Refusal> {
+        let count = self.scan.file_meta_bytes();
+        if count == 0 {
+            return Ok(());
+        }
+        let transfer_syntax = self.received_transfer_syntax;
+        let header = file_meta::encode(
+            &self.sop_class_uid,
+            &self.sop_instance_uid,
+            transfer_syntax,
+            &self.source.calling_ae_title,
+        );
+        let mut spool = Spool::begin(
+            self.store,
+            temporary_name(self.trace_id, ".data-set.part"),
+            transfer_syntax,
+            &header,
+            self.engine.config().spool_memory_bytes,
+            Vec::new(),
+        )?;
+        self.spool.copy_dataset(count, &mut spool)?;
+        self.spool = spool;
+        Ok(())
+    }
+
     /// What viewers cannot read becomes what they can. Where that fails, the original stays, and the record says so.
-    fn transcode(&mut self) -> Result<Option<Attempt>, Refusal> {
+    fn transcode(&mut self, anomalies: Anomalies) -> Result<Option<Attempt>, Refusal> {
         let engine = self.engine;
         let source = self.received_transfer_syntax;
         let target = engine.config().transcoding.target.as_str();
         let error = match planned(engine, source, self.scan.has_pixel_data()) {
             Plan::AsReceived(_) => return Ok(None),
+            Plan::Transcode(_) if anomalies.concern_pixel_data() => Some(TranscodeError::OddPixelData),
             Plan::Transcode(target) => match self.transcoded(engine.transcoders(), target) {
                 Ok(spool) => {
                     let original = std::mem::replace(&mut self.spool, spool);

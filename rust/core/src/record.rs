@@ -6,6 +6,7 @@ use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::layout::TenantId;
 use crate::uid::Uid;
@@ -77,6 +78,8 @@ pub struct Record<'a> {
     pub sop_class_uid: &'a str,
     /// Called AE title.
     pub called_ae: &'a str,
+    /// Codes of what was odd and stored as received all the same.
+    pub anomalies: Anomalies,
 }
 
 /// What a record is made from.
@@ -132,6 +135,7 @@ impl Facts<'_> {
             schema_version: SCHEMA_VERSION,
             sop_class_uid: index.sop_class_uid.as_str(),
             called_ae: self.sender.2,
+            anomalies: index.anomalies,
         };
         serde_json::to_writer(&mut json, &record)?;
         String::from_utf8(json).map_err(serde::ser::Error::custom)

@@ -116,11 +116,13 @@ pub fn examine(
         size += count as u64;
     }
     scan.finish()?;
+    let mut index = plan.read(scan.captured()).map_err(NotOurs::Index)?;
+    index.anomalies = scan.anomalies();
     Ok(Examined {
         size,
         digest: hasher.digest(),
         meta,
-        index: plan.read(scan.captured()).map_err(NotOurs::Index)?,
+        index,
     })
 }
 

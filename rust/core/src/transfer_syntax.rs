@@ -10,6 +10,22 @@ pub struct Encoding {
     pub explicit_vr: bool,
     /// Multi-byte numbers start with the most significant byte.
     pub big_endian: bool,
+    /// How a header is read whose value representation does not exist.
+    pub unknown_vr: UnknownVr,
+}
+
+/// How the headers of a data set are read whose value representation is not in PS3.5 6.2. Writers that have such headers write all of
+/// them in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownVr {
+    /// Not known yet.
+    Undecided,
+    /// Two capital letters have a 32-bit length, anything else a 16-bit one (DCMTK, Orthanc).
+    Future,
+    /// Two letters have a 16-bit length, anything else is no value representation but a 32-bit length (pydicom).
+    Short,
+    /// Two capital letters have a 32-bit length, anything else is no value representation but a 32-bit length.
+    Absent,
 }
 
 impl Encoding {
@@ -17,16 +33,19 @@ impl Encoding {
     pub const IMPLICIT_LITTLE: Self = Self {
         explicit_vr: false,
         big_endian: false,
+        unknown_vr: UnknownVr::Undecided,
     };
     /// Explicit VR Little Endian: what every encapsulated syntax uses (PS3.5 A.4).
     pub const EXPLICIT_LITTLE: Self = Self {
         explicit_vr: true,
         big_endian: false,
+        unknown_vr: UnknownVr::Undecided,
     };
     /// Explicit VR Big Endian (retired).
     pub const EXPLICIT_BIG: Self = Self {
         explicit_vr: true,
         big_endian: true,
+        unknown_vr: UnknownVr::Undecided,
     };
 
     /// The encoding of a transfer syntax; one that is not in the dictionary is taken as Explicit VR
@@ -37,6 +56,14 @@ impl Encoding {
             "1.2.840.10008.1.2" => Self::IMPLICIT_LITTLE,
             "1.2.840.10008.1.2.2" => Self::EXPLICIT_BIG,
             _ => Self::EXPLICIT_LITTLE,
+        }
+    }
+
+    /// The same without value representations.
+    pub(crate) fn without_vr(self) -> Self {
+        Self {
+            explicit_vr: false,
+            ..self
         }
     }
 
@@ -69,6 +96,13 @@ pub fn is_deflated(transfer_syntax: &str) -> bool {
         transfer_syntax,
         "1.2.840.10008.1.2.1.99" | "1.2.840.10008.1.2.4.95" | "1.2.840.10008.1.2.4.205"
     )
+}
+
+/// Whether a transfer syntax of the Standard encapsulates Pixel Data (PS3.5 A.4).
+#[must_use]
+pub fn is_standard_encapsulated(transfer_syntax: &str) -> bool {
+    transfer_syntax == "1.2.840.10008.1.2.5"
+        || (transfer_syntax.starts_with("1.2.840.10008.1.2.4.") && !is_deflated(transfer_syntax))
 }
 
 /// Whether pixel data are not encapsulated: Implicit and Explicit VR Little Endian, Explicit VR Big Endian, Deflated.

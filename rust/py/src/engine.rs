@@ -36,6 +36,7 @@ pub struct AssociationSummary {
     failures: Vec<(u16, String, u64)>,
     transcodes: Vec<(String, String, String, u64)>,
     transcode_failures: Vec<(String, u64)>,
+    anomalies: Vec<(&'static str, u64)>,
     transfers: Vec<TransferredStudy>,
     echoes: u64,
     received_bytes: u64,
@@ -136,6 +137,7 @@ pub struct RecentInstance {
     received_as: String,
     transcoded_to: Option<String>,
     transcode_failure: Option<String>,
+    anomalies: Vec<&'static str>,
     commit_seconds: f64,
     file: Option<PathBuf>,
 }
@@ -211,6 +213,7 @@ impl From<Summary> for AssociationSummary {
                 .collect(),
             transcodes: flat(summary.transcodes),
             transcode_failures: summary.transcode_failures.into_iter().collect(),
+            anomalies: summary.anomalies.into_iter().collect(),
             transfers: summary
                 .transfers
                 .into_iter()
@@ -444,6 +447,11 @@ impl Engine {
         Ok(flat(self.inner()?.transcodes()))
     }
 
+    /// Anomalies of stored instances since start: code, count.
+    fn anomalies(&self) -> PyResult<Vec<(&'static str, u64)>> {
+        Ok(self.inner()?.anomalies().into_iter().collect())
+    }
+
     /// Tenants with a quota: bytes that they use, and bytes that they may use.
     fn quotas(&self) -> PyResult<Vec<(String, u64, u64)>> {
         let engine = self.inner()?;
@@ -528,6 +536,7 @@ impl Engine {
                 received_as: one.received_as,
                 transcoded_to: one.shown.transcoded_to,
                 transcode_failure: one.shown.transcode_failure,
+                anomalies: one.shown.anomalies.codes().collect(),
                 commit_seconds: one.commit_seconds,
                 file: one.shown.file,
             })

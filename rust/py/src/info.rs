@@ -31,6 +31,7 @@ pub struct ScanResult {
     accession_number: Option<String>,
     number_of_frames: u32,
     has_pixel_data: bool,
+    anomalies: Vec<&'static str>,
 }
 
 /// Scans a data set. Raises `CoreError` with the status in hexadecimal and the reason where it would be refused.
@@ -59,6 +60,7 @@ pub fn scan(
                 accession_number: index.accession_number,
                 number_of_frames: index.number_of_frames,
                 has_pixel_data: scan.has_pixel_data(),
+                anomalies: scan.anomalies().codes().collect(),
             })
         })();
         outcome.map_err(|refusal| format!("{:04X} {}", refusal.status(), refusal.comment()))

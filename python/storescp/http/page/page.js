@@ -161,7 +161,8 @@ function showInstances(now) {
       cell(one.what || one.class, one.what ? one.class : null), element("td", { class: "patient" }, one.patient_id ?? ""),
       cell(one.tenant), element("td", { class: "number" }, bytes(one.bytes), one.frames > 1 ? element("small", {}, `${whole.format(one.frames)} frames`) : null),
       cell(syntax, one.transcoded ? "transcoded" : null), number(duration(one.seconds)),
-      element("td", {}, answer, one.comment ? element("small", {}, one.comment) : null),
+      element("td", {}, answer, one.comment ? element("small", {}, one.comment) : null,
+        one.anomalies.length ? element("small", {}, `odd: ${one.anomalies.join(", ")}`) : null),
       element("td", { class: "patient" }, picture));
   });
 }

@@ -4,7 +4,7 @@ use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry as _};
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::StandardDataDictionary;
 
-use crate::transfer_syntax::Encoding;
+use crate::transfer_syntax::{Encoding, UnknownVr};
 
 pub(crate) const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
 pub(crate) const ITEM: Tag = Tag(0xFFFE, 0xE000);
@@ -18,6 +18,8 @@ pub(crate) const UNDEFINED: u32 = 0xFFFF_FFFF;
 pub(crate) enum Header {
     /// More bytes are needed: this many in all.
     Incomplete(usize),
+    /// The value representation is none, and the encoding does not say how to read on.
+    Unknown(UnknownHeader),
     /// A whole header.
     Element {
         tag: Tag,
@@ -27,7 +29,34 @@ pub(crate) enum Header {
         /// Bytes of the header.
         size: usize,
         encoding: Encoding,
+        /// What stands where the value representation belongs is not in PS3.5 6.2.
+        has_illegal_vr: bool,
     },
+}
+
+/// A header whose value representation is not in PS3.5 6.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownHeader {
+    /// Its tag.
+    pub tag: Tag,
+    /// What stands where the value representation belongs.
+    pub vr: [u8; 2],
+}
+
+impl std::fmt::Display for UnknownHeader {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b] = self.vr;
+        if self
+            .vr
+            .iter()
+            .all(|byte| (b' '..=b'~').contains(byte) && *byte != b'\\')
+        {
+            write!(formatter, "VR '{}{}'", char::from(a), char::from(b))?;
+        } else {
+            write!(formatter, "VR {a:02X}{b:02X}H")?;
+        }
+        write!(formatter, " of ({:04X},{:04X})", self.tag.0, self.tag.1)
+    }
 }
 
 impl Header {
@@ -37,28 +66,33 @@ impl Header {
             return Self::Incomplete(8);
         };
         let tag = encoding.tag([a, b, c, d]);
-        let short = |vr, length, encoding| Self::Element {
+        let eight_bytes = |vr, length, encoding, has_illegal_vr| Self::Element {
             tag,
             vr,
             length,
             size: 8,
             encoding,
+            has_illegal_vr,
         };
+        let short = |vr, length, encoding| eight_bytes(vr, length, encoding, false);
+        let illegal = |vr, length, encoding| eight_bytes(vr, length, encoding, true);
         // PS3.5 7.5: items and delimiters have no VR in any syntax.
         if tag.0 == 0xFFFE || !encoding.explicit_vr {
             return short(None, encoding.u32([e, f, g, h]), encoding);
         }
-        if !(e.is_ascii_uppercase() && f.is_ascii_uppercase()) {
-            // Not a VR at all: some writers fall back to the implicit form for single elements, and readers follow.
-            let implicit = Encoding {
-                explicit_vr: false,
-                ..encoding
-            };
-            return short(None, encoding.u32([e, f, g, h]), implicit);
-        }
         let vr = VR::from_binary([e, f]);
-        if vr.is_some_and(has_short_length) {
-            return short(vr, u32::from(encoding.u16([g, h])), encoding);
+        let length = u32::from(encoding.u16([g, h]));
+        match vr {
+            Some(vr) if has_short_length(vr) => return short(Some(vr), length, encoding),
+            Some(_) => {}
+            None => match encoding.unknown_vr.form([e, f]) {
+                None => return Self::Unknown(UnknownHeader { tag, vr: [e, f] }),
+                Some(Form::Short) => return illegal(Some(VR::UN), length, encoding),
+                Some(Form::Implicit) => {
+                    return illegal(None, encoding.u32([e, f, g, h]), encoding.without_vr());
+                }
+                Some(Form::Long) => {}
+            },
         }
         match bytes.get(8..12) {
             Some(&[i, j, k, l]) => Self::Element {
@@ -67,8 +101,35 @@ impl Header {
                 length: encoding.u32([i, j, k, l]),
                 size: 12,
                 encoding,
+                has_illegal_vr: vr.is_none(),
             },
             _ => Self::Incomplete(12),
+        }
+    }
+}
+
+/// How the rest of a header is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A 16-bit length behind two bytes of a value representation.
+    Short,
+    /// A 32-bit length behind two bytes of a value representation and two reserved ones.
+    Long,
+    /// No value representation: a 32-bit length.
+    Implicit,
+}
+
+impl UnknownVr {
+    /// How these two bytes are read, which are no value representation.
+    fn form(self, vr: [u8; 2]) -> Option<Form> {
+        let is_future = vr.iter().all(u8::is_ascii_uppercase);
+        match self {
+            Self::Undecided => None,
+            // PS3.5 6.2: value representations of the future will have a 32-bit length.
+            Self::Future | Self::Absent if is_future => Some(Form::Long),
+            Self::Future => Some(Form::Short),
+            Self::Short if (*b"AA"..=*b"ZZ").contains(&vr) => Some(Form::Short),
+            Self::Short | Self::Absent => Some(Form::Implicit),
         }
     }
 }

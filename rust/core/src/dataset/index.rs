@@ -5,6 +5,7 @@ use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry};
 use dicom_core::Tag;
 use dicom_dictionary_std::{tags, StandardDataDictionary};
 
+use super::anomaly::Anomalies;
 use super::charset::SpecificCharacterSet;
 use super::scan::Captured;
 use crate::status::Refusal;
@@ -61,6 +62,8 @@ pub struct InstanceIndex {
     pub number_of_frames: u32,
     /// Modality, a code of PS3.3 C.7.3.1.1.1; empty where it is absent or no code.
     pub modality: String,
+    /// What was odd about the data set.
+    pub anomalies: Anomalies,
 }
 
 impl IndexPlan {
@@ -146,6 +149,7 @@ impl IndexPlan {
                 .filter(|number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count())),
             number_of_frames: frames(bytes(tags::NUMBER_OF_FRAMES)),
             modality: code(bytes(tags::MODALITY)),
+            anomalies: Anomalies::default(),
         };
         for (tag, keyword) in &self.required {
             if bytes(*tag).iter().all(|&byte| byte == b' ' || byte == 0) {

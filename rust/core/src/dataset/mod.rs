@@ -4,9 +4,11 @@
 //! [`index`]; [`charset`] turns their bytes into text (PS3.3 C.12.1.1.2); [`stream`] undoes the deflated
 //! transfer syntaxes before the scan; `walk` goes through a data set again that the scan has accepted.
 
+pub mod anomaly;
 pub mod charset;
 pub(crate) mod header;
 pub mod index;
+mod reading;
 pub mod scan;
 pub mod stream;
 pub(crate) mod walk;

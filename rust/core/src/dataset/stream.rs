@@ -3,12 +3,13 @@
 use dicom_core::Tag;
 use flate2::{Decompress, FlushDecompress, Status};
 
+use super::anomaly::{Anomalies, Anomaly};
 use super::scan::{Captured, ScanError, ScanLimits, Scanner};
-use crate::transfer_syntax::{is_deflated, Encoding};
+use crate::transfer_syntax::{is_deflated, is_native, is_standard_encapsulated, Encoding};
 
 const WINDOW_BYTES: usize = 64 * 1024;
-/// What may follow a deflate stream: one byte pads it to an even length (PS3.5 A.5), and some writers add the
-/// eight bytes of the trailer of RFC 1952.
+/// What may follow a deflate stream besides zero bytes: one byte pads it to an even length (PS3.5 A.5), and some writers add
+/// the eight bytes of the trailer of RFC 1952.
 const TRAILER_BYTES: u64 = 9;
 
 /// A [`Scanner`] behind the inflater that its transfer syntax needs; memory is constant.
@@ -16,6 +17,8 @@ const TRAILER_BYTES: u64 = 9;
 pub struct DatasetScan {
     scanner: Scanner,
     inflater: Option<Inflater>,
+    is_native: bool,
+    is_encapsulated: bool,
 }
 
 #[derive(Debug)]
@@ -23,6 +26,8 @@ struct Inflater {
     state: Decompress,
     window: Vec<u8>,
     ended: bool,
+    /// Bytes behind the end, and those of them up to the last that is not zero.
+    behind: u64,
     trailer: u64,
     max_bytes: u64,
 }
@@ -48,12 +53,15 @@ impl DatasetScan {
             state: Decompress::new(false),
             window: vec![0; WINDOW_BYTES],
             ended: false,
+            behind: 0,
             trailer: 0,
             max_bytes: max_decoded_bytes,
         });
         Self {
             scanner: Scanner::reusing(values, Encoding::of(transfer_syntax), wanted, limits),
             inflater,
+            is_native: is_native(transfer_syntax),
+            is_encapsulated: is_standard_encapsulated(transfer_syntax),
         }
     }
 
@@ -106,13 +114,41 @@ impl DatasetScan {
     pub fn has_pixel_data(&self) -> bool {
         self.scanner.has_pixel_data()
     }
+
+    /// What was odd, once the data set has ended.
+    #[must_use]
+    pub fn anomalies(&self) -> Anomalies {
+        let mut anomalies = self.scanner.anomalies();
+        let other_form = if self.scanner.has_encapsulated_pixel_data() {
+            self.is_native
+        } else {
+            self.is_encapsulated
+        };
+        if self.has_pixel_data() && other_form {
+            anomalies.insert_in_pixel_data(Anomaly::PixelDataEncoding);
+        }
+        anomalies
+    }
+
+    /// Bytes as received at the beginning of the data set that are elements of group 0002. What is deflated begins with none: no
+    /// reader takes it for the file's own.
+    #[must_use]
+    pub fn file_meta_bytes(&self) -> u64 {
+        match self.inflater {
+            None => self.scanner.file_meta_bytes(),
+            Some(_) => 0,
+        }
+    }
 }
 
 impl Inflater {
     fn feed(&mut self, mut bytes: &[u8], scanner: &mut Scanner) -> Result<(), ScanError> {
         while !bytes.is_empty() {
             if self.ended {
-                self.trailer += bytes.len() as u64;
+                if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
+                    self.trailer = self.behind + last as u64 + 1;
+                }
+                self.behind += bytes.len() as u64;
                 return if self.trailer <= TRAILER_BYTES {
                     Ok(())
                 } else {
@@ -213,7 +249,9 @@ mod tests {
         }
         bytes.extend_from_slice(&[7; 9]);
         assert!(scan(&bytes, 4096, 1 << 30).is_ok());
-        bytes.push(0);
+        bytes.extend_from_slice(&[0; 5000]);
+        assert!(scan(&bytes, 4096, 1 << 30).is_ok());
+        bytes.push(7);
         assert_eq!(scan(&bytes, 4096, 1 << 30).unwrap_err(), ScanError::Deflate);
     }
 

@@ -10,8 +10,8 @@ use super::header::{
     dictionary_says_sequence, holds_fragments, Header, ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION,
     UNDEFINED,
 };
-use super::scan::ScanError;
-use crate::transfer_syntax::Encoding;
+use super::scan::{ScanError, ScanLimits, Scanner};
+use crate::transfer_syntax::{Encoding, UnknownVr};
 
 /// Deeper than any configured limit of the scan.
 const DEEPEST: usize = 1024;
@@ -62,6 +62,28 @@ pub(crate) struct Walk<'d> {
     encoding: Encoding,
     at: usize,
     open: Vec<Open>,
+    /// Headers so far that PS3.5 forbids and readers follow.
+    oddities: u64,
+    /// Where the header of the last token begins, and the oddities before it.
+    begun: (usize, u64),
+}
+
+/// A header as it was read.
+#[derive(Debug)]
+struct Found {
+    tag: Tag,
+    vr: Option<VR>,
+    length: u32,
+    size: usize,
+    encoding: Encoding,
+    has_illegal_vr: bool,
+}
+
+enum Step {
+    Token(Token),
+    /// Something without meaning was passed over.
+    Skipped,
+    End,
 }
 
 impl<'d> Walk<'d> {
@@ -71,7 +93,14 @@ impl<'d> Walk<'d> {
             encoding,
             at: 0,
             open: Vec::new(),
+            oddities: 0,
+            begun: (0, 0),
         }
+    }
+
+    /// How the data set is encoded, and how unknown value representations in it are read, as far as one was met.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
     }
 
     /// Where the next token begins.
@@ -87,72 +116,145 @@ impl<'d> Walk<'d> {
     /// The next token; none at the end.
     ///
     /// # Errors
-    /// [`ScanError`]; not for what the scan has accepted.
+    /// [`ScanError`]; not for what the scan has accepted, but for the content of a sequence that it passed over.
     pub(crate) fn next(&mut self) -> Result<Option<Token>, ScanError> {
+        loop {
+            match self.step()? {
+                Step::Token(token) => return Ok(Some(token)),
+                Step::End => return Ok(None),
+                Step::Skipped => {}
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Step, ScanError> {
         let top = self.open.last().copied();
         if let Some(open) = top {
             match open.end {
-                Some(end) if end == self.at => return Ok(Some(self.close(open.kind))),
+                Some(end) if end == self.at => return Ok(Step::Token(self.close(open.kind))),
                 Some(end) if end < self.at => return Err(ScanError::BeyondContainer),
                 _ => {}
             }
         }
         let rest = self.dataset.get(self.at..).unwrap_or_default();
-        if rest.is_empty() || (top.is_none() && rest == [0]) {
-            return if top.is_none() {
-                Ok(None)
-            } else {
-                Err(ScanError::Truncated)
-            };
+        if top.is_none() && rest.iter().all(|&byte| byte == 0) {
+            return Ok(Step::End);
         }
-        let encoding = top.map_or(self.encoding, |open| open.encoding);
-        let Header::Element {
-            tag,
-            vr,
-            length,
-            size,
-            encoding,
-        } = Header::parse(rest, encoding)
-        else {
-            return Err(ScanError::Truncated);
-        };
-        let value_at = self.at + size;
-        match (top.map(|open| open.kind), tag) {
-            (Some(Kind::Fragments | Kind::Sequence), SEQUENCE_DELIMITATION)
-            | (Some(Kind::Item), ITEM_DELIMITATION) => {
-                self.at = value_at;
-                Ok(top.map(|open| self.close(open.kind)))
+        self.begun = (self.at, self.oddities);
+        let header = self.header()?;
+        let value_at = self.at + header.size;
+        self.oddities += u64::from(header.has_illegal_vr);
+        match (top, header.tag) {
+            (Some(open), SEQUENCE_DELIMITATION) if open.kind != Kind::Item => {
+                self.delimited(open, header.length, value_at)
             }
-            (Some(Kind::Fragments), ITEM) => {
-                let value = self.value(value_at, length)?;
+            (Some(open), ITEM_DELIMITATION) if open.kind == Kind::Item => {
+                self.delimited(open, header.length, value_at)
+            }
+            (Some(open), ITEM) if open.kind == Kind::Fragments => {
+                let value = self.value(value_at, header.length)?;
                 self.at = value.end;
-                Ok(Some(Token::Fragment(value)))
+                Ok(Step::Token(Token::Fragment(value)))
             }
-            (Some(Kind::Sequence), ITEM) => {
+            (Some(open), ITEM) if open.kind == Kind::Sequence => {
                 self.at = value_at;
-                self.push(Kind::Item, encoding, length)?;
-                Ok(Some(Token::Item))
+                self.push(Kind::Item, open.encoding, header.length)?;
+                Ok(Step::Token(Token::Item))
             }
-            (None | Some(Kind::Item), _) if tag.0 != 0xFFFE => {
-                self.element(tag, vr, length, value_at, encoding)
+            (None, ITEM_DELIMITATION) => Ok(Step::End),
+            (Some(_), ITEM_DELIMITATION) | (None, SEQUENCE_DELIMITATION | ITEM) => Ok(self.skip(value_at)),
+            (Some(open), SEQUENCE_DELIMITATION | ITEM) if open.end.is_some() => Ok(self.skip(value_at)),
+            (None | Some(Open { kind: Kind::Item, .. }), tag) if tag.0 != 0xFFFE => {
+                self.element(&header, value_at).map(Step::Token)
             }
             _ => Err(ScanError::ItemStructure),
         }
     }
 
-    fn element(
-        &mut self,
-        tag: Tag,
-        vr: Option<VR>,
-        length: u32,
-        value_at: usize,
-        encoding: Encoding,
-    ) -> Result<Option<Token>, ScanError> {
+    /// The header at the current place. Where its value representation is unknown, the whole data set says how to read it.
+    fn header(&mut self) -> Result<Found, ScanError> {
+        loop {
+            let encoding = match self.open.last() {
+                None => self.encoding,
+                Some(open) if open.kind == Kind::Item => open.encoding,
+                // Items and delimiters have no value representation.
+                Some(open) => open.encoding.without_vr(),
+            };
+            let rest = self.dataset.get(self.at..).unwrap_or_default();
+            match Header::parse(rest, encoding) {
+                Header::Incomplete(_) => return Err(ScanError::Truncated),
+                Header::Unknown(_) => self.decide()?,
+                Header::Element {
+                    tag,
+                    vr,
+                    length,
+                    size,
+                    encoding,
+                    has_illegal_vr,
+                } => {
+                    return Ok(Found {
+                        tag,
+                        vr,
+                        length,
+                        size,
+                        encoding,
+                        has_illegal_vr,
+                    })
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self) -> Result<(), ScanError> {
+        let limits = ScanLimits {
+            nesting: DEEPEST,
+            ..ScanLimits::default()
+        };
+        let mut scanner = Scanner::new(self.encoding, &[], limits);
+        scanner.feed(self.dataset)?;
+        scanner.finish()?;
+        // Where the data set has none, this part of it is not read as the scan read it.
+        let way = match scanner.unknown_vr() {
+            UnknownVr::Undecided => UnknownVr::Absent,
+            way => way,
+        };
+        self.encoding.unknown_vr = way;
+        for open in &mut self.open {
+            open.encoding.unknown_vr = way;
+        }
+        Ok(())
+    }
+
+    /// Goes on behind a delimiter or an empty item that has no meaning.
+    fn skip(&mut self, to: usize) -> Step {
+        self.oddities += 1;
+        self.at = to;
+        Step::Skipped
+    }
+
+    /// Readers do not look at the length of a delimiter.
+    fn delimited(&mut self, open: Open, length: u32, behind: usize) -> Result<Step, ScanError> {
+        if open.end.is_some_and(|end| end != behind) {
+            return Err(ScanError::ItemStructure);
+        }
+        self.oddities += u64::from(open.end.is_some() || length != 0);
+        self.at = behind;
+        Ok(Step::Token(self.close(open.kind)))
+    }
+
+    fn element(&mut self, header: &Found, value_at: usize) -> Result<Token, ScanError> {
+        let &Found {
+            tag,
+            vr,
+            length,
+            encoding,
+            ..
+        } = header;
         if length == UNDEFINED {
             self.at = value_at;
             if holds_fragments(tag, vr) {
                 self.push(Kind::Fragments, encoding, length)?;
-                return Ok(Some(Token::Fragments { tag, vr }));
+                return Ok(Token::Fragments { tag, vr });
             }
             // PS3.5 6.2.2 note 2: the value of such a UN is an Implicit VR Little Endian sequence.
             let inside = if vr == Some(VR::UN) {
@@ -161,16 +263,16 @@ impl<'d> Walk<'d> {
                 encoding
             };
             self.push(Kind::Sequence, inside, length)?;
-            return Ok(Some(Token::Sequence { tag }));
+            return Ok(Token::Sequence { tag });
         }
         if vr == Some(VR::SQ) || (vr.is_none() && dictionary_says_sequence(tag)) {
             self.at = value_at;
             self.push(Kind::Sequence, encoding, length)?;
-            return Ok(Some(Token::Sequence { tag }));
+            return Ok(Token::Sequence { tag });
         }
         let value = self.value(value_at, length)?;
         self.at = value.end;
-        Ok(Some(Token::Element { tag, vr, value }))
+        Ok(Token::Element { tag, vr, value })
     }
 
     fn value(&self, at: usize, length: u32) -> Result<Range<usize>, ScanError> {
@@ -216,6 +318,8 @@ pub(crate) struct TopLevel {
     pub(crate) value: Option<Range<usize>>,
     /// The items of encapsulated pixel data, the offset table first.
     pub(crate) fragments: Vec<Range<usize>>,
+    /// Its headers are as PS3.5 wants them.
+    pub(crate) is_regular: bool,
 }
 
 /// The next element at the top of a data set.
@@ -223,33 +327,23 @@ pub(crate) struct TopLevel {
 /// # Errors
 /// As [`Walk::next`].
 pub(crate) fn next_top_level(walk: &mut Walk<'_>) -> Result<Option<TopLevel>, ScanError> {
-    let begin = walk.position();
     let Some(token) = walk.next()? else {
         return Ok(None);
     };
-    let mut element = match token {
-        Token::Element { tag, vr, value } => TopLevel {
-            tag,
-            vr,
-            whole: begin..value.end,
-            value: Some(value),
-            fragments: Vec::new(),
-        },
-        Token::Sequence { tag } => TopLevel {
-            tag,
-            vr: Some(VR::SQ),
-            whole: begin..begin,
-            value: None,
-            fragments: Vec::new(),
-        },
-        Token::Fragments { tag, vr } => TopLevel {
-            tag,
-            vr,
-            whole: begin..begin,
-            value: None,
-            fragments: Vec::new(),
-        },
+    let (begin, oddities) = walk.begun;
+    let (tag, vr, value) = match token {
+        Token::Element { tag, vr, value } => (tag, vr, Some(value)),
+        Token::Sequence { tag } => (tag, Some(VR::SQ), None),
+        Token::Fragments { tag, vr } => (tag, vr, None),
         _ => return Err(ScanError::ItemStructure),
+    };
+    let mut element = TopLevel {
+        tag,
+        vr,
+        whole: begin..begin,
+        value,
+        fragments: Vec::new(),
+        is_regular: true,
     };
     while walk.depth() > 0 {
         match walk.next()? {
@@ -259,6 +353,7 @@ pub(crate) fn next_top_level(walk: &mut Walk<'_>) -> Result<Option<TopLevel>, Sc
         }
     }
     element.whole.end = walk.position();
+    element.is_regular = walk.oddities == oddities;
     Ok(Some(element))
 }
 

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 use super::{Exchange, Request};
 use crate::activity::{RecentInstance, Shown};
 use crate::association::Transfer;
+use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::events::InstanceFact;
 use crate::ingest::Attempt;
@@ -33,6 +34,13 @@ impl Exchange<'_> {
             .classes
             .entry(index.sop_class_uid.to_string())
             .or_default() += 1;
+    }
+
+    pub(super) fn note_anomalies(&mut self, anomalies: Anomalies) {
+        for code in anomalies.codes() {
+            *self.summary.anomalies.entry(code).or_default() += 1;
+            self.engine.count_anomaly(code);
+        }
     }
 
     pub(super) fn note_transcoding(&mut self, attempt: Attempt) {

@@ -335,6 +335,34 @@ impl<'s> Spool<'s> {
             .map(move |part| part.get(std::mem::take(&mut header)..).unwrap_or_default())
     }
 
+    /// Appends the data set from its byte `from` on to another file.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn copy_dataset(&mut self, from: u64, to: &mut Spool<'_>) -> io::Result<()> {
+        if !self.is_spilled() {
+            let mut before = usize::try_from(from).unwrap_or(usize::MAX);
+            for part in self.dataset_in_memory() {
+                let skipped = before.min(part.len());
+                before -= skipped;
+                to.append(part.get(skipped..).unwrap_or_default())?;
+            }
+            return Ok(());
+        }
+        self.write_out()?;
+        let ours = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut block = vec![0; READ_BYTES];
+        let mut at = self.header_bytes + from;
+        while at < self.size {
+            let count = usize::try_from((self.size - at).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
+            let block = block.get_mut(..count).unwrap_or_default();
+            ours.read_exact_at(block, at)?;
+            to.append(block)?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
     /// Whether the data set bytes equal those of `file` from `offset` on.
     ///
     /// # Errors

@@ -49,6 +49,9 @@ pub enum TranscodeError {
     /// The pixels are more than `limits.max_decoded_bytes`, or more than a native element can hold.
     #[error("the pixels decode to more bytes than {0}")]
     TooLarge(&'static str),
+    /// Readers do not agree on where Pixel Data begin and end, or the transfer syntax does not fit them.
+    #[error("the structure of Pixel Data is odd")]
+    OddPixelData,
     /// A codec failed on a frame.
     #[error("frame {frame}: {error}")]
     Codec {
@@ -96,6 +99,7 @@ impl TranscodeError {
             Self::Attribute(_) => "attribute",
             Self::Frames(_) => "frames",
             Self::TooLarge(_) => "too_large",
+            Self::OddPixelData => "odd_pixel_data",
             Self::Codec { .. } => "codec",
             Self::NotExact(_) => "not_exact",
             Self::Structure(_) => "structure",

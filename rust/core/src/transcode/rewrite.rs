@@ -99,10 +99,10 @@ pub(super) fn rewrite(
             }
             _ => {
                 let whole = dataset.get(element.whole.clone()).unwrap_or_default();
-                if encoding == target && says_its_vr(whole, encoding) {
+                if encoding == target && element.is_regular && says_its_vr(whole, encoding) {
                     writer.out().write(whole)?;
                 } else {
-                    writer.convert(whole, encoding)?;
+                    writer.convert(whole, walk.encoding())?;
                 }
             }
         }

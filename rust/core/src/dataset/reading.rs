@@ -1,0 +1,613 @@
+//! One forward pass over the elements of a data set (PS3.5 Chapter 7), with one way to read unknown value representations.
+//!
+//! A push parser: it takes the bytes as they arrive in pieces of any size, keeps an explicit stack instead of recursing, and never
+//! holds more than one header and the few captured values. It follows lengths, items and delimiters to the last byte, so a
+//! truncated image is an error and not a success. What other readers follow although PS3.5 forbids it is an [`Anomaly`].
+
+use dicom_core::{Tag, VR};
+
+use super::anomaly::{Anomalies, Anomaly};
+use super::header::{
+    dictionary_says_sequence, holds_fragments, Header, UnknownHeader, ITEM, ITEM_DELIMITATION, PIXEL_DATA,
+    SEQUENCE_DELIMITATION, UNDEFINED,
+};
+use super::scan::{Captured, ScanError, ScanLimits};
+use crate::transfer_syntax::{Encoding, UnknownVr};
+
+/// The shortest header.
+const HEADER_BYTES: usize = 8;
+/// File Meta Information (PS3.10 7.1).
+const FILE_META_GROUP: u16 = 0x0002;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Container {
+    Sequence,
+    Item,
+    Fragments,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    container: Container,
+    encoding: Encoding,
+    /// Where it ends, if its length is defined.
+    end: Option<u64>,
+    /// Nothing inside may reach beyond this: the nearest defined end around it.
+    bound: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A header is being gathered.
+    Header,
+    /// A value is passed over.
+    Skip { left: u64 },
+    /// A value is kept in `captured[slot]`.
+    Capture { slot: usize, left: u64 },
+    /// Behind the last element: zero bytes only.
+    Zeros,
+}
+
+/// What the first bytes of a header turn out to be.
+enum Look {
+    /// A whole header, of `size` bytes.
+    Element {
+        tag: Tag,
+        vr: Option<VR>,
+        length: u32,
+        size: usize,
+        encoding: Encoding,
+        has_illegal_vr: bool,
+    },
+    /// More bytes are needed: this many in all.
+    Incomplete(usize),
+    /// The value representation is unknown; the header is read again once it is decided how.
+    Unknown(UnknownHeader),
+    /// It would reach beyond what contains it.
+    Beyond,
+    /// The first of the zero bytes behind the last element.
+    Zeros,
+}
+
+/// The push parser. See the module documentation.
+#[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // four facts about what came so far, each by itself
+pub(super) struct Reading {
+    encoding: Encoding,
+    limits: ScanLimits,
+    wanted: Vec<Tag>,
+    captured: Vec<Captured>,
+    stack: Vec<Frame>,
+    sequences: usize,
+    state: State,
+    header: [u8; 12],
+    header_len: usize,
+    position: u64,
+    elements: u64,
+    pixel_data: bool,
+    encapsulated: bool,
+    anomalies: Anomalies,
+    /// Bytes of group 0002 before all other elements, as soon as another one came.
+    file_meta_bytes: u64,
+    /// Something else than group 0002 came.
+    past_file_meta: bool,
+    /// An item delimitation item came at top level: readers take it for the end.
+    ended: bool,
+}
+
+impl Reading {
+    pub(super) fn new(
+        mut values: Vec<Captured>,
+        encoding: Encoding,
+        wanted: &[Tag],
+        limits: ScanLimits,
+    ) -> Self {
+        for value in &mut values {
+            value.bytes.clear();
+            (value.cut, value.present) = (false, false);
+        }
+        values.resize_with(wanted.len(), Captured::default);
+        Self {
+            encoding,
+            limits,
+            wanted: wanted.to_vec(),
+            captured: values,
+            stack: Vec::new(),
+            sequences: 0,
+            state: State::Header,
+            header: [0; 12],
+            header_len: 0,
+            position: 0,
+            elements: 0,
+            pixel_data: false,
+            encapsulated: false,
+            anomalies: Anomalies::default(),
+            file_meta_bytes: 0,
+            past_file_meta: false,
+            ended: false,
+        }
+    }
+
+    /// The same, from here on with another way to read unknown value representations.
+    pub(super) fn with(&self, unknown_vr: UnknownVr) -> Self {
+        let mut other = self.clone();
+        other.encoding.unknown_vr = unknown_vr;
+        for frame in &mut other.stack {
+            frame.encoding.unknown_vr = unknown_vr;
+        }
+        other
+    }
+
+    pub(super) fn unknown_vr(&self) -> UnknownVr {
+        self.encoding.unknown_vr
+    }
+
+    /// Takes the next bytes. Stops before a header whose value representation is unknown, unless it is decided how to read it;
+    /// then the bytes from there on are returned, to be fed again.
+    pub(super) fn feed<'b>(
+        &mut self,
+        mut bytes: &'b [u8],
+    ) -> Result<Option<(UnknownHeader, &'b [u8])>, ScanError> {
+        while !bytes.is_empty() {
+            match self.state {
+                State::Header => {
+                    let (look, rest) = self.gather(bytes);
+                    bytes = rest;
+                    match look {
+                        Look::Incomplete(_) => return Ok(None),
+                        Look::Unknown(header) => return Ok(Some((header, rest))),
+                        look => self.header(&look)?,
+                    }
+                }
+                State::Skip { left } => {
+                    let (used, rest) = split_u64(bytes, left);
+                    self.position += used.len() as u64;
+                    self.pass(left - used.len() as u64, |left| State::Skip { left })?;
+                    bytes = rest;
+                }
+                State::Capture { slot, left } => {
+                    let (used, rest) = split_u64(bytes, left);
+                    self.position += used.len() as u64;
+                    if let Some(value) = self.captured.get_mut(slot) {
+                        let room = self.limits.value_bytes.saturating_sub(value.bytes.len());
+                        value.cut |= used.len() > room;
+                        value.bytes.extend_from_slice(used.get(..room).unwrap_or(used));
+                    }
+                    self.pass(left - used.len() as u64, |left| State::Capture { slot, left })?;
+                    bytes = rest;
+                }
+                // An element of group 0000 belongs to a command set.
+                State::Zeros if bytes.iter().any(|&byte| byte != 0) => return Err(ScanError::ForbiddenGroup),
+                State::Zeros => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends the data set.
+    pub(super) fn finish(&mut self) -> Result<(), ScanError> {
+        self.close_finished()?;
+        if self.header_len == 0 && self.stack.last().is_some_and(|top| top.bound == self.position) {
+            // What is open inside a sequence of defined length ends with it.
+            self.or_passed_over(Err(ScanError::BeyondContainer))?;
+        }
+        let gathered = self.header.get(..self.header_len).unwrap_or_default();
+        let complete = match self.state {
+            State::Header => self.stack.is_empty() && gathered.iter().all(|&byte| byte == 0),
+            State::Zeros => true,
+            State::Skip { .. } | State::Capture { .. } => false,
+        };
+        if !complete {
+            return Err(ScanError::Truncated);
+        }
+        // One zero byte pads a data set of odd length (PS3.8 Annex D asks for even fragments).
+        if self.header_len > 1 {
+            self.anomalies.insert(Anomaly::TrailingBytes);
+        }
+        Ok(())
+    }
+
+    /// Bytes that are left of a value that is skipped: the data set has so many more, at least.
+    pub(super) fn skipping(&self) -> u64 {
+        match self.state {
+            State::Skip { left } => left,
+            State::Header | State::Capture { .. } | State::Zeros => 0,
+        }
+    }
+
+    pub(super) fn captured(&self) -> &[Captured] {
+        &self.captured
+    }
+
+    pub(super) fn into_captured(self) -> Vec<Captured> {
+        self.captured
+    }
+
+    pub(super) fn has_pixel_data(&self) -> bool {
+        self.pixel_data
+    }
+
+    /// Whether they were encapsulated.
+    pub(super) fn has_encapsulated_pixel_data(&self) -> bool {
+        self.encapsulated
+    }
+
+    pub(super) fn anomalies(&self) -> Anomalies {
+        self.anomalies
+    }
+
+    pub(super) fn file_meta_bytes(&self) -> u64 {
+        self.file_meta_bytes
+    }
+
+    fn pass(&mut self, left: u64, state: impl Fn(u64) -> State) -> Result<(), ScanError> {
+        if left > 0 {
+            self.state = state(left);
+            return Ok(());
+        }
+        self.state = State::Header;
+        self.close_finished()
+    }
+
+    /// What is wrong inside a sequence of defined length is passed over with it: whoever does not open it reads on behind it.
+    fn or_passed_over(&mut self, taken: Result<(), ScanError>) -> Result<(), ScanError> {
+        let Err(error) = taken else {
+            return Ok(());
+        };
+        let is_structure = matches!(
+            error,
+            ScanError::BeyondContainer | ScanError::ItemStructure | ScanError::UndefinedLength
+        );
+        let end = self.stack.first().and_then(|outermost| outermost.end);
+        let begun = self.position + self.header_len as u64;
+        let Some(left) = end
+            .and_then(|end| end.checked_sub(begun))
+            .filter(|_| is_structure)
+        else {
+            return Err(error);
+        };
+        self.anomalies.insert(Anomaly::SequenceContent);
+        self.stack.clear();
+        self.sequences = 0;
+        self.position = begun;
+        self.header_len = 0;
+        self.pass(left, |left| State::Skip { left })
+    }
+
+    /// Gathers a header across pieces. Returns what it is, and the bytes behind it.
+    fn gather<'b>(&mut self, bytes: &'b [u8]) -> (Look, &'b [u8]) {
+        if self.header_len == 0 {
+            // The common case: the whole header lies in this piece.
+            match self.look(bytes) {
+                Look::Incomplete(_) => {}
+                look => {
+                    let size = match look {
+                        Look::Element { size, .. } => size,
+                        _ => 0,
+                    };
+                    return (look, bytes.get(size..).unwrap_or_default());
+                }
+            }
+        }
+        let mut rest = bytes;
+        loop {
+            let header = self.header;
+            match self.look(header.get(..self.header_len).unwrap_or_default()) {
+                Look::Incomplete(needed) => {
+                    let missing = needed.saturating_sub(self.header_len);
+                    let (used, after) = rest.split_at_checked(missing).unwrap_or((rest, &[]));
+                    if let Some(room) = self.header.get_mut(self.header_len..self.header_len + used.len()) {
+                        room.copy_from_slice(used);
+                    }
+                    self.header_len += used.len();
+                    rest = after;
+                    if used.len() < missing {
+                        return (Look::Incomplete(needed), rest);
+                    }
+                }
+                look => return (look, rest),
+            }
+        }
+    }
+
+    fn look(&self, header: &[u8]) -> Look {
+        let top = self.stack.last();
+        if top.is_none() && header.first_chunk() == Some(&[0; HEADER_BYTES]) {
+            return Look::Zeros;
+        }
+        let room = top.map_or(u64::MAX, |frame| frame.bound.saturating_sub(self.position));
+        let encoding = match top {
+            None => self.encoding,
+            Some(frame) if frame.container == Container::Item => frame.encoding,
+            // Items and delimiters have no value representation.
+            Some(frame) => frame.encoding.without_vr(),
+        };
+        let (look, size) = match Header::parse(header, encoding) {
+            Header::Unknown(header) => (Look::Unknown(header), HEADER_BYTES),
+            Header::Incomplete(needed) => (Look::Incomplete(needed), needed),
+            Header::Element {
+                tag,
+                vr,
+                length,
+                size,
+                encoding,
+                has_illegal_vr,
+            } => {
+                let element = Look::Element {
+                    tag,
+                    vr,
+                    length,
+                    size,
+                    encoding,
+                    has_illegal_vr,
+                };
+                (element, size)
+            }
+        };
+        if size as u64 > room {
+            Look::Beyond
+        } else {
+            look
+        }
+    }
+
+    /// Acts on what was gathered.
+    fn header(&mut self, look: &Look) -> Result<(), ScanError> {
+        match *look {
+            Look::Zeros => {
+                self.header_len = 0;
+                self.state = State::Zeros;
+                self.anomalies.insert(Anomaly::TrailingBytes);
+                Ok(())
+            }
+            Look::Element {
+                tag,
+                vr,
+                length,
+                size,
+                encoding,
+                has_illegal_vr,
+            } => {
+                self.header_len = 0;
+                let at = self.position;
+                self.position += size as u64;
+                if has_illegal_vr {
+                    self.note_illegal_vr(tag);
+                }
+                let taken = self.element(tag, vr, length, encoding, at);
+                self.or_passed_over(taken)
+            }
+            _ => self.or_passed_over(Err(ScanError::BeyondContainer)),
+        }
+    }
+
+    /// Acts on one header, which begins at `at`; `position` is just behind it.
+    fn element(
+        &mut self,
+        tag: Tag,
+        vr: Option<VR>,
+        length: u32,
+        encoding: Encoding,
+        at: u64,
+    ) -> Result<(), ScanError> {
+        self.elements += 1;
+        if self.elements > self.limits.elements {
+            return Err(ScanError::Elements);
+        }
+        let top = self.stack.last().copied();
+        let bound = top.map_or(u64::MAX, |frame| frame.bound);
+        let is_delimiter = matches!(tag, ITEM_DELIMITATION | SEQUENCE_DELIMITATION);
+        if !is_delimiter && length != UNDEFINED && self.position + u64::from(length) > bound {
+            return Err(ScanError::BeyondContainer);
+        }
+        match top.map(|frame| (frame.container, frame)) {
+            Some((Container::Fragments, _)) => self.fragment(tag, length),
+            Some((Container::Sequence, frame)) => self.sequence_member(tag, length, frame),
+            Some((Container::Item, frame)) if tag == ITEM_DELIMITATION => self.delimited(frame, length),
+            _ if tag.0 == 0xFFFE => self.stray(tag, length, top),
+            _ if self.ended && top.is_none() => Err(ScanError::ItemStructure),
+            _ => {
+                if top.is_none() {
+                    self.note(tag, at)?;
+                }
+                if length == UNDEFINED {
+                    self.undefined_length(tag, vr, encoding)
+                } else {
+                    self.defined_length(tag, vr, length, encoding, top.is_none())
+                }
+            }
+        }
+    }
+
+    /// PS3.5 A.4: items of pixel data, closed by a sequence delimitation item. Readers do not look at the length of a delimiter,
+    /// and look for the sequence's where an item's stands.
+    fn fragment(&mut self, tag: Tag, length: u32) -> Result<(), ScanError> {
+        match tag {
+            SEQUENCE_DELIMITATION => {
+                if length != 0 {
+                    self.anomalies.insert_in_pixel_data(Anomaly::Delimiter);
+                }
+                self.stack.pop();
+                self.close_finished()
+            }
+            ITEM_DELIMITATION if length == 0 => {
+                self.anomalies.insert_in_pixel_data(Anomaly::Delimiter);
+                Ok(())
+            }
+            ITEM if length != UNDEFINED => self.pass(u64::from(length), |left| State::Skip { left }),
+            _ => Err(ScanError::ItemStructure),
+        }
+    }
+
+    /// PS3.5 7.5: a sequence holds items only. The delimiter of an item whose length is defined is superfluous.
+    fn sequence_member(&mut self, tag: Tag, length: u32, sequence: Frame) -> Result<(), ScanError> {
+        match tag {
+            ITEM => {
+                let end = (length != UNDEFINED).then(|| self.position + u64::from(length));
+                self.stack.push(Frame {
+                    container: Container::Item,
+                    encoding: sequence.encoding,
+                    end,
+                    bound: end.unwrap_or(sequence.bound),
+                });
+                self.close_finished()
+            }
+            SEQUENCE_DELIMITATION => self.delimited(sequence, length),
+            ITEM_DELIMITATION => {
+                self.anomalies.insert(Anomaly::Delimiter);
+                self.close_finished()
+            }
+            _ => Err(ScanError::ItemStructure),
+        }
+    }
+
+    /// A delimitation item closes what has no defined length (PS3.5 7.5.1, 7.5.2). At the end of what has one it is superfluous.
+    fn delimited(&mut self, frame: Frame, length: u32) -> Result<(), ScanError> {
+        if frame.end.is_some_and(|end| end != self.position) {
+            return Err(ScanError::ItemStructure);
+        }
+        if frame.end.is_some() || length != 0 {
+            self.anomalies.insert(Anomaly::Delimiter);
+        }
+        self.pop();
+        self.close_finished()
+    }
+
+    /// An item or delimiter among elements: readers take it for an empty element, or for the end of the data set.
+    fn stray(&mut self, tag: Tag, length: u32, top: Option<Frame>) -> Result<(), ScanError> {
+        let is_bounded = top.is_none_or(|frame| frame.end.is_some());
+        match (tag, length) {
+            (ITEM_DELIMITATION, _) | (SEQUENCE_DELIMITATION, UNDEFINED) if top.is_none() => self.ended = true,
+            (SEQUENCE_DELIMITATION | ITEM, 0) if is_bounded => {}
+            _ => return Err(ScanError::ItemStructure),
+        }
+        self.anomalies.insert(Anomaly::Delimiter);
+        self.close_finished()
+    }
+
+    fn undefined_length(&mut self, tag: Tag, vr: Option<VR>, encoding: Encoding) -> Result<(), ScanError> {
+        match vr {
+            vr if holds_fragments(tag, vr) => {
+                self.push_fragments(tag, encoding);
+                Ok(())
+            }
+            Some(VR::SQ) | None => self.push_sequence(encoding, None),
+            // PS3.5 6.2.2 note 2: the value of such a UN is an Implicit VR Little Endian sequence.
+            Some(VR::UN) => self.push_sequence(Encoding::IMPLICIT_LITTLE, None),
+            Some(_) => Err(ScanError::UndefinedLength),
+        }
+    }
+
+    fn defined_length(
+        &mut self,
+        tag: Tag,
+        vr: Option<VR>,
+        length: u32,
+        encoding: Encoding,
+        top_level: bool,
+    ) -> Result<(), ScanError> {
+        let is_sequence = vr == Some(VR::SQ) || (vr.is_none() && dictionary_says_sequence(tag));
+        if is_sequence {
+            let end = self.position + u64::from(length);
+            self.push_sequence(encoding, Some(end))?;
+            return self.close_finished();
+        }
+        let slot = if top_level {
+            self.wanted.iter().position(|&wanted| wanted == tag)
+        } else {
+            None
+        };
+        let left = u64::from(length);
+        match slot {
+            Some(slot) => self.pass(left, |left| State::Capture { slot, left }),
+            None => self.pass(left, |left| State::Skip { left }),
+        }
+    }
+
+    /// Records that a top-level element occurred, which begins at `at`.
+    fn note(&mut self, tag: Tag, at: u64) -> Result<(), ScanError> {
+        match tag.0 {
+            // PS3.7 6.3: a command set is no part of a data set, and readers of files take it for one.
+            0x0000 => return Err(ScanError::ForbiddenGroup),
+            FILE_META_GROUP if !self.past_file_meta => self.anomalies.insert(Anomaly::FileMetaInDataSet),
+            FILE_META_GROUP | 0x0001 | 0x0003 | 0x0005..=0x0007 | 0xFFFF => {
+                self.anomalies.insert(Anomaly::ReservedGroup);
+            }
+            _ => {}
+        }
+        if tag.0 != FILE_META_GROUP && !self.past_file_meta {
+            (self.past_file_meta, self.file_meta_bytes) = (true, at);
+        }
+        self.pixel_data |= tag == PIXEL_DATA;
+        if let Some(slot) = self.wanted.iter().position(|&wanted| wanted == tag) {
+            if let Some(value) = self.captured.get_mut(slot) {
+                if value.present {
+                    return Err(ScanError::Repeated);
+                }
+                value.present = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_illegal_vr(&mut self, tag: Tag) {
+        if tag == PIXEL_DATA {
+            self.anomalies.insert_in_pixel_data(Anomaly::IllegalVr);
+        } else {
+            self.anomalies.insert(Anomaly::IllegalVr);
+        }
+    }
+
+    fn push_fragments(&mut self, tag: Tag, encoding: Encoding) {
+        self.encapsulated |= tag == PIXEL_DATA && self.stack.is_empty();
+        let bound = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
+        self.stack.push(Frame {
+            container: Container::Fragments,
+            encoding,
+            end: None,
+            bound,
+        });
+    }
+
+    fn push_sequence(&mut self, encoding: Encoding, end: Option<u64>) -> Result<(), ScanError> {
+        if self.sequences >= self.limits.nesting {
+            return Err(ScanError::Nesting);
+        }
+        self.sequences += 1;
+        let around = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
+        self.stack.push(Frame {
+            container: Container::Sequence,
+            encoding,
+            end,
+            bound: end.unwrap_or(around),
+        });
+        Ok(())
+    }
+
+    fn pop(&mut self) {
+        if let Some(frame) = self.stack.pop() {
+            if frame.container == Container::Sequence {
+                self.sequences -= 1;
+            }
+        }
+    }
+
+    /// Closes every sequence and item whose defined end is reached.
+    fn close_finished(&mut self) -> Result<(), ScanError> {
+        while let Some(frame) = self.stack.last() {
+            match frame.end {
+                Some(end) if end == self.position => self.pop(),
+                Some(end) if end < self.position => return Err(ScanError::BeyondContainer),
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn split_u64(bytes: &[u8], at: u64) -> (&[u8], &[u8]) {
+    usize::try_from(at)
+        .ok()
+        .and_then(|at| bytes.split_at_checked(at))
+        .unwrap_or((bytes, &[]))
+}
