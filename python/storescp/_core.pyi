@@ -323,6 +323,7 @@ class ScanResult:
     number_of_frames: int
     has_pixel_data: bool
     anomalies: list[str]
+    has_odd_pixel_data: bool
 
 @final
 class Sender:

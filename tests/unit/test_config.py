@@ -40,7 +40,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (scp.port, scp.ae_title, scp.max_pdu_length, scp.max_associations) == (11111, "STORE-SCP", 16384, 100)
     assert settings.transcoding.viewer_transfer_syntaxes == VIEWER_TRANSFER_SYNTAXES
     assert len(VIEWER_TRANSFER_SYNTAXES) == 17
-    assert scp.required_attributes == ("PatientID", "StudyDate")
+    assert scp.required_attributes == ()
     assert (settings.storage.durability, settings.storage.duplicates) == ("full", "replace")
     assert settings.storage.min_free_bytes == 1073741824
     assert settings.tenants.default == "1234567890"

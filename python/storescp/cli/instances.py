@@ -36,6 +36,12 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
         context.exit(EXIT_FOUND)
     click.echo(f"SOP class           {found.sop_class_uid} {name_of(found.sop_class_uid)}".rstrip())
     click.echo(f"SOP instance        {found.sop_instance_uid}")
+    if not found.patient_id:
+        click.echo('PatientID           none: would be recorded as ""')
+    if found.study_date is None:
+        click.echo("StudyDate           none: would be recorded as null, in the folder 00000000")
+    if found.anomalies:
+        click.echo(f"anomalies           {', '.join(found.anomalies)}")
     day = (found.study_date or "00000000").replace("-", "")
     place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
     click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
@@ -44,7 +50,12 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
     if outcome == "as received":
         click.echo(f"would be stored     as received: {why}")
         return
-    failure = why if outcome == "impossible" else FileTranscoder(settings).try_out(source, target)
+    if outcome == "impossible":
+        failure: str | None = why
+    elif found.has_odd_pixel_data:
+        failure = "the structure of Pixel Data is odd"
+    else:
+        failure = FileTranscoder(settings).try_out(source, target)
     if failure is None:
         click.echo(f"would be stored     as {target} {name_of(target)}".rstrip())
     else:

@@ -157,7 +157,7 @@ def _malformed(text: str) -> Refusal:
 
 
 class _Structure(Refusal):
-    """The structure cannot be followed; inside a sequence of defined length it is passed over."""
+    """The structure cannot be followed."""
 
     def __init__(self, text: str) -> None:
         super().__init__(0xC000, text)
@@ -181,6 +181,7 @@ class _Walk:
         self._position = 0
         self._past_file_meta = False
         self._ended = False
+        self._seen: set[int] = set()
         self.values: dict[int, bytes] = {}
         self.anomalies: set[str] = set()
         self.pixel_data = self.encapsulated = self.odd_pixel_data = False
@@ -206,14 +207,16 @@ class _Walk:
         """Behind the last element come zero bytes at most."""
         rest = len(self._data) - self._position
         if self._stack:
-            if self._stack[-1].bound - self._position < 8:
-                raise _Structure(BEYOND)
+            room = self._stack[-1].bound - self._position
+            if room < 8:
+                # Something is open at the end of a sequence of defined length, or something was lost.
+                raise _Structure(BEYOND if room else MISPLACED)
             if rest < 8:
-                raise _Structure(TRUNCATED) if self._stack[0].end is None else _malformed(TRUNCATED)
+                raise _Structure(TRUNCATED)
             return False
         if rest < 8 or self._data[self._position : self._position + 8] == bytes(8):
             if self._data.count(0, self._position) != rest:
-                raise _malformed(TRUNCATED if rest < 8 else FORBIDDEN)
+                raise _Structure(TRUNCATED if rest < 8 else FORBIDDEN)
             if rest > 1:
                 self.anomalies.add("trailing_bytes")
             return True
@@ -222,7 +225,7 @@ class _Walk:
     def _pass_over(self, error: _Structure) -> None:
         """Whoever does not open a sequence of defined length reads on behind it, whatever is in it."""
         end = self._stack[0].end if self._stack else None
-        if end is None or end < self._position or str(error) == TRUNCATED:
+        if end is None or end < self._position or str(error) in (TRUNCATED, FORBIDDEN, BEYOND):
             raise error
         self.anomalies.add("sequence_content")
         self._stack.clear()
@@ -276,8 +279,8 @@ class _Walk:
 
     def _element(self, begin: int, tag: int, vr: bytes | None, length: int, explicit: bool, big: bool) -> None:
         top = self._stack[-1] if self._stack else None
-        is_delimiter = tag in (_ITEM_END, _SEQUENCE_END)
-        if top is not None and not is_delimiter and length != _UNDEFINED and self._position + length > top.bound:
+        is_beyond = top is not None and length != _UNDEFINED and self._position + length > top.bound
+        if is_beyond and (tag == _ITEM if top is not None and top.kind != "item" else tag >> 16 != 0xFFFE):
             raise _Structure(BEYOND)
         if top is not None and top.kind == "fragments":
             self._fragment(tag, length)
@@ -292,13 +295,15 @@ class _Walk:
                 if self._ended:
                     raise _Structure(MISPLACED)
                 self._note(tag, begin)
+                if tag in self._wanted and (vr == b"SQ" or length == _UNDEFINED):
+                    self.values[tag] = b""
             self._value(tag, vr, length, explicit, big)
 
     def _stray(self, tag: int, length: int, top: _Frame | None) -> None:
         """An item or delimiter among elements: for readers an empty element, or the end of the data set."""
         if top is None and (tag == _ITEM_END or (tag == _SEQUENCE_END and length == _UNDEFINED)):
             self._ended = True
-        elif tag == _ITEM_END or length or (top is not None and top.end is None):
+        elif tag not in (_ITEM, _SEQUENCE_END) or length or (top is not None and top.end is None):
             raise _Structure(MISPLACED)
         self.anomalies.add("delimiter")
 
@@ -323,7 +328,7 @@ class _Walk:
 
     def _pass(self, length: int) -> None:
         if length > len(self._data) - self._position:
-            raise _malformed(TRUNCATED)
+            raise _Structure(TRUNCATED)
         self._position += length
 
     def _fragment(self, tag: int, length: int) -> None:
@@ -360,7 +365,7 @@ class _Walk:
     def _note(self, tag: int, begin: int) -> None:
         group = tag >> 16
         if group == 0:
-            raise _malformed(FORBIDDEN)
+            raise _Structure(FORBIDDEN)
         if group == 2 and not self._past_file_meta:
             self.anomalies.add("file_meta_in_data_set")
         elif group in _RESERVED:
@@ -368,9 +373,9 @@ class _Walk:
         if group != 2 and not self._past_file_meta:
             self._past_file_meta, self.file_meta_bytes = True, begin
         if tag in self._wanted:
-            if tag in self.values:
+            if tag in self._seen:
                 raise _malformed("an identifying attribute occurs twice")
-            self.values[tag] = b""
+            self._seen.add(tag)
         self.pixel_data |= tag == PIXEL_DATA
 
     def _push(self, kind: str, explicit: bool, big: bool, end: int | None) -> None:

@@ -32,6 +32,7 @@ pub struct ScanResult {
     number_of_frames: u32,
     has_pixel_data: bool,
     anomalies: Vec<&'static str>,
+    has_odd_pixel_data: bool,
 }
 
 /// Scans a data set. Raises `CoreError` with the status in hexadecimal and the reason where it would be refused.
@@ -61,6 +62,7 @@ pub fn scan(
                 number_of_frames: index.number_of_frames,
                 has_pixel_data: scan.has_pixel_data(),
                 anomalies: scan.anomalies().codes().collect(),
+                has_odd_pixel_data: scan.anomalies().concern_pixel_data(),
             })
         })();
         outcome.map_err(|refusal| format!("{:04X} {}", refusal.status(), refusal.comment()))

@@ -189,7 +189,7 @@ impl Reading {
         self.close_finished()?;
         if self.header_len == 0 && self.stack.last().is_some_and(|top| top.bound == self.position) {
             // What is open inside a sequence of defined length ends with it.
-            self.or_passed_over(Err(ScanError::BeyondContainer))?;
+            self.or_passed_over(Err(ScanError::ItemStructure))?;
         }
         let gathered = self.header.get(..self.header_len).unwrap_or_default();
         let complete = match self.state {
@@ -217,6 +217,12 @@ impl Reading {
 
     pub(super) fn captured(&self) -> &[Captured] {
         &self.captured
+    }
+
+    /// Whether the value of `wanted[slot]` is there as a whole.
+    pub(super) fn has_captured(&self, slot: usize) -> bool {
+        let is_whole = !matches!(self.state, State::Capture { slot: open, .. } if open == slot);
+        is_whole && self.captured.get(slot).is_some_and(|value| value.present)
     }
 
     pub(super) fn into_captured(self) -> Vec<Captured> {
@@ -249,15 +255,13 @@ impl Reading {
         self.close_finished()
     }
 
-    /// What is wrong inside a sequence of defined length is passed over with it: whoever does not open it reads on behind it.
+    /// What is wrong inside a sequence of defined length is passed over with it: whoever does not open it reads on behind it. An
+    /// element that is longer than what contains it is not: something of it was lost.
     fn or_passed_over(&mut self, taken: Result<(), ScanError>) -> Result<(), ScanError> {
         let Err(error) = taken else {
             return Ok(());
         };
-        let is_structure = matches!(
-            error,
-            ScanError::BeyondContainer | ScanError::ItemStructure | ScanError::UndefinedLength
-        );
+        let is_structure = matches!(error, ScanError::ItemStructure | ScanError::UndefinedLength);
         let end = self.stack.first().and_then(|outermost| outermost.end);
         let begun = self.position + self.header_len as u64;
         let Some(left) = end
@@ -377,7 +381,11 @@ impl Reading {
                 let taken = self.element(tag, vr, length, encoding, at);
                 self.or_passed_over(taken)
             }
-            _ => self.or_passed_over(Err(ScanError::BeyondContainer)),
+            // Nothing is left of a sequence of defined length in which something is still open.
+            _ if self.stack.last().is_some_and(|top| top.bound == self.position) => {
+                self.or_passed_over(Err(ScanError::ItemStructure))
+            }
+            _ => Err(ScanError::BeyondContainer),
         }
     }
 
@@ -396,16 +404,17 @@ impl Reading {
         }
         let top = self.stack.last().copied();
         let bound = top.map_or(u64::MAX, |frame| frame.bound);
-        let is_delimiter = matches!(tag, ITEM_DELIMITATION | SEQUENCE_DELIMITATION);
-        if !is_delimiter && length != UNDEFINED && self.position + u64::from(length) > bound {
-            return Err(ScanError::BeyondContainer);
-        }
+        let is_beyond = length != UNDEFINED && self.position + u64::from(length) > bound;
         match top.map(|frame| (frame.container, frame)) {
+            Some((Container::Fragments | Container::Sequence, _)) if is_beyond && tag == ITEM => {
+                Err(ScanError::BeyondContainer)
+            }
             Some((Container::Fragments, _)) => self.fragment(tag, length),
             Some((Container::Sequence, frame)) => self.sequence_member(tag, length, frame),
             Some((Container::Item, frame)) if tag == ITEM_DELIMITATION => self.delimited(frame, length),
             _ if tag.0 == 0xFFFE => self.stray(tag, length, top),
             _ if self.ended && top.is_none() => Err(ScanError::ItemStructure),
+            _ if is_beyond => Err(ScanError::BeyondContainer),
             _ => {
                 if top.is_none() {
                     self.note(tag, at)?;

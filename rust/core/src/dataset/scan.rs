@@ -257,8 +257,8 @@ impl Others {
         });
         // Others may take what they read up to an error.
         let dead_agree = self.dead.iter().all(|(dead, _)| {
-            let mut pairs = dead.captured().iter().zip(chosen.captured());
-            pairs.all(|(theirs, ours)| !theirs.present || theirs == ours)
+            let mut pairs = dead.captured().iter().zip(chosen.captured()).enumerate();
+            pairs.all(|(slot, (theirs, ours))| !dead.has_captured(slot) || theirs == ours)
         });
         if agree && dead_agree {
             Ok(chosen)

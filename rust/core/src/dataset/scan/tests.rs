@@ -119,7 +119,7 @@ fn sixty_four_levels_are_taken() {
 }
 
 #[test]
-fn an_element_beyond_its_item_is_an_error_where_nothing_says_where_the_sequence_ends() {
+fn an_element_beyond_its_item_is_an_error() {
     let inside = [item(ITEM, 10), short(0x0008, 0x0060, *b"CS", b"CTCTCT")].concat();
     let open = [
         long(0x0040, 0xA730, *b"SQ", UNDEFINED),
@@ -129,7 +129,7 @@ fn an_element_beyond_its_item_is_an_error_where_nothing_says_where_the_sequence_
     .concat();
     assert_eq!(scan(&open, LITTLE).unwrap_err(), ScanError::BeyondContainer);
     let cut = [long(0x0040, 0xA730, *b"SQ", 18), inside].concat();
-    assert_eq!(scan(&cut, LITTLE).unwrap_err(), ScanError::Truncated);
+    assert_eq!(scan(&cut, LITTLE).unwrap_err(), ScanError::BeyondContainer);
 }
 
 #[test]

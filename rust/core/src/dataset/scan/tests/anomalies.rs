@@ -141,9 +141,7 @@ fn a_sequence_of_defined_length_is_passed_over_where_its_content_is_none() {
     let inner = short(0x0008, 0x0060, *b"CS", b"CTCTCT");
     for content in [
         b"history of nothing. ".to_vec(),
-        [item(ITEM, 10), inner.clone()].concat(),
         [item(ITEM, UNDEFINED), inner.clone()].concat(),
-        [item(ITEM, bytes_of(&inner)), inner.clone(), vec![0, 0]].concat(),
         [item(ITEM, bytes_of(&inner)), inner.clone(), vec![1; 11]].concat(),
         [item(ITEM, UNDEFINED), inner, item(SEQUENCE_DELIMITATION, 0)].concat(),
     ] {
@@ -159,6 +157,22 @@ fn a_sequence_of_defined_length_is_passed_over_where_its_content_is_none() {
         ]
         .concat();
         assert_eq!(anomalies(&[last, form].concat()), ["sequence_content"]);
+    }
+}
+
+#[test]
+fn an_element_that_lost_a_part_is_not_passed_over() {
+    let inner = short(0x0008, 0x0060, *b"CS", b"CTCTCT");
+    for content in [
+        [item(ITEM, 10), inner.clone()].concat(),
+        [item(ITEM, bytes_of(&inner)), inner.clone()[..10].to_vec()].concat(),
+        [item(ITEM, bytes_of(&inner)), inner, vec![0, 0]].concat(),
+    ] {
+        let form = sequence(bytes_of(&content), &content);
+        assert_eq!(
+            scan(&with_sequence(&form), LITTLE).unwrap_err(),
+            ScanError::BeyondContainer
+        );
     }
 }
 
