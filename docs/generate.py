@@ -211,6 +211,18 @@ def _exposed(metric: Family) -> str:
     return f"{metric.name}_total" if _kind(metric) == "counter" else metric.name
 
 
+_ANOMALIES = (
+    "Data sets that PS3.5 does not allow are stored as received where DCMTK, Orthanc or pydicom can follow them, and "
+    "answered with 0000. What was odd is named by a code: in the record (`anomalies`), in the log line of the "
+    "association, in the metric `storescp_anomalies_total` and on the page. An image whose Pixel Data are concerned "
+    "is not transcoded: its record says `Failed`."
+)
+_REFUSED = (
+    "An identifying attribute that occurs twice, fewer bytes than declared, a limit, and readings that identify "
+    "different instances are still refused with C000."
+)
+
+
 def statuses() -> str:
     """What a sender is answered, and what to do about it."""
     parts = [
@@ -227,6 +239,13 @@ def statuses() -> str:
     parts += [
         "0000 is answered only for what is stored and recorded; [what that means](../discussion/what-0000-means.md).",
         "Rejected associations are in the [conformance statement](conformance.md).",
+        "",
+        "## Anomalies",
+        "",
+        _ANOMALIES,
+        "",
+        _table(("code", "what was odd"), ((f"`{code}`", text) for code, text in advice.ANOMALIES.items())),
+        _REFUSED,
         "",
     ]
     return "\n".join(parts)

@@ -156,6 +156,21 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         ),
     ),
     (
+        "reaches the end",
+        Advice(
+            "An element has a value representation that does not exist, and no way to read it leads to the end.",
+            "The fault is in the sender; tell its vendor which element it is. The instance is not stored.",
+        ),
+    ),
+    (
+        "differ in identity",
+        Advice(
+            "An element has a value representation that does not exist. Read in one way, the data set is another "
+            "instance than read in another way.",
+            "The fault is in the sender; tell its vendor which element it is. The instance is not stored.",
+        ),
+    ),
+    (
         "internal error",
         Advice("A bug of this program; nothing of the instance was kept.", "Report it with the log around this time."),
     ),
@@ -168,6 +183,24 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         Advice("A C-STORE came without data set, or a C-ECHO with one.", "The fault is in the sender."),
     ),
 )
+# What each code of an anomaly means.
+ANOMALIES: dict[str, str] = {
+    "delimiter": "An item or sequence delimiter is superfluous or has a length (PS3.5 7.5). Readers do not mind it.",
+    "trailing_bytes": "More than one zero byte follows the last element.",
+    "illegal_vr": "An element has a value representation that is not in PS3.5 6.2, or none. It is read as DCMTK or "
+    "pydicom reads it, whichever reaches the end of the data set.",
+    "reserved_group": "An element belongs to group 0001, 0003, 0005 to 0007 or FFFF (PS3.5 7.1), or to group 0002 "
+    "behind other elements.",
+    "file_meta_in_data_set": "The data set begins with elements of group 0002. They are left out of the file, because "
+    "readers would take them for the file's own; everything else is stored as received.",
+    "character_set": "Text does not fit its Specific Character Set. In the record, U+FFFD stands for what cannot be "
+    "read.",
+    "sequence_content": "The content of a sequence of known length is not made of items. Readers that do not open the "
+    "sequence read on behind it.",
+    "pixel_data_encoding": "Pixel Data are encapsulated in a native transfer syntax, or native in an encapsulated one "
+    "(PS3.5 A.4).",
+}
+
 _CANNOT_BE_READ = Advice(
     "The data set cannot be read to its end: it is damaged, cut short, or breaks a rule of PS3.5.",
     "Look at the file on the sender with 'storescpd inspect'; it is not stored, so do not delete it there.",

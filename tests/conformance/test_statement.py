@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_the_parameters_are_those_in_force() -> None:
 @pytest.mark.proves("failure-leaves-nothing")
 def test_a_failure_leaves_no_file_and_no_record(start_service: StartService) -> None:
     scp = start_service()
-    assert send(scp, small(1, changes={0x00100020: None})).status == 0xA900
+    assert send(scp, small(1, changes={0x0020000D: None})).status == 0xA900
     assert send(scp, small(2)).status == 0
     assert [record["sop_uid"] for record in scp.records(count=1)] == [small(2).sop_instance]
     assert [file.stem for file in scp.files()] == [small(2).sop_instance]
@@ -404,15 +405,34 @@ def test_each_status_of_the_table(start_service: StartService, fail_points: dict
     assert [status for status, comment in seen.items() if not comment] == [0]
 
 
+@pytest.mark.proves("anomalies")
+def test_what_other_readers_follow_is_stored(service: ServiceProcess) -> None:
+    meta = {0x00020010: explicit(0x00020010, b"UI", text(EXPLICIT, b"\0"))}
+    odd = {
+        0x00050010: explicit(0x00050010, b"LO", b"AB"),
+        0x001021B0: b"\x10\0\xb0\x21--\x02\0AB",
+        0x00081140: explicit(0x00081140, b"SQ", b"\xfe\xff\xdd\xe0" + bytes(4), 8),
+    }
+    stored = small(22, changes=odd)
+    stored = replace(stored, dataset=stored.dataset + bytes(8))
+    sent = replace(stored, dataset=meta[0x00020010] + stored.dataset)
+    assert send(service, sent).status == 0
+    (file,) = (file for file in service.files() if file.stem == sent.sop_instance)
+    assert dataset_of(file) == stored.dataset
+
+
 @pytest.mark.proves("required-attributes")
 def test_what_is_required(service: ServiceProcess) -> None:
     statement = Statement(Settings()).markdown
-    assert "the four UIDs: PatientID, StudyDate." in statement
-    for tag in (0x00100020, 0x00080020):
-        assert send(service, small(21, changes={tag: None})).status == 0xA900
+    assert "the four UIDs: nothing." in statement
     for tag in (0x00080016, 0x00080018, 0x0020000D, 0x0020000E):
         assert send(service, small(21, changes={tag: None})).status == 0xA900
-    assert send(service, small(21, changes={0x00080050: None, 0x00100010: None, 0x00080060: None})).status == 0
+    assert (
+        send(
+            service, small(21, changes=dict.fromkeys((0x00080050, 0x00100010, 0x00100020, 0x00080020, 0x00080060)))
+        ).status
+        == 0
+    )
 
 
 @pytest.mark.proves("duplicates")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from importlib import resources
 from io import BytesIO
 
 import pydicom
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
-from storescp import _core
+from storescp import _core, advice
 from storescp.errors import CoreError
 from storescp.pure.index import captured_tags, read_index
 from storescp.pure.refusal import Refusal
@@ -244,6 +246,13 @@ def test_pixel_data_that_do_not_fit_the_transfer_syntax_are_named() -> None:
     assert outcome(with_elements({}, transfer_syntax=JPEG_LOSSLESS))[2:] == (True, ("pixel_data_encoding",))
 
 
+def test_every_code_is_in_the_schema_and_explained() -> None:
+    schema = json.loads(resources.files("storescp").joinpath("record.schema.json").read_text(encoding="utf-8"))
+    assert tuple(schema["properties"]["anomalies"]["items"]["enum"]) == ANOMALIES
+    assert tuple(_core.anomalies()) == ANOMALIES
+    assert tuple(advice.ANOMALIES) == ANOMALIES
+
+
 PARTS = [
     *DELIMITERS.values(),
     *ILLEGAL_VRS.values(),
@@ -262,7 +271,7 @@ PLACES = [0x00020000, 0x00080001, SEQUENCE, 0x0010001F, HISTORY, 0x0020000F, 0x7
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings_of_hypothesis(max_examples=1500, deadline=None)
+@settings_of_hypothesis(max_examples=600, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(PLACES),
@@ -276,7 +285,7 @@ def test_no_mixture_of_oddities_is_taken_for_another_instance(places: dict[int, 
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings_of_hypothesis(max_examples=500, deadline=None)
+@settings_of_hypothesis(max_examples=300, deadline=None)
 @given(st.sampled_from(PARTS), st.integers(0, 60), st.binary(min_size=1, max_size=8))
 def test_no_damage_to_an_oddity_is_taken_for_another_instance(part: bytes, at: int, patch: bytes) -> None:
     at %= len(part) + 1

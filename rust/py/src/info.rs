@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use pyo3::prelude::*;
+use storescp_core::dataset::anomaly::Anomaly;
 use storescp_core::dataset::index::IndexPlan;
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
@@ -170,4 +171,10 @@ pub fn read_journal(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<JournalRow>
 #[pyfunction]
 pub fn remove_journal(py: Python<'_>, folder: PathBuf) -> PyResult<()> {
     run(py, move || journal::remove(&folder))
+}
+
+/// The code of each anomaly.
+#[pyfunction]
+pub fn anomalies() -> Vec<&'static str> {
+    Anomaly::ALL.map(Anomaly::code).to_vec()
 }

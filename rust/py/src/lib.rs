@@ -46,6 +46,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::examine_file, module)?)?;
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
     module.add_function(wrap_pyfunction!(info::refusals, module)?)?;
+    module.add_function(wrap_pyfunction!(info::anomalies, module)?)?;
     module.add_function(wrap_pyfunction!(info::character_sets, module)?)?;
     module.add_function(wrap_pyfunction!(info::cipher_suites, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
