@@ -248,8 +248,8 @@ class Statement:
         self._claim(
             "anomalies",
             "A data set that PS3.5 does not allow, and that other readers can follow to its end, is stored as "
-            "received: superfluous delimiters, zero bytes behind it, unknown value representations, elements of reserved "
-            "groups. Elements of group 0002 at its beginning are left out of the file.",
+            "received: superfluous delimiters, zero bytes behind it, unknown value representations, elements of "
+            "reserved groups. Elements of group 0002 at its beginning are left out of the file.",
         )
         self._claim(
             "required-attributes",
