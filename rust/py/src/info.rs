@@ -30,6 +30,7 @@ pub struct ScanResult {
     study_date: Option<String>,
     accession_number: Option<String>,
     number_of_frames: u32,
+    character_set_anomaly: bool,
     has_pixel_data: bool,
 }
 
@@ -58,6 +59,7 @@ pub fn scan(
                 study_date: index.study_date.map(|day| day.format("%Y-%m-%d").to_string()),
                 accession_number: index.accession_number,
                 number_of_frames: index.number_of_frames,
+                character_set_anomaly: index.character_set_anomaly,
                 has_pixel_data: scan.has_pixel_data(),
             })
         })();
@@ -109,6 +111,12 @@ pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str, bool, bool)> {
 #[pyfunction]
 pub fn character_sets() -> Vec<&'static str> {
     storescp_core::dataset::charset::DEFINED_TERMS.to_vec()
+}
+
+/// Spellings of devices that are read besides the defined terms of Specific Character Set.
+#[pyfunction]
+pub fn other_character_sets() -> Vec<&'static str> {
+    storescp_core::dataset::charset::OTHER_TERMS.to_vec()
 }
 
 /// The cipher suites of TLS by their IANA names, in our order of preference.
