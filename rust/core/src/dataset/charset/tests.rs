@@ -47,112 +47,56 @@ const WANG_IN_GB: &[u8] = b"\xcd\xf5\xd0\xa1\xb6\xab";
 const HONG_IN_KS: &[u8] = b"\xc8\xab\xb1\xe6\xb5\xbf";
 const YAMADA_IN_SHIFT_JIS: &[u8] = b"\x8eR\x93c";
 
+/// Terms, a value in each of them, and its text.
+const SPELLINGS: [(&str, &[u8], &str); 8] = [
+    (
+        "ISO IR 192|ISO-IR 192|ISO_IR_192|ISO_IR192|iso_ir 192| ISO_IR 192 |ISO 2022 IR 192|UTF-8|UTF8|utf-8|UTF 8|\
+         unicode|ISO 10646-1|ISO_IR 196",
+        "王小东".as_bytes(),
+        "王小东",
+    ),
+    (
+        "GB18030|gb18030|GB 18030|GBK|gbk|ISO 2022 GBK|ISO 2022 GB18030|ISO_IR GBK|GB2312|GB 2312-80|gb2312|ISO 2022 58|\
+         ISO_IR 58|ISO 2022 IR 58|ISO_IR 165|CP936|EUC-CN|csISO58GB231280",
+        WANG_IN_GB,
+        "王小东",
+    ),
+    (
+        "BIG5|Big5-HKSCS|CP950|ISO 2022 B5",
+        b"\xa4\xfd\xa4p\xaaF",
+        "王小東",
+    ),
+    (
+        "ISO 2022 IR 149|ISO_IR 149|EUC-KR|euc_kr|KS_C_5601-1987|CP949",
+        HONG_IN_KS,
+        "홍길동",
+    ),
+    (
+        "ISO_IR 13|ISO 2022 IR 13|SHIFT_JIS|SJIS|Windows-31J|ISO_IR 14",
+        YAMADA_IN_SHIFT_JIS,
+        "山田",
+    ),
+    (
+        "ISO_IR 144|ISO 8859-5|ISO-8859-5|iso8859_5|ISO/IEC 8859-5|ISO_8859-5:1988|csISOLatinCyrillic",
+        b"\xbb\xee\xda",
+        "Люк",
+    ),
+    (
+        "WINDOWS-1251|windows-1251|CP1251|1251",
+        b"\xcb\xfe\xea",
+        "Люк",
+    ),
+    (
+        "ISO_IR 100|ISO-8859-1|LATIN1|8859-1|ISO_IR 100,ISO_IR 101",
+        b"M\xfcller",
+        "Müller",
+    ),
+];
+
 #[test]
 fn spellings_of_devices_are_understood() {
-    let table: [(&[&str], &[u8], &str); 8] = [
-        (
-            &[
-                "ISO IR 192",
-                "ISO-IR 192",
-                "ISO_IR_192",
-                "ISO_IR192",
-                "iso_ir 192",
-                " ISO_IR 192 ",
-                "ISO 2022 IR 192",
-                "UTF-8",
-                "UTF8",
-                "utf-8",
-                "UTF_8",
-                "UTF 8",
-                "unicode",
-                "ISO 10646-1",
-                "ISO_IR 196",
-            ],
-            "王小东".as_bytes(),
-            "王小东",
-        ),
-        (
-            &[
-                "GB18030",
-                "gb18030",
-                "GB 18030",
-                "GBK",
-                "gbk",
-                "ISO 2022 GBK",
-                "ISO 2022 GB18030",
-                "ISO_IR GBK",
-                "GB2312",
-                "GB 2312-80",
-                "gb2312",
-                "ISO 2022 58",
-                "ISO_IR 58",
-                "ISO 2022 IR 58",
-                "ISO_IR 165",
-                "CP936",
-                "EUC-CN",
-            ],
-            WANG_IN_GB,
-            "王小东",
-        ),
-        (
-            &["BIG5", "Big5-HKSCS", "CP950", "ISO 2022 B5"],
-            b"\xa4\xfd\xa4p\xaaF",
-            "王小東",
-        ),
-        (
-            &[
-                "ISO 2022 IR 149",
-                "ISO_IR 149",
-                "EUC-KR",
-                "euc_kr",
-                "KS_C_5601-1987",
-                "CP949",
-            ],
-            HONG_IN_KS,
-            "홍길동",
-        ),
-        (
-            &[
-                "ISO_IR 13",
-                "ISO 2022 IR 13",
-                "SHIFT_JIS",
-                "SJIS",
-                "Windows-31J",
-                "ISO_IR 14",
-            ],
-            YAMADA_IN_SHIFT_JIS,
-            "山田",
-        ),
-        (
-            &[
-                "ISO_IR 144",
-                "ISO 8859-5",
-                "ISO-8859-5",
-                "iso8859_5",
-                "ISO/IEC 8859-5",
-            ],
-            b"\xbb\xee\xda",
-            "Люк",
-        ),
-        (
-            &["WINDOWS-1251", "windows-1251", "CP1251", "1251"],
-            b"\xcb\xfe\xea",
-            "Люк",
-        ),
-        (
-            &[
-                "ISO_IR 100",
-                "ISO-8859-1",
-                "LATIN1",
-                "8859-1",
-                "ISO_IR 100,ISO_IR 101",
-            ],
-            b"M\xfcller",
-            "Müller",
-        ),
-    ];
-    for (terms, value, text) in table {
-        for term in terms {
+    for (terms, value, text) in SPELLINGS {
+        for term in terms.split('|') {
             assert_eq!(decoded(term, value), (text.to_owned(), false), "{term:?}");
         }
     }
