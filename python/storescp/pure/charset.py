@@ -7,7 +7,7 @@ explains becomes U+FFFD.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 
 _ESC = 0x1B
 _REPLACEMENT = "\ufffd"
@@ -139,7 +139,7 @@ def _decode_by_set(value: bytes, found: tuple[tuple[str, bool], ...]) -> tuple[s
     return _follow(value, fallback)[0], True
 
 
-@cache
+@lru_cache(maxsize=256)
 def readings(character_set: bytes) -> tuple[tuple[str, bool], ...]:
     """The ways to read the bytes above 7F, the most probable one first: codec, and whether a term declares it."""
     terms = [_term(value) for value in re.split(rb"[\\,;]", character_set)[:_MOST_TERMS]]
