@@ -329,8 +329,21 @@ class Statement:
             "character-sets",
             "Data sets are stored as they are, whatever their character set. For the record, Patient ID and "
             "Accession Number "
-            "are read in " + ", ".join(_core.character_sets()) + ", with and without code extensions; what cannot be "
-            "decoded becomes U+FFFD, and an unknown term is read as ISO_IR 100.",
+            "are read in " + ", ".join(_core.character_sets()) + ", with and without code extensions. What cannot be "
+            "decoded becomes U+FFFD. Bytes above 7F under an unknown term are read as UTF-8 where they are valid "
+            "UTF-8, else as ISO_IR 100. Where the term is absent they are read as ISO_IR 100.",
+        )
+        self._claim(
+            "character-set-spellings",
+            "Case, spaces, underscores, hyphens and the prefixes ISO, 2022 and IR make no difference in a term. These "
+            "terms are understood too: " + ", ".join(_core.other_character_sets()) + ".",
+        )
+        self._claim(
+            "character-sets-without-escapes",
+            "Without an escape sequence, the first value of Specific Character Set that has codes above 7F is in "
+            "force, also where an empty value or ISO 2022 IR 6 stands before it. UTF-8 that is named behind a "
+            "single-byte set is read where the bytes are valid UTF-8. Kanji of Shift-JIS are read under ISO_IR 13. "
+            "Escape sequences are followed whether their sets are named or not.",
         )
         self._end_of_list()
 

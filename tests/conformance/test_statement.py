@@ -26,6 +26,7 @@ from support.compressed import ONLY_EXPLICIT, RLE, compressed_ct, encapsulated
 from support.instances import CT, Instance, ct_slice, dataset_of, explicit, text
 from support.scu import BIG, EXPLICIT, IMPLICIT, VERIFICATION, Aborted, Closed, RawAssociation, Rejected, Response
 from support.service import ServiceProcess
+from support.texts import OTHER_TERMS, TEXTS
 
 _TESTS = Path(__file__).parents[1]
 CONTEXTS = [(1, CT, [EXPLICIT])]
@@ -498,3 +499,59 @@ def test_character_sets(service: ServiceProcess, term: str) -> None:
     records = service.records(count=len(service.files()))
     assert [record["patient_id"] for record in records if record["sop_uid"] == one.sop_instance] == [sample]
     assert term in Statement(Settings()).markdown
+
+
+@pytest.mark.proves("character-set-spellings")
+def test_spellings_of_character_sets(service: ServiceProcess) -> None:
+    expected = {}
+    terms = [
+        (term, codec) for listed, codec in OTHER_TERMS.items() for term in (listed, listed.lower().replace(" ", "_"))
+    ]
+    terms += [
+        ("iso_ir 192", "utf_8"),
+        ("ISO-IR 144", "iso8859_5"),
+        ("gb18030", "gb18030"),
+        ("ISO 2022 IR 192", "utf_8"),
+    ]
+    for number, (term, codec) in enumerate(terms):
+        sample = TEXTS[codec][0]
+        expected |= {send_text(service, 200 + number, term, sample.encode(codec)): sample}
+    assert set(_core.other_character_sets()) == set(OTHER_TERMS)
+    assert all(term in Statement(Settings()).markdown for term in OTHER_TERMS)
+    assert patient_ids(service).items() >= expected.items()
+
+
+@pytest.mark.proves("character-sets-without-escapes")
+def test_character_sets_without_escapes(service: ServiceProcess) -> None:
+    gb, ks, kanji = "王小东".encode("gbk"), "홍길동".encode("euc_kr"), "山田".encode("shift_jis")
+    cases = [
+        ("\\ISO_IR 192", "王小东".encode(), "王小东"),
+        ("\\GB18030", gb, "王小东"),
+        ("ISO 2022 IR 6\\ISO 2022 IR 58", gb, "王小东"),
+        ("ISO 2022 IR 149", ks, "홍길동"),
+        ("ISO 2022 IR 6\\ISO 2022 IR 144", "Люк".encode("iso8859_5"), "Люк"),
+        ("ISO_IR 100\\ISO_IR 192", "王小东".encode(), "王小东"),
+        ("ISO_IR 100\\ISO_IR 192", "Müller".encode("latin-1"), "Müller"),
+        ("ISO_IR 13", kanji, "山田"),
+        ("ISO 2022 IR 13\\ISO 2022 IR 87", kanji, "山田"),
+        ("ISO_IR 100", b"\x1b$)A" + gb, "王小东"),
+    ]
+    expected = {
+        send_text(service, 400 + number, term, value): right for number, (term, value, right) in enumerate(cases)
+    }
+    assert patient_ids(service).items() >= expected.items()
+
+
+def send_text(service: ServiceProcess, number: int, term: str, value: bytes) -> str:
+    """Sends an instance with this Patient ID; returns its SOP Instance UID."""
+    changes = {
+        0x00080005: explicit(0x00080005, b"CS", text(term)),
+        0x00100020: explicit(0x00100020, b"LO", text(value)),
+    }
+    one = small(number, changes=changes)
+    assert send(service, one).status == 0
+    return one.sop_instance
+
+
+def patient_ids(service: ServiceProcess) -> dict[str, str]:
+    return {record["sop_uid"]: record["patient_id"] for record in service.records(count=len(service.files()))}

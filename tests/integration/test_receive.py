@@ -10,7 +10,7 @@ import pytest
 from storescp import _core
 from support import scu
 from support.compressed import JPEG_LS, ONLY_EXPLICIT, compressed_ct
-from support.instances import CT, ct_slice, dataset_of
+from support.instances import CT, ct_slice, dataset_of, explicit, text
 from support.scu import EXPLICIT, Aborted, RawAssociation
 from support.service import ServiceProcess
 from support.waiting import wait_until
@@ -153,3 +153,30 @@ def test_a_data_set_without_end_is_cut_off(start_service: StartService) -> None:
             association.read_pdu()
     assert scp.wait_for_event("association.protocol_error")["reason"] == "a data set far beyond the size limit"
     assert scp.temporary_files() == []
+
+
+@pytest.mark.parametrize("engine", ["rust", "python"])
+def test_dates_and_names_of_devices_are_in_folder_and_record(start_service: StartService, engine: str) -> None:
+    scp = start_service(engine=engine)
+    written = [
+        (b"2026-01-02", "gb18030", "王小东".encode("gb18030"), "王小东"),
+        (b"20260102120000", "UTF-8", "王小东".encode(), "王小东"),
+        (b"2026.01.02 12:00:00.5", "\\ISO 2022 IR 58", "王小东".encode("gb2312"), "王小东"),
+        (b"2026/01/02", "ISO_IR 13", "山田".encode("shift_jis"), "山田"),
+        (b"20260102", "ISO_IR 192", "王".encode("gbk"), "\ufffd\ufffd"),
+    ]
+    expected = {}
+    with RawAssociation(scp.port, CONTEXTS) as association:
+        for number, (day, term, value, name) in enumerate(written, 1):
+            changes = {
+                0x00080005: explicit(0x00080005, b"CS", text(term)),
+                0x00080020: explicit(0x00080020, b"DA", text(day)),
+                0x00100020: explicit(0x00100020, b"LO", text(value)),
+            }
+            one = ct_slice(number, rows=4, changes=changes)
+            assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
+            expected[one.sop_instance] = ("2026-01-02", name)
+        association.release()
+    records = scp.records(count=len(written))
+    assert {one["sop_uid"]: (one["study_date"], one["patient_id"]) for one in records} == expected
+    assert {file.relative_to(scp.root).parts[1] for file in scp.files()} == {"20260102"}

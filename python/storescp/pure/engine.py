@@ -262,7 +262,8 @@ class PureEngine:
         if index.sop_instance_uid != sop_instance:
             raise Refusal(0xA900, "SOPInstanceUID of the data set differs from the command")
         tenant = self._tenant(source, found.values)
-        index = replace(index, anomalies=tuple(code for code in ANOMALIES if code in found.anomalies))
+        found_odd = {*index.anomalies, *found.anomalies}
+        index = replace(index, anomalies=tuple(code for code in ANOMALIES if code in found_odd))
         if plain is dataset:
             # Readers of the file would take them for its own meta information (PS3.10 7.1).
             dataset = dataset[found.file_meta_bytes :]

@@ -1,4 +1,4 @@
-"""The attributes that identify and index an instance, decoded with pydicom and validated."""
+"""The attributes that identify and index an instance, decoded and validated."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from datetime import date
 from typing import cast
 
-from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import tag_for_keyword
 
+from storescp.pure.charset import decode
 from storescp.pure.refusal import Refusal
 
 UID = re.compile(rb"[0-9]+(\.[0-9]+)*")
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _INDEX = ("SpecificCharacterSet", *_IDENTITY, "StudyDate", "AccessionNumber", "PatientID", "NumberOfFrames")
-_DEFAULT_ENCODING = "latin-1"
-# PS3.5 6.1.2.5.3: after these the initial character sets are active again.
-_TEXT_DELIMITERS = set(b"\\\t\n\f\r")
+_DATE = re.compile(
+    rb"(\d{4})([./-]?)(\d{2})\2(\d{2})"
+    # A time behind it, as in a DT value or in ISO 8601.
+    rb"(?:T?[ \t\n\f\r]*(?:[01]\d|2[0-4])(?::?[0-5]\d(?::?(?:[0-5]\d|60))?)?(?:[.,]\d+)?"
+    rb"[ \t\n\f\r]*(?:Z|[+-]\d\d:?\d\d)?)?"
+)
+_FRAMES = re.compile(rb"\+?(\d+)(?:\.0*)?")
+_PADDING = b"\0\t\n\v\f\r "
 # A record holds no C0 control character: PostgreSQL stores no NUL, and text that ends there names another patient.
 _WITHOUT_CONTROLS = dict.fromkeys(range(0x20), "\ufffd")
 
@@ -60,9 +65,9 @@ def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -
     for keyword, uid in uids.items():
         if not uid:
             raise Refusal(0xA900, f"{keyword} is absent or empty")
-    encodings = _encodings(_value(values, "SpecificCharacterSet"))
-    patient_id = _text(_value(values, "PatientID"), encodings)
-    accession = _text(_value(values, "AccessionNumber"), encodings)
+    character_set = _value(values, "SpecificCharacterSet")
+    patient_id, is_patient_id_doubtful = _text(_value(values, "PatientID"), character_set)
+    accession, is_accession_doubtful = _text(_value(values, "AccessionNumber"), character_set)
     study_date = _date(_value(values, "StudyDate"))
     valid = {
         "PatientID": len(patient_id) <= 64,
@@ -82,7 +87,8 @@ def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -
         patient_id=patient_id[:64],
         study_date=study_date,
         accession_number=accession if 1 <= len(accession) <= 16 else None,
-        number_of_frames=_frames(_value(values, "NumberOfFrames")),
+        number_of_frames=number_of_frames(_value(values, "NumberOfFrames")) or 1,
+        anomalies=("character_set",) if is_patient_id_doubtful or is_accession_doubtful else (),
     )
 
 
@@ -90,36 +96,33 @@ def _value(values: dict[int, bytes], keyword: str) -> bytes:
     return values.get(tag_of(keyword), b"").rstrip(b"\0 ")
 
 
-def _encodings(value: bytes) -> list[str]:
-    terms = [term.strip() for term in value.decode("latin-1").split("\\")]
-    try:
-        return list(convert_encodings(terms))
-    except (LookupError, ValueError):
-        return [_DEFAULT_ENCODING]
-
-
-def _text(value: bytes, encodings: list[str]) -> str:
-    try:
-        text = decode_bytes(value, encodings, _TEXT_DELIMITERS)
-    except (LookupError, ValueError):
-        # Broken text never fails an instance.
-        text = value.decode(encodings[0], "replace")
-    return text.strip(" \0").translate(_WITHOUT_CONTROLS)
+def _text(value: bytes, character_set: bytes) -> tuple[str, bool]:
+    text, is_doubtful = decode(value, character_set)
+    return text.strip(" \0").translate(_WITHOUT_CONTROLS), is_doubtful
 
 
 def _date(value: bytes) -> date | None:
-    text = value.decode("latin-1").strip(" ")
-    if re.fullmatch(r"\d{4}\.\d{2}\.\d{2}", text, re.ASCII):
-        text = text.replace(".", "")
-    if not re.fullmatch(r"\d{8}", text, re.ASCII):
+    found = _DATE.fullmatch(value.strip(_PADDING))
+    if not found:
         return None
     try:
-        return date(int(text[:4]), int(text[4:6]), int(text[6:]))
+        return date(int(found[1]), int(found[3]), int(found[4]))
     except ValueError:
         return None
 
 
-def _frames(value: bytes) -> int:
-    text = value.strip(b" ").lstrip(b"+")
-    number = int(text) if text.isdigit() and len(text) < 20 else 0
-    return number if 1 <= number <= 0x7FFFFFFF else 1
+def number_of_frames(value: bytes) -> int | None:
+    """Number of Frames as pydicom or DCMTK reads it; None where neither can or they differ.
+
+    An empty value and zero are one frame, and the first of several values counts.
+    """
+    first = value.split(b"\\")[0].strip(_PADDING)
+    if not first:
+        return 1
+    found = _FRAMES.fullmatch(first)
+    # A longer number than this has leading zeros or is too large; int() refuses very long ones.
+    digits = found[1].lstrip(b"0") if found else b""
+    if not found or len(digits) > 10:
+        return None
+    frames = int(digits or b"0")
+    return max(frames, 1) if frames <= 0x7FFFFFFF else None

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import data_element_generator
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pack_bits
 
+from storescp.pure.index import number_of_frames
 from storescp.pure.store import file_meta
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -65,6 +67,8 @@ def to_explicit(dataset: bytes, transfer_syntax: str, max_decoded_bytes: int) ->
     try:
         image = pydicom.dcmread(BytesIO(header + dataset))
         frames = _check(image, max_decoded_bytes)
+        # What pydicom reads from here on is the number of this service's rule.
+        image.NumberOfFrames = frames
         first = next(generate_frames(image.PixelData, number_of_frames=frames))
         description = _describe(image, first, transfer_syntax)
         native = _decode(image, transfer_syntax, frames, rgb=description.rgb)
@@ -78,9 +82,9 @@ def to_explicit(dataset: bytes, transfer_syntax: str, max_decoded_bytes: int) ->
 
 def _check(image: Dataset, max_decoded_bytes: int) -> int:
     """PS3.3 C.7.6.3; the number of frames."""
-    text = str(image.get("NumberOfFrames") or 1)
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 0x7FFFFFFF:
-        raise TranscodeError("Number of Frames is not a positive number")
+    frames = number_of_frames(_raw_value(image, "NumberOfFrames"))
+    if frames is None:
+        raise TranscodeError("Number of Frames is not a number")
     if image.BitsAllocated not in _BITS_ALLOCATED or image.SamplesPerPixel not in _SAMPLES:
         raise TranscodeError("Bits Allocated or Samples per Pixel make no sense")
     if (
@@ -89,10 +93,14 @@ def _check(image: Dataset, max_decoded_bytes: int) -> int:
         or not 1 <= image.get("BitsStored", image.BitsAllocated) <= image.BitsAllocated
     ):
         raise TranscodeError("Rows, Columns or Bits Stored make no sense")
-    frames = int(text)
     if _native_bytes(image, frames) > min(max_decoded_bytes, _LARGEST_VALUE):
         raise TranscodeError("the pixels decode to too many bytes")
     return frames
+
+
+def _raw_value(image: Dataset, keyword: str) -> bytes:
+    element = image.get_item(keyword) if keyword in image else None
+    return element.value or b"" if isinstance(element, RawDataElement) else b""
 
 
 def _native_bytes(image: Dataset, frames: int) -> int:
@@ -152,7 +160,7 @@ def _decode(image: Dataset, transfer_syntax: str, frames: int, *, rgb: bool) -> 
 def _edits(image: Dataset, description: _Description, native: bytes) -> dict[int, bytes | None]:
     edits: dict[int, bytes | None] = dict.fromkeys(_STALE)
     if description.lossy is not None and image.get("LossyImageCompression") != "01":
-        frames = generate_frames(image.PixelData, number_of_frames=int(image.get("NumberOfFrames") or 1))
+        frames = generate_frames(image.PixelData, number_of_frames=image.NumberOfFrames)
         ratio = len(native) * 100 // max(1, sum(map(len, frames)))
         edits[0x00282110] = _element(0x00282110, b"CS", b"01")
         edits[0x00282112] = _element(0x00282112, b"DS", f"{ratio // 100}.{ratio % 100:02}".encode())

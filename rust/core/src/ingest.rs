@@ -263,7 +263,7 @@ impl<'e> Reception<'e> {
         let tenant = self.tenant();
         let plan = tenants.plan(tenant.as_ref().ok());
         let mut index = plan.read(self.scan.captured())?;
-        index.anomalies = self.scan.anomalies();
+        index.anomalies = index.anomalies.and(self.scan.anomalies());
         if index.sop_class_uid != self.sop_class_uid {
             return Err(Refusal::IdentityMismatch("SOPClassUID"));
         }

@@ -117,7 +117,7 @@ pub fn examine(
     }
     scan.finish()?;
     let mut index = plan.read(scan.captured()).map_err(NotOurs::Index)?;
-    index.anomalies = scan.anomalies();
+    index.anomalies = index.anomalies.and(scan.anomalies());
     Ok(Examined {
         size,
         digest: hasher.digest(),

@@ -6,7 +6,7 @@ use storescp_core::dataset::charset::SpecificCharacterSet;
 
 fuzz_target!(|input: (&[u8], &[u8])| {
     let (terms, value) = input;
-    let text = SpecificCharacterSet::from_value(terms).decode(value);
+    let text = SpecificCharacterSet::from_value(terms).decode(value).text;
     assert!(text.len() <= 3 * value.len() + 3);
     // What becomes a record is JSON.
     let json = serde_json::to_string(&text).unwrap();

@@ -62,7 +62,7 @@ pub fn scan(
                 accession_number: index.accession_number,
                 number_of_frames: index.number_of_frames,
                 has_pixel_data: scan.has_pixel_data(),
-                anomalies: scan.anomalies().codes().collect(),
+                anomalies: index.anomalies.and(scan.anomalies()).codes().collect(),
                 has_odd_pixel_data: scan.anomalies().concern_pixel_data(),
             })
         })();
@@ -114,6 +114,12 @@ pub fn transfer_syntaxes() -> Vec<(&'static str, &'static str, bool, bool)> {
 #[pyfunction]
 pub fn character_sets() -> Vec<&'static str> {
     storescp_core::dataset::charset::DEFINED_TERMS.to_vec()
+}
+
+/// Spellings of devices that are read besides the defined terms of Specific Character Set.
+#[pyfunction]
+pub fn other_character_sets() -> Vec<&'static str> {
+    storescp_core::dataset::charset::OTHER_TERMS.to_vec()
 }
 
 /// The cipher suites of TLS by their IANA names, in our order of preference.

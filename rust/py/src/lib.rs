@@ -48,6 +48,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::refusals, module)?)?;
     module.add_function(wrap_pyfunction!(info::anomalies, module)?)?;
     module.add_function(wrap_pyfunction!(info::character_sets, module)?)?;
+    module.add_function(wrap_pyfunction!(info::other_character_sets, module)?)?;
     module.add_function(wrap_pyfunction!(info::cipher_suites, module)?)?;
     module.add_function(wrap_pyfunction!(info::build_info, module)?)?;
     module.add_function(wrap_pyfunction!(info::outbox_migrations, module)?)?;

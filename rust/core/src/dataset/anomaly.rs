@@ -73,6 +73,15 @@ impl Anomalies {
         self.pixel_data = true;
     }
 
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            kinds: self.kinds | other.kinds,
+            pixel_data: self.pixel_data || other.pixel_data,
+        }
+    }
+
     /// Whether it is among them.
     #[must_use]
     pub fn contains(self, anomaly: Anomaly) -> bool {

@@ -5,9 +5,10 @@ use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry};
 use dicom_core::Tag;
 use dicom_dictionary_std::{tags, StandardDataDictionary};
 
-use super::anomaly::Anomalies;
-use super::charset::SpecificCharacterSet;
+use super::anomaly::{Anomalies, Anomaly};
+use super::charset::{Decoded, SpecificCharacterSet};
 use super::scan::Captured;
+use super::values::{date, number_of_frames};
 use crate::status::Refusal;
 use crate::uid::{trim_padding, Uid};
 
@@ -58,7 +59,7 @@ pub struct InstanceIndex {
     pub study_date: Option<NaiveDate>,
     /// Accession Number of 1 to 16 characters.
     pub accession_number: Option<String>,
-    /// Number of Frames, 1 where it is absent or no positive number.
+    /// Number of Frames, 1 where it is absent or cannot be read.
     pub number_of_frames: u32,
     /// Modality, a code of PS3.3 C.7.3.1.1.1; empty where it is absent or no code.
     pub modality: String,
@@ -136,8 +137,13 @@ impl IndexPlan {
         });
         let [sop_class, sop_instance, study, series] = identity;
         let (sop_class, sop_instance, study, series) = (sop_class?, sop_instance?, study?, series?);
-        let mut patient_id = text(&charset, bytes(tags::PATIENT_ID));
+        let (mut patient_id, is_patient_id_doubtful) = text(charset, bytes(tags::PATIENT_ID));
+        let (accession_number, is_accession_doubtful) = text(charset, bytes(tags::ACCESSION_NUMBER));
         let is_cut = cut(&mut patient_id, PATIENT_ID_CHARACTERS);
+        let mut anomalies = Anomalies::default();
+        if is_patient_id_doubtful || is_accession_doubtful {
+            anomalies.insert(Anomaly::CharacterSet);
+        }
         let index = InstanceIndex {
             sop_class_uid: sop_class?,
             sop_instance_uid: sop_instance?,
@@ -145,11 +151,11 @@ impl IndexPlan {
             series_instance_uid: series?,
             patient_id,
             study_date: date(bytes(tags::STUDY_DATE)),
-            accession_number: Some(text(&charset, bytes(tags::ACCESSION_NUMBER)))
+            accession_number: Some(accession_number)
                 .filter(|number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count())),
-            number_of_frames: frames(bytes(tags::NUMBER_OF_FRAMES)),
+            number_of_frames: number_of_frames(bytes(tags::NUMBER_OF_FRAMES)).unwrap_or(1),
             modality: code(bytes(tags::MODALITY)),
-            anomalies: Anomalies::default(),
+            anomalies,
         };
         for (tag, keyword) in &self.required {
             if bytes(*tag).iter().all(|&byte| byte == b' ' || byte == 0) {
@@ -177,10 +183,13 @@ fn tag_of(keyword: &str) -> Result<Tag, UnknownKeyword> {
 }
 
 /// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2). Neither has control characters; one that is there
-/// becomes U+FFFD, so that what consumers store is never cut at a NUL.
-fn text(charset: &SpecificCharacterSet, value: &[u8]) -> String {
+/// becomes U+FFFD, so that what consumers store is never cut at a NUL. Returns also whether the text is doubtful.
+fn text(charset: SpecificCharacterSet, value: &[u8]) -> (String, bool) {
     let is_padding = |c| c == ' ' || c == '\0';
-    let mut text = charset.decode(value);
+    let Decoded {
+        mut text,
+        is_doubtful,
+    } = charset.decode(value);
     text.truncate(text.trim_end_matches(is_padding).len());
     text.drain(..text.len() - text.trim_start_matches(is_padding).len());
     if text.bytes().any(|byte| byte < b' ') {
@@ -189,7 +198,7 @@ fn text(charset: &SpecificCharacterSet, value: &[u8]) -> String {
             .map(|c| if c < ' ' { char::REPLACEMENT_CHARACTER } else { c })
             .collect();
     }
-    text
+    (text, is_doubtful)
 }
 
 /// Leaves the first `characters`, never half of one. Returns whether there were more.
@@ -199,23 +208,6 @@ fn cut(text: &mut String, characters: usize) -> bool {
         text.truncate(end);
     }
     end.is_some()
-}
-
-/// A DA value: YYYYMMDD, or the form YYYY.MM.DD of ACR-NEMA (PS3.5 6.2).
-fn date(value: &[u8]) -> Option<NaiveDate> {
-    let text = std::str::from_utf8(value).ok()?.trim_matches(' ');
-    let digits = match *text.as_bytes() {
-        [a, b, c, d, b'.', e, f, b'.', g, h] | [a, b, c, d, e, f, g, h] => [a, b, c, d, e, f, g, h],
-        _ => return None,
-    };
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let number = digits
-        .iter()
-        .fold(0, |number, digit| number * 10 + u32::from(digit - b'0'));
-    let year = i32::try_from(number / 10_000).ok()?;
-    NaiveDate::from_ymd_opt(year, number / 100 % 100, number % 100).filter(|_| year > 0)
 }
 
 /// A CS value: at most 16 capital letters, digits, spaces and underscores (PS3.5 6.2).
@@ -228,17 +220,6 @@ fn code(value: &[u8]) -> String {
         .filter(|text| text.len() <= 16 && text.bytes().all(|byte| is_code(&byte)))
         .unwrap_or_default()
         .to_owned()
-}
-
-/// An IS value that is a positive number, else 1.
-fn frames(value: &[u8]) -> u32 {
-    std::str::from_utf8(value)
-        .ok()
-        .map(|text| text.trim_matches(' ').trim_start_matches('+'))
-        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|text| text.parse::<u32>().ok())
-        .filter(|number| (1..=0x7FFF_FFFF).contains(number))
-        .unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -280,18 +261,16 @@ mod tests {
     const DEFAULT: [&str; 2] = ["PatientID", "StudyDate"];
 
     #[test]
-    fn dates_in_both_forms() {
+    fn dates_in_several_forms() {
         let day = NaiveDate::from_ymd_opt(2026, 1, 2);
         assert_eq!(read(&DEFAULT, |_| None).unwrap().study_date, day);
-        assert_eq!(
-            read(&DEFAULT, with(tags::STUDY_DATE, b"2026.01.02"))
-                .unwrap()
-                .study_date,
-            day
-        );
+        for written in [&b"2026.01.02"[..], b"2026-01-02", b"20260102120000.5"] {
+            let found = read(&DEFAULT, |t| (t == tags::STUDY_DATE).then_some(written));
+            assert_eq!(found.unwrap().study_date, day, "{written:?}");
+        }
         for broken in [
             &b"20260230"[..],
-            b"2026-01-02",
+            b"2026-0102",
             b"20261",
             b"00000101",
             b"20260102\\20260103",
@@ -360,6 +339,7 @@ mod tests {
             (&b"12 "[..], 12),
             (b"", 1),
             (b"0", 1),
+            (b"2.0\t", 2),
             (b"-3", 1),
             (b"junk", 1),
             (b"99999999999", 1),
@@ -370,6 +350,34 @@ mod tests {
                     .number_of_frames,
                 frames
             );
+        }
+    }
+
+    #[test]
+    fn text_that_the_character_set_does_not_explain_is_an_anomaly() {
+        for (charset, patient_id, expected, is_anomaly) in [
+            (&b"ISO_IR 100"[..], &b"M\xfcller"[..], "M\u{fc}ller", false),
+            (b"ISO_IR 192", b"M\xfcller", "M\u{FFFD}ller", true),
+            (b"NO SUCH SET", b"M\xfcller", "M\u{fc}ller", true),
+            (b"NO SUCH SET", b"Muller", "Muller", false),
+            (b"", b"M\xfcller", "M\u{fc}ller", true),
+            (b"ISO_IR 192", b"A\x00B", "A\u{FFFD}B", false),
+        ] {
+            for tag in [tags::PATIENT_ID, tags::ACCESSION_NUMBER] {
+                let found = read(&[], |t| match t {
+                    tags::SPECIFIC_CHARACTER_SET => Some(charset),
+                    t if t == tag => Some(patient_id),
+                    _ => None,
+                })
+                .unwrap();
+                assert_eq!(
+                    found.anomalies.contains(Anomaly::CharacterSet),
+                    is_anomaly,
+                    "{charset:?}"
+                );
+                let text = [Some(found.patient_id), found.accession_number];
+                assert!(text.contains(&Some(expected.to_owned())), "{text:?}");
+            }
         }
     }
 

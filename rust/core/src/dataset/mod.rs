@@ -1,7 +1,7 @@
 //! Reading a data set once, forwards, while it arrives.
 //!
 //! [`scan`] follows the structure (PS3.5 Chapter 7) without decoding anything but the attributes in
-//! [`index`]; [`charset`] turns their bytes into text (PS3.3 C.12.1.1.2); [`stream`] undoes the deflated
+//! [`index`]; [`charset`] turns their bytes into text (PS3.3 C.12.1.1.2), [`values`] into dates and counts; [`stream`] undoes the deflated
 //! transfer syntaxes before the scan; `walk` goes through a data set again that the scan has accepted.
 
 pub mod anomaly;
@@ -11,4 +11,5 @@ pub mod index;
 mod reading;
 pub mod scan;
 pub mod stream;
+pub mod values;
 pub(crate) mod walk;

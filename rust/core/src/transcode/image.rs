@@ -10,6 +10,7 @@ use storescp_codecs::{Colour, Decode, Geometry};
 
 use super::TranscodeError;
 use crate::dataset::header::PIXEL_DATA;
+use crate::dataset::values::number_of_frames;
 use crate::dataset::walk::{next_top_level, TopLevel, Walk};
 use crate::transfer_syntax::Encoding;
 
@@ -28,7 +29,7 @@ pub(super) struct Image<'d> {
     pub(super) planar_configuration: Option<u16>,
     photometric: Option<String>,
     pub(super) lossy: Option<String>,
-    number_of_frames: Option<String>,
+    number_of_frames: &'d [u8],
     extended_offsets: Option<Range<usize>>,
     /// Float or Double Float Pixel Data, which are always native (PS3.5 8.2).
     pub(super) has_float_pixels: bool,
@@ -52,7 +53,7 @@ impl<'d> Image<'d> {
             planar_configuration: None,
             photometric: None,
             lossy: None,
-            number_of_frames: None,
+            number_of_frames: &[],
             extended_offsets: None,
             has_float_pixels: false,
             pixel_data: None,
@@ -75,7 +76,9 @@ impl<'d> Image<'d> {
                 tags::PLANAR_CONFIGURATION => image.planar_configuration = image.number(&element),
                 tags::PHOTOMETRIC_INTERPRETATION => image.photometric = image.text(&element),
                 tags::LOSSY_IMAGE_COMPRESSION => image.lossy = image.text(&element),
-                tags::NUMBER_OF_FRAMES => image.number_of_frames = image.text(&element),
+                tags::NUMBER_OF_FRAMES => {
+                    image.number_of_frames = image.bytes(element.value.clone().unwrap_or_default());
+                }
                 tags::EXTENDED_OFFSET_TABLE => image.extended_offsets.clone_from(&element.value),
                 tags::FLOAT_PIXEL_DATA | tags::DOUBLE_FLOAT_PIXEL_DATA => image.has_float_pixels = true,
                 PIXEL_DATA => image.pixel_data = Some(element),
@@ -154,17 +157,9 @@ impl<'d> Image<'d> {
 
     /// Number of Frames (0028,0008): 1 where absent or empty (PS3.3 C.7.6.6).
     pub(super) fn frames(&self) -> Result<usize, TranscodeError> {
-        let text = self.number_of_frames.as_deref().unwrap_or_default();
-        if text.is_empty() {
-            return Ok(1);
-        }
-        text.trim_start_matches('+')
-            .parse::<usize>()
-            .ok()
-            .filter(|&frames| (1..=0x7FFF_FFFF).contains(&frames))
-            .ok_or(TranscodeError::Attribute(
-                "Number of Frames is not a positive number",
-            ))
+        number_of_frames(self.number_of_frames)
+            .and_then(|frames| usize::try_from(frames).ok())
+            .ok_or(TranscodeError::Attribute("Number of Frames is not a number"))
     }
 
     /// The fragments of each frame of encapsulated Pixel Data.

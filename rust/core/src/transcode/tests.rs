@@ -688,10 +688,20 @@ fn attributes_that_make_no_sense_are_refused_before_memory_is_taken() {
     );
     let junk = image.encapsulated(&items);
     let at = junk.windows(4).position(|four| four == b"1   ").unwrap();
-    for text in [b"-1  ", b"0   ", b"1\\2 ", b"junk", b"99e9"] {
+    for (text, code) in [
+        (b"-1  ", "attribute"),
+        (b"1.5 ", "attribute"),
+        (b"junk", "attribute"),
+        (b"99e9", "attribute"),
+        (b"2.0 ", "frames"),
+        (b"0   ", "none"),
+        (b"1.0 ", "none"),
+        (b"1\\2 ", "none"),
+        (b"\t1\0\0", "none"),
+    ] {
         let mut junk = junk.clone();
         junk[at..at + 4].copy_from_slice(text);
-        assert_eq!(code_of(change(&junk, RLE, EXPLICIT, 1)), "attribute", "{text:?}");
+        assert_eq!(code_of(change(&junk, RLE, EXPLICIT, 1)), code, "{text:?}");
     }
 }
 
