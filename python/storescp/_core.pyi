@@ -321,11 +321,36 @@ class ScanResult:
     has_pixel_data: bool
 
 @final
+class ClientTls:
+    def __new__(
+        cls,
+        name: str,
+        ca: str | PathLike[str] | None = None,
+        certificate: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+    ) -> ClientTls: ...
+
+@final
 class Sender:
     def __new__(
-        cls, host: str, port: int, calling: str, called: str, contexts: list[tuple[str, str]], timeout: float
+        cls,
+        host: str,
+        port: int,
+        calling: str,
+        called: str,
+        contexts: list[tuple[str, str]],
+        timeout: float,
+        *,
+        connect_timeout: float | None = None,
+        tls: ClientTls | None = None,
+        user: tuple[str, str | None] | None = None,
     ) -> Sender: ...
+    @staticmethod
+    def echo_context() -> tuple[str, str]: ...
+    @property
+    def confirms_user(self) -> bool: ...
     def accepts(self, sop_class: str, transfer_syntax: str) -> bool: ...
+    def echo(self) -> tuple[int, float]: ...
     def store_file(
         self, path: str | PathLike[str], sop_class: str, sop_instance: str, transfer_syntax: str
     ) -> tuple[int, str, float]: ...

@@ -53,6 +53,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::read_journal, module)?)?;
     module.add_function(wrap_pyfunction!(info::remove_journal, module)?)?;
     module.add_class::<sender::Sender>()?;
+    module.add_class::<sender::ClientTls>()?;
     module.add_class::<transcode::Transcoder>()?;
     module.add_function(wrap_pyfunction!(transcode::transcode, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_plan, module)?)?;
