@@ -7,10 +7,12 @@ from typing import final
 __all__ = [
     "IMPLEMENTATION_CLASS_UID",
     "IMPLEMENTATION_VERSION_NAME",
+    "MOST_NAMED_REFUSALS",
     "Admission",
     "Answer",
     "Answers",
     "AssociationSummary",
+    "ClientTls",
     "Connection",
     "Desk",
     "Engine",
@@ -48,6 +50,7 @@ __all__ = [
 __version__: str
 IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str
+MOST_NAMED_REFUSALS: int
 
 @final
 class Tls:
@@ -156,6 +159,7 @@ class AssociationSummary:
     transcodes: list[tuple[str, str, str, int]]
     transcode_failures: list[tuple[str, int]]
     transfers: list[tuple[str, str, str, str | None, list[tuple[str, int]]]]
+    refused: int
     echoes: int
     received_bytes: int
     oversized_pdus: int
@@ -208,6 +212,10 @@ class InstanceFact:
     sop_instance_uid: str
     bytes: int
     commit_seconds: float
+    is_named: bool
+    address: str
+    calling_ae_title: str
+    tenant_value: str | None
 
 @final
 class LiveAssociation:
@@ -229,6 +237,7 @@ class RecentInstance:
     tenant: str
     status: int
     comment: str
+    tenant_value: str | None
     modality: str
     sop_class_uid: str
     patient_id: str
@@ -291,7 +300,7 @@ class Engine:
     def associations(self) -> list[LiveAssociation]: ...
     def watch_instances(self) -> None: ...
     def recent_instances(self, failed: bool) -> list[RecentInstance]: ...
-    def enable_events(self, enabled: bool) -> None: ...
+    def enable_events(self, of_all: bool) -> None: ...
     def events(self, timeout: float) -> tuple[list[InstanceFact], int]: ...
     def measure_tenants(self) -> list[tuple[str, str]]: ...
     def abort_all(self) -> None: ...

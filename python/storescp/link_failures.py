@@ -33,12 +33,16 @@ _FORMS = {
 _TLS = "TLS with {link} failed: {said}"
 _NOT_DICOM = "{link} takes connections, but does not answer as a DICOM service ({said})"
 # What to look at.
-_TLS_HINTS = {
+_HINTS = {
     "tls.unknown_issuer": "--tls-ca has the authorities that are believed",
     "tls.wrong_name": "--tls-name is the name that it should have",
     "tls.certificate_refused": "--tls-certificate is the one that is shown",
     "tls.not_tls": "without --tls it may answer",
+    "tls.closed": "without --tls it may answer",
+    "tls.silent": "without --tls it may answer",
 }
+# What a port for TLS does with a request in the clear, where it says nothing.
+_MAY_EXPECT_TLS = frozenset({"closed", "silent"})
 
 
 class Link(Protocol):
@@ -47,6 +51,10 @@ class Link(Protocol):
     @property
     def host(self) -> str:
         """Host name or address."""
+
+    @property
+    def tls(self) -> object | None:
+        """What encrypts."""
 
     @property
     def user(self) -> tuple[str, str | None] | None:
@@ -59,7 +67,9 @@ def no_association(link: Link, error: LinkError, connect_seconds: float, wait_se
     if error.code == "rejected":
         return _rejection(link, error)
     form = _FORMS.get(error.code) or (_TLS if error.code.startswith("tls.") else _NOT_DICOM)
-    hint = _TLS_HINTS.get(error.code)
+    hint = _HINTS.get(error.code)
+    if link.tls is None and error.code in _MAY_EXPECT_TLS:
+        hint = "it may expect TLS (--tls)"
     told = form.format(link=link, host=link.host, said=said, connect_seconds=connect_seconds)
     return f"{told}; {hint}" if hint else told
 

@@ -303,6 +303,7 @@ impl Sender {
     }
 
     fn read_answer(&mut self, began: Instant) -> Result<Answer, SendError> {
+        crate::os::acknowledge_at_once(self.stream.socket())?;
         let mut command = Vec::new();
         for _ in 0..MOST_PDUS {
             let (header, body) = read_pdu(&self.stream)?;

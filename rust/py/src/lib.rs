@@ -23,6 +23,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "IMPLEMENTATION_VERSION_NAME",
         storescp_core::IMPLEMENTATION_VERSION_NAME,
     )?;
+    module.add("MOST_NAMED_REFUSALS", storescp_core::events::MOST_NAMED)?;
     module.add_class::<gate::Gate>()?;
     module.add_class::<gate::Tls>()?;
     module.add_class::<gate::Connection>()?;

@@ -136,7 +136,7 @@ pub enum TlsFailure {
     #[error("its certificate is of an unknown authority")]
     UnknownIssuer,
     /// The certificate is for other names; those that it has.
-    #[error("its certificate is for {}", names(.0))]
+    #[error("its certificate {}", names(.0))]
     WrongName(Vec<String>),
     /// The certificate is too old, or not valid yet.
     #[error("its certificate is expired or not valid yet")]
@@ -189,11 +189,14 @@ impl TlsFailure {
 
 fn names(presented: &[String]) -> String {
     if presented.is_empty() {
-        "no name (subjectAltName)".to_owned()
-    } else {
-        // As rustls writes them: DnsName("pacs"), IpAddress(10.1.0.1).
-        presented.join(", ")
+        return "names no host (subjectAltName)".to_owned();
     }
+    // As webpki writes them: DnsName("pacs.hospital"), IpAddress(10.1.0.1).
+    let bare = presented.iter().map(|name| {
+        let inner = name.split_once('(').map_or(name.as_str(), |(_, inner)| inner);
+        inner.trim_end_matches(')').trim_matches('"')
+    });
+    format!("is for {}", bare.collect::<Vec<_>>().join(", "))
 }
 
 impl From<&rustls::Error> for TlsFailure {
@@ -245,5 +248,36 @@ fn certificate_failure(why: &CertificateError) -> TlsFailure {
             TlsFailure::Certificate("it is not for services (extendedKeyUsage serverAuth)".to_owned())
         }
         other => TlsFailure::Certificate(format!("{other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_certificate_are_told_without_their_kinds() {
+        let presented = ["DnsName(\"pacs.hospital\")", "IpAddress(10.1.0.1)"].map(ToOwned::to_owned);
+        assert_eq!(
+            TlsFailure::WrongName(presented.to_vec()).to_string(),
+            "its certificate is for pacs.hospital, 10.1.0.1"
+        );
+        assert_eq!(
+            TlsFailure::WrongName(Vec::new()).to_string(),
+            "its certificate names no host (subjectAltName)"
+        );
+    }
+
+    #[test]
+    fn alerts_about_certificates_are_told_from_others() {
+        for (alert, code) in [
+            (AlertDescription::CertificateRequired, "tls.certificate_refused"),
+            (AlertDescription::UnknownCA, "tls.certificate_refused"),
+            (AlertDescription::ProtocolVersion, "tls.nothing_in_common"),
+            (AlertDescription::HandshakeFailure, "tls.refused"),
+        ] {
+            let failure = TlsFailure::from(&rustls::Error::AlertReceived(alert));
+            assert_eq!(failure.code(), code);
+        }
     }
 }
