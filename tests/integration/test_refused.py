@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import pytest
 
@@ -53,7 +52,9 @@ def test_the_first_of_an_association_are_named_and_the_others_counted(
     sent = [send(service, MOST + more) for _ in range(2)]
     assert service.stop() == 0
     for number, uids in enumerate(sent, start=1):
-        named = [line["sop_instance_uid"] for line in service.events("instance.refused") if line["association"] == number]
+        named = [
+            line["sop_instance_uid"] for line in service.events("instance.refused") if line["association"] == number
+        ]
         assert named == uids[:MOST]
     left_out = [(line["association"], line["count"]) for line in service.events("instance.refused_more")]
     assert left_out == ([(1, more), (2, more)] if more else [])
@@ -106,10 +107,10 @@ def test_an_unknown_tenant_is_named(start_service: StartService, engine: str, va
     env = {f"STORESCP_TENANTS__{key.upper()}": text for key, text in tenants.items()}
     service = start_service("-v", engine=engine, env=env)
     instance = ct_slice(1, rows=4)
-    answers: list[Any] = []
+    known = with_tenant(instance.dataset, b"HOSP_A")
+    datasets = [with_tenant(instance.dataset, value), instance.dataset, known]
     with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
-        for dataset in (with_tenant(instance.dataset, value), instance.dataset, with_tenant(instance.dataset, b"HOSP_A")):
-            answers.append(association.store(1, CT, instance.sop_instance, dataset))
+        answers = [association.store(1, CT, instance.sop_instance, dataset) for dataset in datasets]
         association.release()
     assert service.stop() == 0
     assert [answer.status for answer in answers] == [0x0124, 0x0124, 0]
