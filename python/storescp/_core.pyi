@@ -7,10 +7,12 @@ from typing import final
 __all__ = [
     "IMPLEMENTATION_CLASS_UID",
     "IMPLEMENTATION_VERSION_NAME",
+    "MOST_NAMED_REFUSALS",
     "Admission",
     "Answer",
     "Answers",
     "AssociationSummary",
+    "ClientTls",
     "Connection",
     "Desk",
     "Engine",
@@ -50,6 +52,7 @@ __all__ = [
 __version__: str
 IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str
+MOST_NAMED_REFUSALS: int
 
 @final
 class Tls:
@@ -159,6 +162,7 @@ class AssociationSummary:
     transcode_failures: list[tuple[str, int]]
     anomalies: list[tuple[str, int]]
     transfers: list[tuple[str, str, str, str | None, list[tuple[str, int]]]]
+    refused: int
     echoes: int
     received_bytes: int
     oversized_pdus: int
@@ -211,6 +215,10 @@ class InstanceFact:
     sop_instance_uid: str
     bytes: int
     commit_seconds: float
+    is_named: bool
+    address: str
+    calling_ae_title: str
+    tenant_value: str | None
 
 @final
 class LiveAssociation:
@@ -232,6 +240,7 @@ class RecentInstance:
     tenant: str
     status: int
     comment: str
+    tenant_value: str | None
     modality: str
     sop_class_uid: str
     patient_id: str
@@ -296,7 +305,7 @@ class Engine:
     def associations(self) -> list[LiveAssociation]: ...
     def watch_instances(self) -> None: ...
     def recent_instances(self, failed: bool) -> list[RecentInstance]: ...
-    def enable_events(self, enabled: bool) -> None: ...
+    def enable_events(self, of_all: bool) -> None: ...
     def events(self, timeout: float) -> tuple[list[InstanceFact], int]: ...
     def measure_tenants(self) -> list[tuple[str, str]]: ...
     def abort_all(self) -> None: ...
@@ -328,11 +337,36 @@ class ScanResult:
     has_odd_pixel_data: bool
 
 @final
+class ClientTls:
+    def __new__(
+        cls,
+        name: str,
+        ca: str | PathLike[str] | None = None,
+        certificate: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+    ) -> ClientTls: ...
+
+@final
 class Sender:
     def __new__(
-        cls, host: str, port: int, calling: str, called: str, contexts: list[tuple[str, str]], timeout: float
+        cls,
+        host: str,
+        port: int,
+        calling: str,
+        called: str,
+        contexts: list[tuple[str, str]],
+        timeout: float,
+        *,
+        connect_timeout: float | None = None,
+        tls: ClientTls | None = None,
+        user: tuple[str, str | None] | None = None,
     ) -> Sender: ...
+    @staticmethod
+    def echo_context() -> tuple[str, str]: ...
+    @property
+    def confirms_user(self) -> bool: ...
     def accepts(self, sop_class: str, transfer_syntax: str) -> bool: ...
+    def echo(self) -> tuple[int, float]: ...
     def store_file(
         self, path: str | PathLike[str], sop_class: str, sop_instance: str, transfer_syntax: str
     ) -> tuple[int, str, float]: ...

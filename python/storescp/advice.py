@@ -210,8 +210,16 @@ _CANNOT_UNDERSTAND = 0xC
 _UNKNOWN = Advice("There is no more to say about it.", "See the log around this time.")
 
 
-def of_refusal(comment: str, status: int) -> Advice:
-    """Advice for a C-STORE that was refused, by Error Comment and status."""
+def of_refusal(comment: str, status: int, tenant_value: str | None = None) -> Advice:
+    """Advice for a C-STORE that was refused, by Error Comment and status.
+
+    `tenant_value` is what the private element says where it names a tenant that is not known.
+    """
+    if tenant_value is not None:
+        return Advice(
+            f"The private element of the instance names the tenant '{tenant_value}', which is not known.",
+            "Add it to tenants.known, or have the sender name another one.",
+        )
     for part, advice in _REFUSALS:
         if part in comment:
             return advice

@@ -34,6 +34,7 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 # The Rust core reads it, where it is built with fail points.
 _FAIL_POINT = "STORESCP_FAIL_POINT"
 _SIMILAR = 0.75
+_SHOWN_CHARACTERS = 200
 # wado-storescp's names of the private element that names the tenant.
 # What wado-storescp refuses an instance without.
 _ORIGINAL_REQUIRES = ("PatientID", "StudyDate")
@@ -523,10 +524,26 @@ def _show_given(location: Location, value: Any) -> str | None:
         return None
     if _mentions(info.annotation, SecretStr):
         return masking.MASK
-    is_plain = value is None or isinstance(value, str | int | float | Path)
-    if not is_plain or _model_of(info.annotation) is not None:
+    if not _is_plain(value) or _may_hold_secret(info.annotation):
         return None
-    return json.dumps(value, default=str)
+    shown = json.dumps(value, default=str)
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value has no names in it, behind which a secret may be."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | Path)
+
+
+def _may_hold_secret(annotation: Any) -> bool:
+    """Whether a type is a table that has a secret in it."""
+    model = _model_of(annotation)
+    if model is None:
+        return False
+    inner = [info.annotation for info in model.model_fields.values()]
+    return any(_mentions(one, SecretStr) or _may_hold_secret(one) for one in inner)
 
 
 def _nearest_source(location: Location, layers: Sequence[Source]) -> str:

@@ -1,8 +1,9 @@
-"""The errors of this package. The Rust half raises `CoreError`, `TemporaryFailure` and `CoreBug`."""
+"""The errors of this package. The Rust half raises `CoreError`, `LinkError`, `TemporaryFailure` and `CoreBug`."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,15 @@ class StorescpError(Exception):
 
 class CoreError(StorescpError):
     """The Rust core says no: the text says why."""
+
+
+class LinkError(CoreError):
+    """What a peer did instead of answering: a code for programs, a text, and the numbers of a rejection or an abort."""
+
+    def __init__(self, code: str, text: str, numbers: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.numbers = tuple(numbers)
 
 
 class TemporaryFailure(CoreError):

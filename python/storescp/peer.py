@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import socket
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -15,26 +14,14 @@ from pathlib import Path
 from pydicom.filereader import read_partial
 
 from storescp import _core
-from storescp.echo import NotAnsweredError, exchange
-from storescp.errors import CoreError, StorescpError
+from storescp.errors import LinkError, StorescpError
+from storescp.link_failures import no_association, said_of_connection
 
 _SOP_INSTANCE_UID = 0x00080018
 _PREAMBLE_BYTES = 128  # PS3.10 7.1
 _MAX_CONTEXTS = 128
 _TIMEOUT_SECONDS = 60
 _CONNECT_SECONDS = 10
-# PS3.8 Table 9-21: source and reason of a rejection.
-_REJECTIONS = {
-    (1, 1): "it gives no reason",
-    (1, 2): "it does not know the application context",
-    (1, 3): "it does not accept the calling AE title (--calling)",
-    (1, 7): "it does not know the called AE title (--called)",
-    (2, 1): "it gives no reason",
-    (2, 2): "it does not know the protocol version",
-    (3, 1): "it is busy, full or stopping for the time being",
-    (3, 2): "it has as many associations as it allows",
-}
-_TRANSIENT = 2
 
 
 class PeerError(StorescpError):
@@ -54,15 +41,28 @@ class OutgoingFile:
 
 @dataclass(frozen=True)
 class Peer:
-    """Where to send, and the AE titles of both sides."""
+    """Where to send, the AE titles of both sides, and what proves who we are.
+
+    `user` is a username and its passcode, None where only the name is sent.
+    """
 
     host: str
     port: int
     calling: str
     called: str
+    tls: _core.ClientTls | None = None
+    user: tuple[str, str | None] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Echo:
+    """The answer to a C-ECHO: seconds from request to response, and whether the peer confirms the user."""
+
+    seconds: float
+    confirms_user: bool
 
 
 @dataclass
@@ -74,35 +74,34 @@ class SendReport:
     # Why associations could not be opened or broke, and how many files no association was left for.
     broken: list[str] = field(default_factory=list)
     unsent: int = 0
+    # Whether every peer says that it looked at the user.
+    confirms_user: bool = True
     bytes: int = 0
     seconds: float = 0.0
 
 
-def echo(peer: Peer) -> float:
-    """One C-ECHO; seconds from request to response.
+def echo(peer: Peer) -> Echo:
+    """One C-ECHO.
 
     Raises:
         PeerError: no association, or another status than success.
     """
-    try:
-        connection = socket.create_connection((peer.host, peer.port), _CONNECT_SECONDS)
-    except OSError as error:
-        raise PeerError(_unreachable(peer, error)) from None
-    with connection:
-        connection.settimeout(_TIMEOUT_SECONDS)
-        try:
-            answer = exchange(connection, peer.calling, peer.called)
-        except NotAnsweredError as error:
-            raise _no_association(peer, str(error)) from None
-        except TimeoutError:
-            raise _no_association(peer, f"no answer in {_TIMEOUT_SECONDS} s") from None
-        except OSError as error:
-            raise _no_association(peer, error.strerror or str(error)) from None
-    if answer.status is None:
+    context = _core.Sender.echo_context()
+    association = _connect(peer, [context])
+    confirms_user = association.confirms_user
+    if not association.accepts(*context):
+        # What there is to say is known, whatever becomes of the release.
+        with contextlib.suppress(LinkError):
+            association.release()
         raise PeerError(f"{peer} accepts the association, but not the SOP class of C-ECHO")
-    if answer.status:
-        raise PeerError(f"{peer} answers the C-ECHO with status {answer.status:04X}")
-    return answer.seconds
+    try:
+        status, seconds = association.echo()
+        association.release()
+    except LinkError as error:
+        raise PeerError(f"{peer}: the association broke: {said_of_connection(error, _TIMEOUT_SECONDS)}") from None
+    if status:
+        raise PeerError(f"{peer} answers the C-ECHO with status {status:04X}")
+    return Echo(seconds, confirms_user)
 
 
 def read_header(path: Path) -> OutgoingFile:
@@ -111,6 +110,8 @@ def read_header(path: Path) -> OutgoingFile:
     Raises:
         PeerError: it is none, or does not name what it is.
     """
+    if not path.is_file():
+        raise PeerError(f"{path}: not a file")
     try:
         with path.open("rb") as file:
             has_prefix = file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] == b"DICM"
@@ -194,6 +195,7 @@ class _Batch:
             association = _connect(self._peer, self._contexts)
             with self._lock:
                 self.opened += 1
+                self._report.confirms_user &= association.confirms_user
             for file in self._untaken():
                 status, reason = _send_one(association, file)
                 acknowledged += status == 0
@@ -201,9 +203,10 @@ class _Batch:
             association.release()
         except PeerError as error:
             self._report.broken.append(str(error))
-        except CoreError as error:
+        except LinkError as error:
             count = f"{acknowledged} acknowledged instance{'' if acknowledged == 1 else 's'}"
-            self._report.broken.append(f"{self._peer}: the association broke after {count}: {_text_of(error)}")
+            reason = said_of_connection(error, _TIMEOUT_SECONDS)
+            self._report.broken.append(f"{self._peer}: the association broke after {count}: {reason}")
 
     def _untaken(self) -> Iterator[OutgoingFile]:
         """Files that no other association has taken."""
@@ -228,23 +231,26 @@ class _Batch:
 
 def _connect(peer: Peer, contexts: list[tuple[str, str]]) -> _core.Sender:
     try:
-        return _core.Sender(peer.host, peer.port, peer.calling, peer.called, contexts, _TIMEOUT_SECONDS)
-    except CoreError as error:
-        reason = _text_of(error)
-    if not reason.startswith(("rejected", "aborted")):
-        # The core does not say whether a connection was opened: this tells.
-        try:
-            socket.create_connection((peer.host, peer.port), _CONNECT_SECONDS).close()
-        except OSError as error:
-            raise PeerError(_unreachable(peer, error)) from None
-    raise _no_association(peer, reason)
+        return _core.Sender(
+            peer.host.encode("idna").decode(),
+            peer.port,
+            peer.calling,
+            peer.called,
+            contexts,
+            _TIMEOUT_SECONDS,
+            connect_timeout=_CONNECT_SECONDS,
+            tls=peer.tls,
+            user=peer.user,
+        )
+    except LinkError as error:
+        raise PeerError(no_association(peer, error, _CONNECT_SECONDS, _TIMEOUT_SECONDS)) from None
 
 
 def _send_one(association: _core.Sender, file: OutgoingFile) -> tuple[int | None, str]:
     """The status, None where there is none, and the reason of a refusal.
 
     Raises:
-        CoreError: the association is of no more use.
+        LinkError: the association is of no more use.
     """
     if not association.accepts(file.sop_class_uid, file.transfer_syntax):
         return None, "the peer does not accept its class in its transfer syntax"
@@ -255,38 +261,3 @@ def _send_one(association: _core.Sender, file: OutgoingFile) -> tuple[int | None
     identity = (file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax)
     status, comment, _ = association.store_file(file.path, *identity)
     return status, f"{status:04X} {comment}".rstrip()
-
-
-def _no_association(peer: Peer, reason: str) -> PeerError:
-    """Why there is none although the peer takes connections."""
-    rejected = re.fullmatch(r"rejected \(([0-9]+)/([0-9]+)/([0-9]+)\)", reason)
-    if rejected:
-        result, source, diagnostic = map(int, rejected.groups())
-        why = _REJECTIONS.get((source, diagnostic), "for a reason that PS3.8 does not know")
-        again = "; trying again later may help" if result == _TRANSIENT else ""
-        return PeerError(f"{peer} rejected the association ({result}/{source}/{diagnostic}): {why}{again}")
-    if reason.startswith("aborted by the peer"):
-        return PeerError(f"{peer} aborted the association instead of accepting it ({reason})")
-    return PeerError(f"{peer} takes connections, but does not answer as a DICOM service ({reason})")
-
-
-def _unreachable(peer: Peer, error: OSError) -> str:
-    """Why no connection can be opened."""
-    if isinstance(error, socket.gaierror):
-        return f"the host name {peer.host} is not found ({error.strerror})"
-    if isinstance(error, ConnectionRefusedError):
-        return f"nothing listens on {peer}"
-    if isinstance(error, TimeoutError):
-        return f"{peer} cannot be reached: no answer in {_CONNECT_SECONDS} s"
-    return f"{peer} cannot be reached: {error.strerror or error}"
-
-
-def _text_of(error: CoreError) -> str:
-    """What the core says of a connection, in the words of a person."""
-    return _SAID_OF_CONNECTIONS.get(str(error), re.sub(r" \(os error [0-9]+\)$", "", str(error)))
-
-
-_SAID_OF_CONNECTIONS = {
-    "failed to fill whole buffer": "the peer closed the connection",
-    "Resource temporarily unavailable (os error 11)": f"no answer in {_TIMEOUT_SECONDS} s",
-}

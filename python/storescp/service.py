@@ -20,6 +20,7 @@ from storescp.engine import Engine
 from storescp.errors import ConfigError, StorescpError, TemporaryFailure
 from storescp.liveness import Liveness
 from storescp.logs import Warnings
+from storescp.network import instances
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.listener import Address, Listener, is_loopback
@@ -366,28 +367,20 @@ class Service:
         return True
 
     def _start_events(self, engine: Engine, running: contextlib.ExitStack) -> None:
-        """At debug level one line for each instance."""
-        if self._settings.log.level != "debug" or not isinstance(engine, _core.Engine):
+        """Lines for refused instances, and at debug level for each instance."""
+        level = self._settings.log.level
+        if level not in {"debug", "info"} or not isinstance(engine, _core.Engine):
             return
-        engine.enable_events(enabled=True)
+        engine.enable_events(of_all=level == "debug")
 
         def follow() -> None:
             while True:
                 over = self._events_over.is_set()
                 facts, dropped = engine.events(0.0 if over else _EVENT_WAIT_SECONDS)
                 for fact in facts:
-                    log.debug(
-                        "instance.stored" if fact.status == 0 else "instance.refused",
-                        association=fact.association,
-                        message_id=fact.message_id,
-                        status=f"{fact.status:04X}",
-                        comment=fact.comment or None,
-                        sop_instance_uid=fact.sop_instance_uid,
-                        bytes=fact.bytes,
-                        commit_ms=round(fact.commit_seconds * 1000, 3),
-                    )
+                    instances.tell(fact, explains=level == "debug")
                 if dropped:
-                    log.debug("instance.log_lines_dropped", count=dropped)
+                    log.info("instance.log_lines_dropped", count=dropped)
                 if over:
                     return
 

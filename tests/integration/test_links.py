@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from pydicom.data import get_testdata_file
 from pynetdicom import AE, StoragePresentationContexts, evt
 
 from storescp.peer import OutgoingFile, Peer, PeerError, read_header, send
+from support.peers import answering
 from support.service import ServiceProcess
 from support.settings import Done, run_in_process
 
@@ -29,32 +28,6 @@ COMMANDS = ["echo", "send"]
 def rejection(result: int, source: int, reason: int) -> bytes:
     """A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
     return bytes([3, 0, 0, 0, 0, 4, 0, result, source, reason])
-
-
-@contextmanager
-def answering(answer: bytes) -> Iterator[int]:
-    """The port of a peer that answers whatever it is asked with the same bytes, and closes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:  # the test is over
-                    return
-                # A client that has seen enough may close the connection before everything is read.
-                with connection, contextlib.suppress(OSError):
-                    if connection.recv(1 << 16):
-                        connection.sendall(answer)
-                        connection.shutdown(socket.SHUT_WR)
-                        while connection.recv(1 << 16):
-                            pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
 
 
 def ask(command: str, host: str, port: int) -> Done:
@@ -121,7 +94,7 @@ def test_a_rejection_is_explained(command: str, code: tuple[int, int, int], mean
     ("answers", "said"),
     [
         (b"\x02\x00\x00\x00\x00\x44" + bytes(68), "accepts the association, but not the SOP class of C-ECHO"),
-        (b"\x02\x00\xff\xff\xff\xff", "takes connections, but does not answer as a DICOM service (an answer that is"),
+        (b"\x02\x00\xff\xff\xff\xff", "takes connections, but does not answer as a DICOM service (the peer breaks the"),
         (
             b"\x02\x00\x00\x00\x00\x44" + bytes(20),
             "does not answer as a DICOM service (the peer closed the connection)",
@@ -224,6 +197,25 @@ def test_the_bar_counts_instances_and_bytes(scp: ServiceProcess, tmp_path: Path)
     assert "3/3 instances" in done.stderr
     size = f"{3 * CT_FILE.stat().st_size / 1000:.1f}"
     assert f"{size}/{size}" in done.stderr
+
+
+def test_a_folder_without_dicom_files_is_nothing_to_send(tmp_path: Path) -> None:
+    (tmp_path / "junk.txt").write_bytes(b"junk")
+    os.mkfifo(tmp_path / "pipe")
+    for given in (tmp_path, tmp_path / "pipe"):
+        done = run_in_process("send", "127.0.0.1", "104", str(given))
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[-1] == "storescp: there is nothing to send: no DICOM file was found"
+
+
+def test_associations_that_fail_alike_are_told_in_one_line(tmp_path: Path) -> None:
+    copies(tmp_path / "files", 8)
+    with aborting_at(1) as port:
+        done = run_in_process("send", "127.0.0.1", str(port), "--associations", "4", str(tmp_path / "files"))
+    [line] = done.err.splitlines()
+    assert line.startswith(f"storescp: 127.0.0.1:{port}: the association broke after 0 acknowledged instances: ")
+    assert line.endswith(" (4 associations)")
+    assert done.out.startswith("0 of 8 stored, 8 not acknowledged, ")
 
 
 @pytest.mark.parametrize("number", ["0", "65", "many"])

@@ -28,6 +28,13 @@ def test_nobody_is_told_to_make_a_uid_optional(keyword: str) -> None:
     assert "required_attributes" in advice.of_refusal("PatientID is absent or empty", 0xA900).text()
 
 
+def test_an_unknown_tenant_is_named() -> None:
+    text = advice.of_refusal("tenant not authorised", 0x0124, "HOSP_X").text()
+    assert "'HOSP_X'" in text
+    assert "tenants.known" in text
+    assert "HOSP" not in advice.of_refusal("tenant not authorised", 0x0124).text()
+
+
 @pytest.mark.parametrize(
     "cause",
     [

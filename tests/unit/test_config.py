@@ -262,3 +262,23 @@ def test_paths_of_tls_users_and_audit_are_relative_to_the_file(tmp_path: Path) -
     assert "[tls]" in problem("[user_identity]\nusers = 'u'\n", tmp_path)
     assert "subject" in problem("[[tenants.rules]]\ntenant_id = 'a'\ntls_subject = 'nonsense'\n", tmp_path)
     assert "destination" in problem("[audit]\ndestination = 'udp://host:514'\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[dicom_store_scp]\nport = [1, 2]", "dicom_store_scp.port = [1, 2]: expected"),
+        ("tenants = 'x'", 'tenants = "x": expected a table'),
+        ("[tenants]\nrules = 'x'", 'tenants.rules = "x": expected a list of tables'),
+        ("[tenants]\nknown = 7", 'tenants.known = 7: expected a list, for example ["hospital-a"]'),
+        (f"[log]\nlevel = '{'x' * 1000}'", f'log.level = "{"x" * 199}...: expected'),
+        ("kafka = 'CANARY'", "kafka: expected a table"),
+        ("[dicom_store_scp]\nport = {password = 'CANARY'}", "dicom_store_scp.port: expected"),
+        ("[[tenants.rules]]\ntenant_id = ['a', {password = 'CANARY'}]", "tenants.rules.0.tenant_id: expected"),
+        ("[http]\ntoken = ['CANARY']", "http.token = ********: expected"),
+    ],
+)
+def test_a_wrong_value_is_shown_unless_a_secret_may_be_in_it(tmp_path: Path, text: str, shown: str) -> None:
+    said = problem(text, tmp_path)
+    assert shown in said
+    assert "CANARY" not in said

@@ -2,66 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from storescp import logs
-from storescp.cli.common import EXIT_FOUND
+from storescp.cli.common import EXIT_FOUND, printable
+from storescp.cli.link_options import tell_of_user, with_peer
 from storescp.cli.progress import transfer
-from storescp.settings import ae_title
+from storescp.errors import StorescpError
 
-
-def _title(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    try:
-        return ae_title(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _host(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """A host name that can be looked up, or an address."""
-    try:
-        value.encode("idna")
-    except UnicodeError:
-        raise click.BadParameter("a host name or an address") from None
-    return value
-
-
-_host_argument = click.argument("host", callback=_host)
-_calling_option = click.option(
-    "--calling",
-    metavar="TITLE",
-    default="STORESCU",
-    show_default=True,
-    callback=_title,
-    help="AE title of this program.",
-)
-_called_option = click.option(
-    "--called", metavar="TITLE", default="ANY-SCP", show_default=True, callback=_title, help="AE title of the peer."
-)
+if TYPE_CHECKING:
+    from storescp.peer import Peer
 
 
 @click.command("echo")
-@_host_argument
-@click.argument("port", type=click.IntRange(1, 65535))
-@_calling_option
-@_called_option
-def echo_command(host: str, port: int, calling: str, called: str) -> None:
+@with_peer
+def echo_command(peer: Peer) -> None:
     """Send a C-ECHO to HOST PORT."""
-    from storescp.peer import Peer, echo  # noqa: PLC0415
+    from storescp.peer import echo  # noqa: PLC0415 - other commands start faster without it
 
     logs.configure("error", "console")
-    peer = Peer(host, port, calling, called)
-    click.echo(f"{peer} answered in {echo(peer) * 1000:.1f} ms")
+    answer = echo(peer)
+    tell_of_user(peer, is_confirmed=answer.confirms_user)
+    click.echo(f"{peer} answered in {answer.seconds * 1000:.1f} ms")
 
 
 @click.command("send")
-@_host_argument
-@click.argument("port", type=click.IntRange(1, 65535))
+@with_peer
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@_calling_option
-@_called_option
 @click.option(
     "--associations",
     type=click.IntRange(1, 64),
@@ -71,16 +42,14 @@ def echo_command(host: str, port: int, calling: str, called: str) -> None:
     help="Number of associations at once.",
 )
 @click.pass_context
-def send_command(
-    context: click.Context, host: str, port: int, files: tuple[Path, ...], calling: str, called: str, associations: int
-) -> None:
+def send_command(context: click.Context, peer: Peer, files: tuple[Path, ...], associations: int) -> None:
     """Send files, or all of folders, to HOST PORT.
 
     They are sent as they are. Files that are no DICOM files are skipped. Exit 1 where a file was skipped, refused or
     not sent.
     """
     from storescp.files import find_files  # noqa: PLC0415
-    from storescp.peer import Peer, PeerError, read_header, send  # noqa: PLC0415
+    from storescp.peer import PeerError, read_header, send  # noqa: PLC0415
 
     logs.configure("error", "console")
     outgoing, unreadable = [], 0
@@ -89,14 +58,17 @@ def send_command(
             outgoing.append(read_header(path))
         except PeerError as error:
             unreadable += 1
-            click.echo(f"skipped   {error}", err=True)
+            click.echo(f"skipped   {printable(str(error))}", err=True)
+    if not outgoing:
+        raise StorescpError("there is nothing to send: no DICOM file was found")
     total = sum(file.bytes for file in outgoing)
     with transfer("sending", len(outgoing), total) as advance:
-        report = send(Peer(host, port, calling, called), outgoing, advance, associations=associations)
+        report = send(peer, outgoing, advance, associations=associations)
     for path, reason in report.refused:
-        click.echo(f"not taken {path}: {reason}", err=True)
-    for reason in report.broken:
-        click.echo(f"storescp: {reason}", err=True)
+        click.echo(f"not taken {printable(str(path))}: {printable(reason)}", err=True)
+    for reason, count in Counter(report.broken).items():
+        click.echo(f"storescp: {reason}" + (f" ({count} associations)" if count > 1 else ""), err=True)
+    tell_of_user(peer, is_confirmed=report.confirms_user)
     sent = report.statuses[0]
     rate = sent / report.seconds if report.seconds else 0.0
     speed = report.bytes / report.seconds / 1e6 if report.seconds else 0.0

@@ -126,7 +126,7 @@ class Status:
         if self._probe.settings.http is not None and self._probe.settings.http.show_patient_data:
             shown |= {"patient_id": one.patient_id, "has_picture": one.file is not None}
         if one.status:
-            shown["advice"] = advice.of_refusal(one.comment, one.status).text()
+            shown["advice"] = advice.of_refusal(one.comment, one.status, one.tenant_value).text()
         elif one.transcode_failure is not None:
             shown["advice"] = advice.of_transcoding(one.transcode_failure).text()
         return shown

@@ -6,9 +6,11 @@ for the Rust engine.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from io import BytesIO
 from socketserver import BaseServer
 from typing import Any, cast
@@ -26,6 +28,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from storescp import _core
 from storescp.advice import Knock
 from storescp.errors import BindError
+from storescp.network import instances
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.identity import Peer
@@ -39,7 +42,7 @@ from storescp.network.negotiation import (
     negotiate_contexts,
 )
 from storescp.network.report import Report
-from storescp.pure.engine import PureEngine, Source
+from storescp.pure.engine import SUCCESS, Outcome, PureEngine, Source, is_uid
 from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.network")
@@ -158,6 +161,14 @@ class PureServer(ThreadedAssociationServer):
         self.server_close()
 
 
+@dataclass
+class _Counted:
+    """Number of an association, and the instances of it that were refused."""
+
+    association: int
+    refused: int = 0
+
+
 class PureListener:
     """Accepts, negotiates and receives with pynetdicom."""
 
@@ -174,6 +185,8 @@ class PureListener:
         self._engine = engine
         self._admission = admission
         self._report = Report(settings)
+        self._numbers = itertools.count(1)
+        self._counts: dict[int, _Counted] = {}
         handlers = [
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_C_ECHO, lambda _event: 0x0000),
@@ -228,29 +241,55 @@ class PureListener:
 
     def _on_close(self, event: evt.Event) -> None:
         self._server.left(event.assoc)
+        counted = self._counts.pop(id(event.assoc), None)
+        if counted is not None:
+            calling = str(cast(A_ASSOCIATE, event.assoc.requestor.primitive).calling_ae_title).strip()
+            instances.tell_of_more(counted.refused, counted.association, str(event.assoc.requestor.address), calling)
 
     def _on_c_store(self, event: evt.Event) -> Dataset:
+        began = time.perf_counter()
         request = cast(C_STORE, event.request)
+        source = self._source(event)
+        class_uid, instance_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        dataset = cast(BytesIO, request.DataSet).getvalue()
+        if class_uid != event.context.abstract_syntax:
+            outcome = Outcome(0x0122, "AffectedSOPClassUID differs from the context")
+        else:
+            transfer_syntax = str(event.context.transfer_syntax)
+            outcome = self._engine.store(dataset, class_uid, instance_uid, transfer_syntax, source)
+        self._tell(event, source, outcome, len(dataset), time.perf_counter() - began)
+        answer = Dataset()
+        answer.Status = outcome.status
+        if outcome.comment:
+            answer.ErrorComment = outcome.comment
+        return answer
+
+    def _source(self, event: evt.Event) -> Source:
         proposal = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
         calling, called = str(proposal.calling_ae_title).strip(), str(proposal.called_ae_title).strip()
         address = str(event.assoc.requestor.address)
         tenancy = self._admission.tenancy(called, calling, Peer(address, int(event.assoc.requestor.port or 0)))
-        source = Source(calling, called, address, tenancy.tenant, tenancy.by_rule)
-        class_uid = str(request.AffectedSOPClassUID)
-        if class_uid != event.context.abstract_syntax:
-            status, comment = 0x0122, "AffectedSOPClassUID differs from the context"
-        else:
-            dataset = cast(BytesIO, request.DataSet).getvalue()
-            instance_uid = str(request.AffectedSOPInstanceUID)
-            transfer_syntax = str(event.context.transfer_syntax)
-            status, comment = self._engine.store(dataset, class_uid, instance_uid, transfer_syntax, source)
-        log.debug(
-            "instance.stored" if status == 0 else "instance.refused",
-            status=f"{status:04X}",
-            comment=comment or None,
+        return Source(calling, called, address, tenancy.tenant, tenancy.by_rule)
+
+    def _tell(self, event: evt.Event, source: Source, outcome: Outcome, size: int, seconds: float) -> None:
+        """The line of an instance; the first refused ones of an association are named."""
+        request, key = cast(C_STORE, event.request), id(event.assoc)
+        if key not in self._counts:
+            self._counts[key] = _Counted(next(self._numbers))
+        counted, is_refused = self._counts[key], outcome.status != SUCCESS
+        counted.refused += is_refused
+        instance_uid = str(request.AffectedSOPInstanceUID)
+        fact = instances.PureFact(
+            counted.association,
+            int(request.MessageID or 0),
+            outcome.status,
+            outcome.comment,
+            instance_uid if is_uid(instance_uid) else "",
+            size,
+            seconds,
+            is_refused and counted.refused <= _core.MOST_NAMED_REFUSALS,
+            source.address,
+            source.calling_ae_title,
+            outcome.tenant_value,
         )
-        answer = Dataset()
-        answer.Status = status
-        if comment:
-            answer.ErrorComment = comment
-        return answer
+        instances.tell(fact, explains=self._report.explains)

@@ -10,6 +10,7 @@ import structlog
 
 from storescp import _core
 from storescp.advice import Knock, of_context, of_rejection
+from storescp.network import instances
 from storescp.network.identity import Peer
 from storescp.network.negotiation import Rejection
 from storescp.settings import Settings
@@ -132,6 +133,7 @@ class Report:
         rejected_contexts: int,
     ) -> None:
         """An association that is over."""
+        instances.tell_of_more(summary.refused, summary.association, peer.address, calling)
         statuses = {f"{status:04X}": count for status, count in summary.statuses}
         level = self._log.info if summary.outcome == "released" and not summary.failures else self._log.warning
         level(

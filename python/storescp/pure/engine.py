@@ -17,7 +17,13 @@ from storescp.pure import record
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
 from storescp.pure.reconcile import Reconciler
-from storescp.pure.refusal import Refusal, storage_refusal, undecided_refusal, unrecorded_refusal
+from storescp.pure.refusal import (
+    Refusal,
+    storage_refusal,
+    tenant_refusal,
+    undecided_refusal,
+    unrecorded_refusal,
+)
 from storescp.pure.replaced import REPLACED, ReplacedFiles
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset, reason_of, split_file
 from storescp.pure.structure import ANOMALIES, WalkLimits, inflate, walk
@@ -41,6 +47,15 @@ class Source:
     tenant: str | None
     tenant_by_rule: bool = False
     command_tenant: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a C-STORE is answered, and the tenant that it asked for and nobody knows."""
+
+    status: int
+    comment: str = ""
+    tenant_value: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,20 +141,21 @@ class PureEngine:
     ) -> tuple[int, str]:
         """Takes one data set as a C-STORE would; status and error comment."""
         source = Source(calling_ae_title, called_ae_title, address, tenant)
-        return self.store(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
+        outcome = self.store(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
+        return outcome.status, outcome.comment
 
     def store(
         self, dataset: bytes, sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, source: Source
-    ) -> tuple[int, str]:
-        """Takes one data set; status and error comment."""
+    ) -> Outcome:
+        """Takes one data set."""
         try:
             self._take(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
         except Refusal as refusal:
-            return refusal.status, refusal.comment
+            return Outcome(refusal.status, refusal.comment, refusal.tenant_value)
         except OSError as error:
             failure = storage_refusal(error)
-            return failure.status, failure.comment
-        return SUCCESS, ""
+            return Outcome(failure.status, failure.comment)
+        return Outcome(SUCCESS)
 
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
@@ -244,9 +260,9 @@ class PureEngine:
         self._store.close()
 
     def _take(self, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source) -> None:
-        if not _is_uid(sop_instance):
+        if not is_uid(sop_instance):
             raise Refusal(0x0117, "AffectedSOPInstanceUID breaks the UID grammar")
-        if not _is_uid(sop_class):
+        if not is_uid(sop_class):
             raise Refusal(0x0122, "AffectedSOPClassUID differs from the context")
         unavailable = self.unavailable()
         if unavailable:
@@ -293,10 +309,12 @@ class PureEngine:
             if value is None:
                 value = values.get(self._private_tag)
             if value is not None:
-                text = value.rstrip(b"\0 ").decode("utf-8", "replace")
-                tenant = text if text in self._known_tenants and TENANT_ID.fullmatch(text) else None
+                named = value.rstrip(b"\0 ")
+                tenant = named.decode("utf-8", "replace")
+                if tenant not in self._known_tenants or not TENANT_ID.fullmatch(tenant):
+                    raise tenant_refusal(named)
         if not tenant:
-            raise Refusal(0x0124, "tenant not authorised")
+            raise tenant_refusal(None)
         return tenant
 
     def _instance(self, pixels: _Pixels, source: Source, tenant: str, index: InstanceIndex) -> _Instance:
@@ -429,5 +447,6 @@ def _path(tenant: str, study_date: date | None, study: str, series: str, instanc
     return f"{tenant}/{day}/{study}/{series}/{instance}.dcm"
 
 
-def _is_uid(text: str) -> bool:
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID (PS3.5 9.1)."""
     return len(text) <= 64 and UID.fullmatch(text.encode("ascii", "replace")) is not None

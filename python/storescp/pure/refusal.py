@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+_SHOWN_CHARACTERS = 64
+
 
 class Refusal(Exception):
-    """A C-STORE that did not succeed; the text becomes the Error Comment."""
+    """A C-STORE that did not succeed; the text becomes the Error Comment.
 
-    def __init__(self, status: int, comment: str) -> None:
+    `tenant_value` is for the log: the tenant that the instance asks for and nobody knows.
+    """
+
+    def __init__(self, status: int, comment: str, tenant_value: str | None = None) -> None:
         super().__init__(comment)
         self.status = status
+        self.tenant_value = tenant_value
 
     @property
     def comment(self) -> str:
         """LO: at most 64 characters of the default repertoire (PS3.5 6.2)."""
         text = str(self)
         return "".join(c if c != "\\" and " " <= c <= "~" else "?" for c in text)[:64]
+
+
+def tenant_refusal(value: bytes | None) -> Refusal:
+    """0124: no tenant; `value` is what the private element says where it names an unknown one."""
+    return Refusal(0x0124, "tenant not authorised", None if value is None else _shown(value))
+
+
+def _shown(value: bytes) -> str:
+    """A value of a peer's, to be read by people: at most 64 characters, escapes for what is not printable ASCII."""
+    text = value.decode("utf-8", "replace")
+    shown = "".join(c if c != "\\" and " " <= c <= "~" else f"\\u{{{ord(c):x}}}" for c in text[:_SHOWN_CHARACTERS])
+    return shown + ("..." if len(text) > _SHOWN_CHARACTERS else "")
 
 
 def storage_refusal(error: OSError) -> Refusal:

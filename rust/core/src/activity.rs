@@ -112,6 +112,8 @@ pub struct RecentInstance {
     pub status: u16,
     /// Error Comment, empty for success.
     pub comment: String,
+    /// The tenant that it asked for and nobody knows, as it is shown.
+    pub tenant_value: Option<String>,
     /// SOP Class UID of the command.
     pub sop_class_uid: String,
     /// Bytes of the data set as received.
@@ -202,6 +204,7 @@ mod tests {
             tenant: String::new(),
             status: 0,
             comment: String::new(),
+            tenant_value: None,
             sop_class_uid: String::new(),
             bytes,
             received_as: String::new(),

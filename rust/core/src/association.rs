@@ -99,6 +99,8 @@ pub struct Summary {
     pub anomalies: BTreeMap<&'static str, u64>,
     /// What was stored of each tenant's study, where the configuration asks for it; the first studies.
     pub transfers: BTreeMap<(String, String), Transfer>,
+    /// C-STOREs that failed, of which the first [`crate::events::MOST_NAMED`] were named.
+    pub refused: u64,
     /// C-ECHOs.
     pub echoes: u64,
     /// Bytes received.

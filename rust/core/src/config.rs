@@ -7,7 +7,11 @@ use dicom_core::Tag;
 use serde::Deserialize;
 
 use crate::layout::TenantId;
+use crate::status::Refusal;
 use crate::transcode::pool::PoolConfig;
+
+/// Of a value that is shown.
+const SHOWN_CHARACTERS: usize = 64;
 
 /// When an instance counts as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -93,14 +97,35 @@ impl PrivateTenant {
     }
 
     /// The tenant named by a value, if it is known.
-    #[must_use]
-    pub fn resolve(&self, value: &[u8]) -> Option<TenantId> {
-        let text = std::str::from_utf8(crate::uid::trim_padding(value)).ok()?;
-        self.known
-            .contains(text)
-            .then(|| TenantId::parse(text).ok())
-            .flatten()
+    ///
+    /// # Errors
+    /// [`Refusal::TenantNotAuthorised`] with the value.
+    pub fn resolve(&self, value: &[u8]) -> Result<TenantId, Refusal> {
+        let value = crate::uid::trim_padding(value);
+        let known = std::str::from_utf8(value)
+            .ok()
+            .filter(|text| self.known.contains(*text));
+        known
+            .and_then(|text| TenantId::parse(text).ok())
+            .ok_or_else(|| Refusal::TenantNotAuthorised(Some(shown(value))))
     }
+}
+
+/// A value of a peer's, to be read by people: at most 64 characters, and escapes for what is not printable ASCII.
+fn shown(value: &[u8]) -> String {
+    let text = String::from_utf8_lossy(value);
+    let mut shown = String::new();
+    for one in text.chars().take(SHOWN_CHARACTERS) {
+        if (' '..='~').contains(&one) && one != '\\' {
+            shown.push(one);
+        } else {
+            shown.extend(one.escape_unicode());
+        }
+    }
+    if text.chars().nth(SHOWN_CHARACTERS).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// When no more records are taken.
@@ -177,4 +202,37 @@ pub struct EngineConfig {
     pub tenants: HashMap<String, TenantSettings>,
     /// See [`Transcoding`].
     pub transcoding: Transcoding,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_tenant_is_shown_bounded_and_escaped() {
+        let private = PrivateTenant {
+            group: 0x1211,
+            element: 0x1217,
+            known: HashSet::from(["a".to_owned()]),
+        };
+        assert_eq!(private.resolve(b"a ").unwrap().as_str(), "a");
+        let long = "x".repeat(65);
+        let cut = format!("{}...", "x".repeat(64));
+        for (value, expected) in [
+            (&b"HOSP \0"[..], "HOSP"),
+            (b"two\nlines\x1b[31m", "two\\u{a}lines\\u{1b}[31m"),
+            (b"back\\slash", "back\\u{5c}slash"),
+            ("Klinik Süd".as_bytes(), "Klinik S\\u{fc}d"),
+            (b"\xff", "\\u{fffd}"),
+            (b"", ""),
+            (long.as_bytes(), &cut),
+        ] {
+            let refusal = private.resolve(value).unwrap_err();
+            assert_eq!(refusal.tenant_value(), Some(expected));
+            assert_eq!(
+                (refusal.status(), refusal.comment().as_str()),
+                (0x0124, "tenant not authorised")
+            );
+        }
+    }
 }

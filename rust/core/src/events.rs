@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Facts kept while nobody reads them.
 const CAPACITY: usize = 4096;
+/// Refused instances of an association that are named.
+pub const MOST_NAMED: u64 = 20;
 
 /// One C-STORE, without patient data.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +26,26 @@ pub struct InstanceFact {
     pub bytes: u64,
     /// From the last byte received to the decision, in seconds.
     pub commit_seconds: f64,
+    /// Whether it was refused, and is one of the first [`MOST_NAMED`] of its association.
+    pub is_named: bool,
+    /// Address of the peer.
+    pub address: String,
+    /// Its AE title.
+    pub calling_ae_title: String,
+    /// The tenant that it asked for and nobody knows, as it is shown.
+    pub tenant_value: Option<String>,
+}
+
+/// What is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing, and nothing is counted.
+    #[default]
+    Nothing,
+    /// Refused instances that are named.
+    Named,
+    /// Every instance.
+    All,
 }
 
 /// The ring.
@@ -37,20 +59,22 @@ pub struct EventRing {
 struct Inner {
     facts: VecDeque<InstanceFact>,
     dropped: u64,
-    enabled: bool,
+    wanted: Wanted,
 }
 
 impl EventRing {
-    /// Turns the ring on or off; while off nothing is kept or counted.
-    pub fn enable(&self, enabled: bool) {
-        self.lock().enabled = enabled;
+    /// Says what is kept from now on.
+    pub fn want(&self, wanted: Wanted) {
+        self.lock().wanted = wanted;
     }
 
     /// Adds a fact, dropping the oldest when nobody reads.
-    pub fn push(&self, fact: impl FnOnce() -> InstanceFact) {
+    pub fn push(&self, is_named: bool, fact: impl FnOnce() -> InstanceFact) {
         let mut inner = self.lock();
-        if !inner.enabled {
-            return;
+        match inner.wanted {
+            Wanted::All => {}
+            Wanted::Named if is_named => {}
+            Wanted::Named | Wanted::Nothing => return,
         }
         if inner.facts.len() >= CAPACITY {
             inner.facts.pop_front();

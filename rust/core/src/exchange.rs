@@ -95,6 +95,7 @@ impl<'e> Exchange<'e> {
             transcode_failures: BTreeMap::new(),
             anomalies: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            refused: 0,
             echoes: 0,
             received_bytes: 0,
             oversized_pdus: 0,
@@ -307,7 +308,7 @@ impl<'e> Exchange<'e> {
             .as_ref()
             .filter(|_| !source.tenant_by_rule);
         let command_tenant = match (private, command.private_tenant) {
-            (Some(private), Some(value)) => Some(private.resolve(value).ok_or(Refusal::TenantNotAuthorised)?),
+            (Some(private), Some(value)) => Some(private.resolve(value)?),
             _ => None,
         };
         let scratch = std::mem::take(&mut self.scratch);

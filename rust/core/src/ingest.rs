@@ -426,13 +426,9 @@ impl<'e> Reception<'e> {
                 return Some(Ok(tenant));
             }
             let captured = self.scan.captured().last().filter(|value| value.present)?;
-            Some(
-                private
-                    .resolve(&captured.bytes)
-                    .ok_or(Refusal::TenantNotAuthorised),
-            )
+            Some(private.resolve(&captured.bytes))
         };
-        by_element().unwrap_or_else(|| self.source.tenant.ok_or(Refusal::TenantNotAuthorised))
+        by_element().unwrap_or_else(|| self.source.tenant.ok_or(Refusal::TenantNotAuthorised(None)))
     }
 }
 

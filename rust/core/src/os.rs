@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -77,13 +78,20 @@ pub(crate) fn write_all(
 #[cfg(target_os = "linux")]
 mod imp {
     use super::{
-        AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+        io, AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+        TcpStream,
     };
     use std::os::fd::AsRawFd as _;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::fs::{AtFlags, MemfdFlags, Mode, ResolveFlags, SealFlags, CWD};
     use rustix::thread::{sched_getaffinity, sched_setaffinity};
+
+    /// Acknowledges what comes next at once. DCMTK and Orthanc answer in two writes, and hold the second one back until the
+    /// first is acknowledged: 40 ms later without this, which makes 22 instances a second (`storescpd send` to DCMTK's storescp).
+    pub(crate) fn acknowledge_at_once(socket: &TcpStream) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_tcp_quickack(socket, true)?)
+    }
 
     pub(crate) const MESSAGES: SocketType = SocketType::SEQPACKET;
     pub(crate) const SOCKET: SocketFlags = SocketFlags::CLOEXEC;
@@ -187,9 +195,15 @@ mod imp {
 #[cfg(not(target_os = "linux"))]
 mod imp {
     use super::{
-        AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+        io, AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
+        TcpStream,
     };
     use rustix::io::{fcntl_setfd, ioctl_fionbio, Errno, FdFlags};
+
+    /// There is no such setting there.
+    pub(crate) fn acknowledge_at_once(_socket: &TcpStream) -> io::Result<()> {
+        Ok(())
+    }
 
     pub(crate) const MESSAGES: SocketType = SocketType::DGRAM;
     pub(crate) const SOCKET: SocketFlags = SocketFlags::empty();
@@ -267,8 +281,9 @@ mod imp {
 /// takes bytes into its cache for less where their place on the disk is settled.
 /// `memory_file` is one that another process can map, and on Linux not cut.
 pub(crate) use imp::{
-    accept, give_name, keeps_order, leave_processor, memory_file, nameless_file, open_beneath, pass_cache,
-    rewards_reserving, sync_folder, this_processor, MESSAGES, RECEIVE, SEND, SOCKET,
+    accept, acknowledge_at_once, give_name, keeps_order, leave_processor, memory_file, nameless_file,
+    open_beneath, pass_cache, rewards_reserving, sync_folder, this_processor, MESSAGES, RECEIVE, SEND,
+    SOCKET,
 };
 
 #[cfg(all(test, target_os = "linux"))]

@@ -1,47 +1,36 @@
-//! Being the sender: C-STORE to a peer, as fast as it takes instances (PS3.7 9.1.1, PS3.8 9.3).
+//! Being the sender: C-ECHO and C-STORE to a peer, as fast as it takes instances (PS3.7 9.1, PS3.8 9.3).
+
+mod failure;
+mod messages;
+mod tls;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use crate::uid::trim_padding;
-use crate::wire::pdu::{self, PduHeader, PduType, HEADER_BYTES};
-use crate::{IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME};
+pub use failure::SendError;
+use messages::{
+    associate_rq, echo_rq, parse_ac, parse_response, read_pdu, store_rq, LARGEST_ANSWER, VERIFICATION,
+};
+pub use tls::{ClientFiles, ClientTls, TlsFailure};
 
-const APPLICATION_CONTEXT: &str = "1.2.840.10008.3.1.1.1";
-/// Our own maximum: responses are short.
-const OUR_MAX_PDU_LENGTH: u32 = 16_384;
+use crate::net::stream::Stream;
+use crate::wire::pdu::{self, PduType};
+
+/// Of C-ECHO, which has no data set.
+const IMPLICIT: &str = "1.2.840.10008.1.2";
 /// PDUs towards a peer that names no maximum, and towards one that names more.
 const LARGEST_PDU: usize = 1 << 20;
 /// What one system call takes along: a multiple of most PDUs, small enough for the caches.
 const PIECE: usize = 1 << 20;
-/// Responses, A-ASSOCIATE-AC included.
-const LARGEST_ANSWER: u32 = 1 << 20;
+/// PDUs that one response may come in.
+const MOST_PDUS: usize = 100;
 const DATA_HEADER: usize = 12;
 /// Of `writev` on Linux.
 const MOST_SLICES: usize = 1024;
-
-/// Why an instance could not be sent.
-#[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// The connection.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// A-ASSOCIATE-RJ: result, source and reason (PS3.8 Table 9-21).
-    #[error("rejected ({0}/{1}/{2})")]
-    Rejected(u8, u8, u8),
-    /// A-ABORT: source and reason (PS3.8 Table 9-26).
-    #[error("aborted by the peer ({0}/{1})")]
-    Aborted(u8, u8),
-    /// The peer breaks the protocol.
-    #[error("the peer breaks the protocol: {0}")]
-    Protocol(&'static str),
-    /// No accepted presentation context has this class in this transfer syntax.
-    #[error("the peer does not accept its class in its transfer syntax")]
-    NotAccepted,
-}
 
 /// What an association is asked for.
 #[derive(Clone, Debug)]
@@ -52,6 +41,35 @@ pub struct Request {
     pub called_ae_title: String,
     /// Abstract and transfer syntax of each presentation context, at most 128.
     pub contexts: Vec<(String, String)>,
+    /// Who asks, where the peer wants to know (PS3.7 D.3.3.7).
+    pub user: Option<User>,
+}
+
+/// A username, and its passcode.
+#[derive(Clone)]
+pub struct User {
+    /// Username.
+    pub name: String,
+    /// Passcode; without it only the name is sent.
+    pub passcode: Option<String>,
+}
+
+impl fmt::Debug for User {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("User")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How long the network may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// To open a connection to each address of the peer.
+    pub connect: Duration,
+    /// For each other wait.
+    pub wait: Duration,
 }
 
 /// What an instance is.
@@ -79,8 +97,9 @@ pub struct Answer {
 /// An association as its requestor. Dropped without [`Sender::release`], it closes the connection.
 #[derive(Debug)]
 pub struct Sender {
-    stream: TcpStream,
-    accepted: HashMap<(String, String), u8>,
+    stream: Stream,
+    contexts: HashMap<(String, String), u8>,
+    confirms_user: bool,
     /// Bytes of a data set in one PDU.
     room: usize,
     message_id: u16,
@@ -88,42 +107,43 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Connects and negotiates. `timeout` is for each wait for the network.
+    /// Connects and negotiates, with `tls` over TLS.
     ///
     /// # Errors
     /// [`SendError`].
     pub fn connect(
         address: impl ToSocketAddrs,
         request: &Request,
-        timeout: Duration,
+        tls: Option<&ClientTls>,
+        patience: Patience,
     ) -> Result<Self, SendError> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, timeout) {
-                Ok(stream) => return Self::negotiate(stream, request, timeout),
+        for address in address.to_socket_addrs().map_err(SendError::Name)? {
+            match TcpStream::connect_timeout(&address, patience.connect) {
+                Ok(socket) => return Self::negotiate(open(socket, tls, patience)?, request),
                 Err(error) => last = error,
             }
         }
-        Err(last.into())
+        Err(SendError::Connect(last))
     }
 
-    fn negotiate(mut stream: TcpStream, request: &Request, timeout: Duration) -> Result<Self, SendError> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
-        stream.write_all(&associate_rq(request))?;
-        let (header, body) = read_pdu(&mut stream)?;
+    fn negotiate(stream: Stream, request: &Request) -> Result<Self, SendError> {
+        let mut sink = &stream;
+        let sent = sink.write_all(&associate_rq(request)?);
+        sent.map_err(|error| reason_of(&stream, error))?;
+        let (header, body) = read_pdu(&stream)?;
         if header.pdu_type != PduType::AssociateResponse {
             return Err(SendError::Protocol("no answer to A-ASSOCIATE-RQ"));
         }
-        let (accepted, max) = parse_ac(&body, &request.contexts)?;
-        let max = match usize::try_from(max) {
+        let accepted = parse_ac(&body, &request.contexts)?;
+        let max = match usize::try_from(accepted.max_pdu_length) {
             Ok(0) | Err(_) => LARGEST_PDU,
             Ok(max) => max.min(LARGEST_PDU),
         };
         Ok(Self {
             stream,
-            accepted,
+            contexts: accepted.contexts,
+            confirms_user: accepted.confirms_user,
             // PS3.8 Annex D.1: the maximum counts the PDV header; fragments are even (E.1).
             room: max.saturating_sub(6).max(2) & !1,
             message_id: 0,
@@ -131,11 +151,37 @@ impl Sender {
         })
     }
 
+    /// Whether the peer says that it has looked at the user identity (PS3.7 D.3.3.7.2).
+    #[must_use]
+    pub fn confirms_user(&self) -> bool {
+        self.confirms_user
+    }
+
     /// Whether an instance can be sent.
     #[must_use]
     pub fn accepts(&self, sop_class: &str, transfer_syntax: &str) -> bool {
-        self.accepted
+        self.contexts
             .contains_key(&(sop_class.to_owned(), transfer_syntax.to_owned()))
+    }
+
+    /// Presentation context of a C-ECHO: abstract and transfer syntax.
+    #[must_use]
+    pub fn echo_context() -> (String, String) {
+        (VERIFICATION.to_owned(), IMPLICIT.to_owned())
+    }
+
+    /// Sends a C-ECHO.
+    ///
+    /// # Errors
+    /// [`SendError`]; after all but `NotAccepted` the association is of no more use.
+    pub fn echo(&mut self) -> Result<Answer, SendError> {
+        let context = self.context(&Self::echo_context())?;
+        let command = pdu::wrap_command(context, &echo_rq(self.next_message_id()), self.max_pdu_length());
+        let began = Instant::now();
+        let mut sink = &self.stream;
+        let sent = sink.write_all(&command);
+        sent.map_err(|error| reason_of(&self.stream, error))?;
+        self.read_answer(began)
     }
 
     /// Sends a data set that is in memory.
@@ -169,15 +215,17 @@ impl Sender {
         dataset_at: u64,
     ) -> Result<Answer, SendError> {
         let (context, mut prefix) = self.request(identity)?;
-        let mut left = file.metadata()?.len().saturating_sub(dataset_at);
-        file.seek(SeekFrom::Start(dataset_at))?;
+        let length = file.metadata().map_err(SendError::File)?.len();
+        let mut left = length.saturating_sub(dataset_at);
+        file.seek(SeekFrom::Start(dataset_at)).map_err(SendError::File)?;
         let began = Instant::now();
         let mut buffer = std::mem::take(&mut self.buffer);
         loop {
             let count = left.min(self.piece() as u64);
             buffer.clear();
-            if file.take(count).read_to_end(&mut buffer)? as u64 != count {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            let read = file.take(count).read_to_end(&mut buffer);
+            if read.map_err(SendError::File)? as u64 != count {
+                return Err(SendError::File(io::ErrorKind::UnexpectedEof.into()));
             }
             left -= count;
             self.send_piece(context, &prefix, &buffer, left == 0)?;
@@ -193,9 +241,11 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError`].
-    pub fn release(mut self) -> Result<(), SendError> {
-        self.stream.write_all(&[0x05, 0, 0, 0, 0, 4, 0, 0, 0, 0])?;
-        match read_pdu(&mut self.stream)?.0.pdu_type {
+    pub fn release(self) -> Result<(), SendError> {
+        let mut sink = &self.stream;
+        let sent = sink.write_all(&[0x05, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+        sent.map_err(|error| reason_of(&self.stream, error))?;
+        match read_pdu(&self.stream)?.0.pdu_type {
             PduType::ReleaseRp => Ok(()),
             _ => Err(SendError::Protocol("no answer to A-RELEASE-RQ")),
         }
@@ -207,16 +257,29 @@ impl Sender {
     }
 
     fn request(&mut self, identity: &Identity<'_>) -> Result<(u8, Vec<u8>), SendError> {
-        let key = (identity.sop_class.to_owned(), identity.transfer_syntax.to_owned());
-        let context = *self.accepted.get(&key).ok_or(SendError::NotAccepted)?;
+        let context = self.context(&(identity.sop_class.to_owned(), identity.transfer_syntax.to_owned()))?;
+        let command = store_rq(identity, self.next_message_id());
+        Ok((
+            context,
+            pdu::wrap_command(context, &command, self.max_pdu_length()),
+        ))
+    }
+
+    fn context(&self, syntaxes: &(String, String)) -> Result<u8, SendError> {
+        self.contexts.get(syntaxes).copied().ok_or(SendError::NotAccepted)
+    }
+
+    fn next_message_id(&mut self) -> u16 {
         self.message_id = self.message_id.wrapping_add(1);
-        let command = store_rq(identity, self.message_id);
-        let max = u32::try_from(self.room + 6).unwrap_or(0);
-        Ok((context, pdu::wrap_command(context, &command, max)))
+        self.message_id
+    }
+
+    fn max_pdu_length(&self) -> u32 {
+        u32::try_from(self.room + 6).unwrap_or(0)
     }
 
     /// One `writev` for what precedes, the headers and the data.
-    fn send_piece(&mut self, context: u8, prefix: &[u8], piece: &[u8], last: bool) -> io::Result<()> {
+    fn send_piece(&self, context: u8, prefix: &[u8], piece: &[u8], last: bool) -> Result<(), SendError> {
         let fragments = piece.len().div_ceil(self.room).max(1);
         let mut headers = Vec::with_capacity(fragments);
         for number in 0..fragments {
@@ -236,15 +299,16 @@ impl Sender {
             slices.push(IoSlice::new(header));
             slices.push(IoSlice::new(data.next().unwrap_or_default()));
         }
-        write_all(&mut self.stream, &mut slices)
+        write_all(&self.stream, &mut slices).map_err(|error| reason_of(&self.stream, error))
     }
 
     fn read_answer(&mut self, began: Instant) -> Result<Answer, SendError> {
+        crate::os::acknowledge_at_once(self.stream.socket())?;
         let mut command = Vec::new();
-        loop {
-            let (header, body) = read_pdu(&mut self.stream)?;
+        for _ in 0..MOST_PDUS {
+            let (header, body) = read_pdu(&self.stream)?;
             if header.pdu_type != PduType::PData {
-                return Err(SendError::Protocol("no answer to C-STORE-RQ"));
+                return Err(SendError::Protocol("no answer to the request"));
             }
             let mut rest = body.as_slice();
             while let Some((&length, after)) = rest.split_first_chunk::<4>() {
@@ -255,6 +319,9 @@ impl Sender {
                 let [_, control, fragment @ ..] = value else {
                     return Err(SendError::Protocol("a PDV without header"));
                 };
+                if command.len() + fragment.len() > LARGEST_ANSWER as usize {
+                    return Err(SendError::Protocol("an answer that is too long"));
+                }
                 command.extend_from_slice(fragment);
                 if control & 0b11 == 0b11 {
                     let (message_id, status, comment) = parse_response(&command)?;
@@ -273,10 +340,47 @@ impl Sender {
                 rest = next;
             }
         }
+        Err(SendError::Protocol("an answer in too many pieces"))
     }
 }
 
-fn write_all(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+fn open(socket: TcpStream, tls: Option<&ClientTls>, patience: Patience) -> Result<Stream, SendError> {
+    socket.set_nodelay(true)?;
+    let stream = match tls {
+        None => Stream::clear(socket),
+        Some(tls) => {
+            let connection = tls
+                .connection()
+                .map_err(|error| SendError::Tls((&error).into()))?;
+            let stream = Stream::encrypted(socket, connection);
+            stream.block(patience.connect, patience.connect)?;
+            stream
+                .shake_hands()
+                .map_err(|error| match SendError::from(error) {
+                    SendError::Closed => SendError::Tls(TlsFailure::Closed),
+                    SendError::Silent => SendError::Tls(TlsFailure::Silent),
+                    other => other,
+                })?;
+            stream
+        }
+    };
+    stream.block(patience.wait, patience.wait)?;
+    Ok(stream)
+}
+
+/// Why nothing more could be written. A peer that closes in the middle has often said why before: an A-ABORT, or an alert of TLS.
+fn reason_of(stream: &Stream, error: io::Error) -> SendError {
+    let failure = SendError::from(error);
+    if !matches!(failure, SendError::Closed) {
+        return failure;
+    }
+    match read_pdu(stream) {
+        Err(said @ (SendError::Tls(_) | SendError::Aborted(..) | SendError::Rejected(..))) => said,
+        _ => failure,
+    }
+}
+
+fn write_all(mut stream: &Stream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let some = slices.len().min(MOST_SLICES);
@@ -288,145 +392,6 @@ fn write_all(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_>]) -> io::Resu
         }
     }
     Ok(())
-}
-
-fn read_pdu(stream: &mut TcpStream) -> Result<(PduHeader, Vec<u8>), SendError> {
-    let mut head = [0; HEADER_BYTES];
-    stream.read_exact(&mut head)?;
-    let header = PduHeader::parse(head);
-    if header.length > LARGEST_ANSWER {
-        return Err(SendError::Protocol("an answer that is too long"));
-    }
-    let mut body = vec![0; usize::try_from(header.length).unwrap_or(0)];
-    stream.read_exact(&mut body)?;
-    match (head[0], body.as_slice()) {
-        (0x03, &[_, result, source, reason, ..]) => Err(SendError::Rejected(result, source, reason)),
-        (0x07, &[_, _, source, reason, ..]) => Err(SendError::Aborted(source, reason)),
-        _ => Ok((header, body)),
-    }
-}
-
-fn item(out: &mut Vec<u8>, kind: u8, body: &[u8]) {
-    out.extend_from_slice(&[kind, 0]);
-    out.extend_from_slice(&u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend_from_slice(body);
-}
-
-/// PS3.8 9.3.2.
-fn associate_rq(request: &Request) -> Vec<u8> {
-    let mut body = vec![0, 1, 0, 0];
-    for title in [&request.called_ae_title, &request.calling_ae_title] {
-        let mut padded = [b' '; 16];
-        for (place, byte) in padded.iter_mut().zip(title.bytes()) {
-            *place = byte;
-        }
-        body.extend_from_slice(&padded);
-    }
-    body.extend_from_slice(&[0; 32]);
-    item(&mut body, 0x10, APPLICATION_CONTEXT.as_bytes());
-    for (number, (abstract_syntax, transfer_syntax)) in request.contexts.iter().enumerate() {
-        let mut inner = vec![context_id(number), 0, 0, 0];
-        item(&mut inner, 0x30, abstract_syntax.as_bytes());
-        item(&mut inner, 0x40, transfer_syntax.as_bytes());
-        item(&mut body, 0x20, &inner);
-    }
-    let mut user = Vec::new();
-    item(&mut user, 0x51, &OUR_MAX_PDU_LENGTH.to_be_bytes());
-    item(&mut user, 0x52, IMPLEMENTATION_CLASS_UID.as_bytes());
-    item(&mut user, 0x55, IMPLEMENTATION_VERSION_NAME.as_bytes());
-    item(&mut body, 0x50, &user);
-    let mut pdu = vec![0x01, 0];
-    pdu.extend_from_slice(&u32::try_from(body.len()).unwrap_or(0).to_be_bytes());
-    pdu.extend_from_slice(&body);
-    pdu
-}
-
-/// Odd numbers from 1 (PS3.8 9.3.2.2).
-fn context_id(number: usize) -> u8 {
-    u8::try_from(2 * number + 1).unwrap_or(u8::MAX)
-}
-
-type Accepted = HashMap<(String, String), u8>;
-
-/// Accepted contexts, and the peer's maximum PDU length (PS3.8 9.3.3).
-fn parse_ac(body: &[u8], contexts: &[(String, String)]) -> Result<(Accepted, u32), SendError> {
-    let broken = SendError::Protocol("A-ASSOCIATE-AC");
-    let (mut accepted, mut max) = (HashMap::new(), 0);
-    let Some(mut rest) = body.get(68..) else {
-        return Err(broken);
-    };
-    while let Some((&[kind, _, high, low], after)) = rest.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        let Some((value, next)) = after.split_at_checked(length) else {
-            return Err(broken);
-        };
-        match (kind, value) {
-            (0x21, &[id, _, 0, _, ..]) => {
-                let number = usize::from(id.wrapping_sub(1) / 2);
-                if let Some(context) = contexts.get(number).filter(|_| context_id(number) == id) {
-                    accepted.insert(context.clone(), id);
-                }
-            }
-            (0x50, user) => {
-                if let Some((&[0x51, _, 0, 4, a, b, c, d], _)) = user.split_first_chunk::<8>() {
-                    max = u32::from_be_bytes([a, b, c, d]);
-                }
-            }
-            _ => {}
-        }
-        rest = next;
-    }
-    Ok((accepted, max))
-}
-
-/// PS3.7 9.3.1.1.
-fn store_rq(identity: &Identity<'_>, message_id: u16) -> Vec<u8> {
-    let mut body = Vec::with_capacity(256);
-    let uid = |text: &str| {
-        let mut value = text.as_bytes().to_vec();
-        value.resize(value.len().next_multiple_of(2), 0);
-        value
-    };
-    let mut element = |number: u16, value: &[u8]| {
-        body.extend_from_slice(&[0, 0]);
-        body.extend_from_slice(&number.to_le_bytes());
-        body.extend_from_slice(&u32::try_from(value.len()).unwrap_or(0).to_le_bytes());
-        body.extend_from_slice(value);
-    };
-    element(0x0002, &uid(identity.sop_class));
-    element(0x0100, &0x0001_u16.to_le_bytes());
-    element(0x0110, &message_id.to_le_bytes());
-    element(0x0700, &0_u16.to_le_bytes());
-    element(0x0800, &0_u16.to_le_bytes());
-    element(0x1000, &uid(identity.sop_instance));
-    let mut command = vec![0, 0, 0, 0, 4, 0, 0, 0];
-    command.extend_from_slice(&u32::try_from(body.len()).unwrap_or(0).to_le_bytes());
-    command.extend_from_slice(&body);
-    command
-}
-
-/// Message ID, status and comment (PS3.7 9.3.1.2).
-fn parse_response(command: &[u8]) -> Result<(u16, u16, String), SendError> {
-    let (mut message_id, mut status, mut comment) = (None, None, String::new());
-    let mut rest = command;
-    while let Some((&[0, 0, low, high, a, b, c, d], after)) = rest.split_first_chunk::<8>() {
-        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        let (value, next) = after
-            .split_at_checked(length)
-            .ok_or(SendError::Protocol("an element is longer than its command set"))?;
-        let number = value.first_chunk::<2>().map(|&bytes| u16::from_le_bytes(bytes));
-        match u16::from_le_bytes([low, high]) {
-            0x0120 => message_id = number,
-            0x0900 => status = number,
-            0x0902 => comment = String::from_utf8_lossy(trim_padding(value)).into_owned(),
-            _ => {}
-        }
-        rest = next;
-    }
-    match (message_id, status) {
-        (Some(message_id), Some(status)) => Ok((message_id, status, comment)),
-        _ => Err(SendError::Protocol("a response without Message ID or Status")),
-    }
 }
 
 #[cfg(test)]

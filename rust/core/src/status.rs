@@ -63,9 +63,9 @@ pub enum Refusal {
     /// Affected SOP Class UID is not the abstract syntax of the presentation context.
     #[error("AffectedSOPClassUID differs from the context")]
     ClassMismatch,
-    /// No tenant for this instance.
+    /// No tenant for this instance; the value of the private element that names an unknown one, as it is shown.
     #[error("tenant not authorised")]
-    TenantNotAuthorised,
+    TenantNotAuthorised(Option<String>),
     /// A caught panic: a bug of ours.
     #[error("internal error")]
     Bug,
@@ -108,10 +108,19 @@ impl Refusal {
             Self::Malformed(_) | Self::DatasetUid(_) => 0xC000,
             Self::CommandInstanceUid => 0x0117,
             Self::ClassMismatch => 0x0122,
-            Self::TenantNotAuthorised => 0x0124,
+            Self::TenantNotAuthorised(_) => 0x0124,
             Self::Bug => 0x0110,
             Self::Unrecognised => 0x0211,
             Self::Mistyped => 0x0212,
+        }
+    }
+
+    /// The tenant that nobody knows, for the log. It is not in the Error Comment: it may be long.
+    #[must_use]
+    pub fn tenant_value(&self) -> Option<&str> {
+        match self {
+            Self::TenantNotAuthorised(value) => value.as_deref(),
+            _ => None,
         }
     }
 
@@ -139,7 +148,7 @@ impl Refusal {
             Self::DatasetUid("StudyInstanceUID"),
             Self::CommandInstanceUid,
             Self::ClassMismatch,
-            Self::TenantNotAuthorised,
+            Self::TenantNotAuthorised(None),
             Self::Bug,
             Self::Unrecognised,
             Self::Mistyped,

@@ -10,6 +10,7 @@ use pyo3::types::PyBytes;
 use storescp_core::association::{receive, Agreement, Summary};
 use storescp_core::config::EngineConfig;
 use storescp_core::engine::{self, StartError, Transcoded};
+use storescp_core::events::Wanted;
 use storescp_core::ingest::{Reception, Scratch, Source};
 use storescp_core::layout::TenantId;
 use storescp_core::outbox::Topic;
@@ -38,6 +39,7 @@ pub struct AssociationSummary {
     transcode_failures: Vec<(String, u64)>,
     anomalies: Vec<(&'static str, u64)>,
     transfers: Vec<TransferredStudy>,
+    refused: u64,
     echoes: u64,
     received_bytes: u64,
     oversized_pdus: u64,
@@ -94,7 +96,7 @@ pub struct StorageState {
     replaced_total: u64,
 }
 
-/// One C-STORE, for the debug log.
+/// One C-STORE, for the log.
 #[pyclass(frozen, get_all, module = "storescp._core")]
 pub struct InstanceFact {
     association: u64,
@@ -104,6 +106,10 @@ pub struct InstanceFact {
     sop_instance_uid: String,
     bytes: u64,
     commit_seconds: f64,
+    is_named: bool,
+    address: String,
+    calling_ae_title: String,
+    tenant_value: Option<String>,
 }
 
 /// An association that runs.
@@ -129,6 +135,7 @@ pub struct RecentInstance {
     tenant: String,
     status: u16,
     comment: String,
+    tenant_value: Option<String>,
     modality: String,
     sop_class_uid: String,
     patient_id: String,
@@ -228,6 +235,7 @@ impl From<Summary> for AssociationSummary {
                     )
                 })
                 .collect(),
+            refused: summary.refused,
             echoes: summary.echoes,
             received_bytes: summary.received_bytes,
             oversized_pdus: summary.oversized_pdus,
@@ -527,6 +535,7 @@ impl Engine {
                 association: one.association,
                 tenant: one.tenant,
                 status: one.status,
+                tenant_value: one.tenant_value,
                 comment: one.comment,
                 modality: one.shown.modality,
                 sop_class_uid: one.sop_class_uid,
@@ -543,9 +552,11 @@ impl Engine {
             .collect())
     }
 
-    /// Turns facts about single instances on or off.
-    fn enable_events(&self, enabled: bool) -> PyResult<()> {
-        self.inner()?.events().enable(enabled);
+    /// Keeps facts about single instances from now on: of all, or of the refused ones that are named.
+    fn enable_events(&self, of_all: bool) -> PyResult<()> {
+        self.inner()?
+            .events()
+            .want(if of_all { Wanted::All } else { Wanted::Named });
         Ok(())
     }
 
@@ -566,6 +577,10 @@ impl Engine {
                 sop_instance_uid: fact.sop_instance_uid,
                 bytes: fact.bytes,
                 commit_seconds: fact.commit_seconds,
+                is_named: fact.is_named,
+                address: fact.address,
+                calling_ae_title: fact.calling_ae_title,
+                tenant_value: fact.tenant_value,
             })
             .collect();
         Ok((facts, dropped))

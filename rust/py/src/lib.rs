@@ -23,6 +23,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "IMPLEMENTATION_VERSION_NAME",
         storescp_core::IMPLEMENTATION_VERSION_NAME,
     )?;
+    module.add("MOST_NAMED_REFUSALS", storescp_core::events::MOST_NAMED)?;
     module.add_class::<gate::Gate>()?;
     module.add_class::<gate::Tls>()?;
     module.add_class::<gate::Connection>()?;
@@ -55,6 +56,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::read_journal, module)?)?;
     module.add_function(wrap_pyfunction!(info::remove_journal, module)?)?;
     module.add_class::<sender::Sender>()?;
+    module.add_class::<sender::ClientTls>()?;
     module.add_class::<transcode::Transcoder>()?;
     module.add_function(wrap_pyfunction!(transcode::transcode, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_plan, module)?)?;

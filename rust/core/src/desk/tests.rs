@@ -9,7 +9,7 @@ use super::*;
 use crate::association::Outcome;
 use crate::net::answers::Context;
 use crate::net::gate::GateLimits;
-use crate::sender::{Identity, Request, Sender};
+use crate::sender::{Identity, Patience, Request, Sender};
 use crate::uid::Uid;
 
 const CT: &str = "1.2.840.10008.5.1.4.1.1.2";
@@ -118,8 +118,13 @@ fn connect(address: SocketAddr, calling: &str) -> Result<Sender, crate::sender::
         calling_ae_title: calling.to_owned(),
         called_ae_title: "ME".to_owned(),
         contexts: vec![(CT.to_owned(), EXPLICIT.to_owned())],
+        user: None,
     };
-    Sender::connect(address, &request, SOON)
+    let patience = Patience {
+        connect: SOON,
+        wait: SOON,
+    };
+    Sender::connect(address, &request, None, patience)
 }
 
 fn dataset(instance: &str) -> Vec<u8> {

@@ -7,7 +7,7 @@ use crate::activity::{RecentInstance, Shown};
 use crate::association::Transfer;
 use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
-use crate::events::InstanceFact;
+use crate::events::{InstanceFact, MOST_NAMED};
 use crate::ingest::Attempt;
 use crate::layout::TenantId;
 use crate::status::{Refusal, SUCCESS};
@@ -78,10 +78,15 @@ impl Exchange<'_> {
                 *self.summary.failures.entry(key).or_default() += 1;
             }
         }
+        self.summary.refused += u64::from(refusal.is_some());
+        let is_named = refusal.is_some() && self.summary.refused <= MOST_NAMED;
+        let tenant_value = refusal.and_then(Refusal::tenant_value).map(ToOwned::to_owned);
         if self.engine.recent().is_watched() {
-            self.show(request, (status, comment.clone()), tenant, received, shown);
+            let answer = (status, comment.clone(), tenant_value.clone());
+            self.show(request, answer, tenant, received, shown);
         }
-        self.engine.events().push(|| InstanceFact {
+        let source = &self.agreement.source;
+        self.engine.events().push(is_named, || InstanceFact {
             association: self.summary.association,
             message_id: request.message_id,
             status,
@@ -93,13 +98,17 @@ impl Exchange<'_> {
                 .unwrap_or_default(),
             bytes: request.bytes,
             commit_seconds: received.elapsed().as_secs_f64(),
+            is_named,
+            address: source.address.clone(),
+            calling_ae_title: source.calling_ae_title.clone(),
+            tenant_value,
         });
     }
 
     fn show(
         &self,
         request: &Request,
-        (status, comment): (u16, String),
+        (status, comment, tenant_value): (u16, String, Option<String>),
         tenant: &str,
         received: Instant,
         shown: Shown,
@@ -112,6 +121,7 @@ impl Exchange<'_> {
             tenant: tenant.to_owned(),
             status,
             comment,
+            tenant_value,
             sop_class_uid: request
                 .sop_class_uid
                 .as_ref()

@@ -1,12 +1,12 @@
 //! A connection as the association sees it: bytes in, bytes out, clear or TLS.
 
 use std::cell::RefCell;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConnection;
+use rustls::Connection;
 
 /// What is taken from the socket at a time, several TLS records.
 const INCOMING_BYTES: usize = 64 * 1024;
@@ -20,7 +20,7 @@ pub struct Stream {
 
 #[derive(Debug)]
 struct Tls {
-    connection: ServerConnection,
+    connection: Connection,
     incoming: BufReader<Socket>,
 }
 
@@ -53,7 +53,8 @@ impl Stream {
         }
     }
 
-    pub(super) fn encrypted(socket: TcpStream, connection: ServerConnection) -> Self {
+    /// A connection with TLS on it, of either side; the handshake is to come.
+    pub(crate) fn encrypted(socket: TcpStream, connection: Connection) -> Self {
         let socket = Arc::new(socket);
         let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&socket)));
         Self {
@@ -90,6 +91,26 @@ impl Stream {
         self.tls
             .as_ref()
             .is_some_and(|tls| tls.borrow().connection.is_handshaking())
+    }
+
+    /// Does the TLS handshake on a socket that blocks.
+    ///
+    /// # Errors
+    /// What the operating system says, or a [`rustls::Error`] within.
+    pub(crate) fn shake_hands(&self) -> io::Result<()> {
+        let Some(tls) = &self.tls else {
+            return Ok(());
+        };
+        let tls = &mut *tls.borrow_mut();
+        loop {
+            tls.flush(&self.socket)?;
+            if !tls.connection.is_handshaking() {
+                return Ok(());
+            }
+            if tls.receive(&self.socket)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
     }
 
     /// Who is on the other side of a TLS connection.
@@ -134,15 +155,21 @@ impl Tls {
                 outcome => return outcome,
             }
             self.flush(socket)?;
-            if self.connection.read_tls(&mut self.incoming)? == 0 {
+            if self.receive(socket)? == 0 {
                 return Ok(0);
             }
-            if let Err(error) = self.connection.process_new_packets() {
-                // Best effort: the alert tells the peer why.
-                let _ = self.flush(socket);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
         }
+    }
+
+    /// Takes what has come; the bytes, none at the end of the connection.
+    fn receive(&mut self, socket: &TcpStream) -> io::Result<usize> {
+        let count = self.connection.read_tls(&mut self.incoming)?;
+        if let Err(error) = self.connection.process_new_packets() {
+            // Best effort: the alert tells the peer why.
+            let _ = self.flush(socket);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        Ok(count)
     }
 }
 
@@ -167,6 +194,18 @@ impl Write for &Stream {
             Some(tls) => {
                 let tls = &mut *tls.borrow_mut();
                 let count = tls.connection.writer().write(buffer)?;
+                tls.flush(&self.socket)?;
+                Ok(count)
+            }
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&*self.socket).write_vectored(slices),
+            Some(tls) => {
+                let tls = &mut *tls.borrow_mut();
+                let count = tls.connection.writer().write_vectored(slices)?;
                 tls.flush(&self.socket)?;
                 Ok(count)
             }

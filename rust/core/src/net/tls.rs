@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use rustls::{Connection, RootCertStore, ServerConfig, ServerConnection};
 
 /// Whether clients show a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,9 @@ pub enum TlsError {
     /// Certificate and key do not go together, or cannot be used.
     #[error("certificate: {0}")]
     Certificate(rustls::Error),
+    /// The host name that a peer is to have a certificate for is none.
+    #[error("name: {0} is no host name and no address")]
+    Name(String),
     /// The authorities or revocation lists cannot be used.
     #[error("client_ca: {0}")]
     ClientAuthority(#[from] VerifierBuilderError),
@@ -115,12 +118,15 @@ impl TlsSetup {
         Ok(Self(Arc::new(config)))
     }
 
-    pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(Arc::clone(&self.0))
+    pub(super) fn accept(&self) -> Result<Connection, rustls::Error> {
+        ServerConnection::new(Arc::clone(&self.0)).map(Connection::Server)
     }
 }
 
-fn all<T: rustls::pki_types::pem::PemObject>(setting: &'static str, path: &Path) -> Result<Vec<T>, TlsError> {
+pub(crate) fn all<T: rustls::pki_types::pem::PemObject>(
+    setting: &'static str,
+    path: &Path,
+) -> Result<Vec<T>, TlsError> {
     let found: Result<Vec<T>, _> = T::pem_file_iter(path).and_then(Iterator::collect);
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
@@ -129,7 +135,7 @@ fn all<T: rustls::pki_types::pem::PemObject>(setting: &'static str, path: &Path)
     }
 }
 
-fn file_error(setting: &'static str, path: &Path, reason: &str) -> TlsError {
+pub(crate) fn file_error(setting: &'static str, path: &Path, reason: &str) -> TlsError {
     TlsError::File {
         setting,
         path: path.display().to_string(),
