@@ -7,10 +7,12 @@ from typing import final
 __all__ = [
     "IMPLEMENTATION_CLASS_UID",
     "IMPLEMENTATION_VERSION_NAME",
+    "NO_SYNTAX",
     "Admission",
     "Answer",
     "Answers",
     "AssociationSummary",
+    "CleanRequest",
     "Connection",
     "Desk",
     "Engine",
@@ -32,13 +34,17 @@ __all__ = [
     "build_info",
     "character_sets",
     "cipher_suites",
+    "clean_request",
     "examine_file",
     "outbox_migrations",
     "read_journal",
+    "read_title",
     "refusals",
     "remove_journal",
+    "request_oddities",
     "scan",
     "thumbnail",
+    "title_oddities",
     "transcode",
     "transcode_plan",
     "transcode_worker",
@@ -48,6 +54,21 @@ __all__ = [
 __version__: str
 IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str
+NO_SYNTAX: str
+
+def clean_request(pdu: bytes) -> CleanRequest: ...
+def read_title(field: bytes) -> str | None: ...
+def request_oddities() -> list[str]: ...
+def title_oddities(pdu: bytes) -> list[tuple[str, str, int]]: ...
+
+@final
+class CleanRequest:
+    @property
+    def pdu(self) -> bytes: ...
+    @property
+    def has_proposals(self) -> bool: ...
+    @property
+    def oddities(self) -> list[tuple[str, str, int]]: ...
 
 @final
 class Tls:
@@ -113,6 +134,7 @@ class Answer:
         rejected_contexts: list[tuple[str, int, list[str]]],
         peer_max_pdu_length: int,
         pdu: bytes,
+        request: CleanRequest,
     ) -> Answer: ...
     @property
     def contexts(self) -> dict[int, tuple[str, str]]: ...
@@ -120,6 +142,8 @@ class Answer:
     def rejected_contexts(self) -> list[tuple[str, int, list[str]]]: ...
     @property
     def peer_max_pdu_length(self) -> int: ...
+    @property
+    def oddities(self) -> list[tuple[str, str, int]]: ...
     def pdu_for(self, request: bytes) -> bytes: ...
 
 @final
@@ -136,6 +160,7 @@ class Served:
     called_ae_title: str
     tenant: str | None
     rejected_contexts: int
+    oddities: list[tuple[str, str, int]]
 
 @final
 class Desk:
