@@ -72,29 +72,29 @@ pub(super) fn clean(
         oddities.add(Kind::PresentationContext, format!("{} bytes", value.len()));
         return Ok(());
     };
-    let mut syntaxes = Syntaxes::default();
+    let mut proposal = Proposal::default();
     for piece in Pieces::of(items, Container::PresentationContext) {
-        syntaxes.take(id, piece?, oddities);
+        proposal.take(id, piece?, oddities);
     }
     if id % 2 == 0 {
         oddities.add(Kind::ContextId, id.to_string());
         return Ok(());
     }
-    syntaxes.note_missing(id, oddities);
+    proposal.note_missing(id, oddities);
     let found = uses.of(id);
     if found != Use::Once {
         oddities.add(Kind::RepeatedContextId, id.to_string());
-        syntaxes.abstract_syntax = None;
+        proposal.abstract_syntax = None;
     }
     if found != Use::Answered {
-        put(out, PRESENTATION_CONTEXT, &syntaxes.encode(id));
+        put(out, PRESENTATION_CONTEXT, &proposal.encode(id));
     }
     Ok(())
 }
 
 /// What a context proposes.
 #[derive(Default)]
-struct Syntaxes {
+struct Proposal {
     has_abstract: bool,
     abstract_syntax: Option<Uid>,
     /// Encoded transfer syntax sub-items.
@@ -102,7 +102,7 @@ struct Syntaxes {
     first_transfer_syntax: Option<Uid>,
 }
 
-impl Syntaxes {
+impl Proposal {
     fn take(&mut self, id: u8, piece: Piece<'_>, oddities: &mut Oddities) {
         match piece {
             Piece::Item(ABSTRACT_SYNTAX, uid) => {

@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn quotes_are_printable_and_short() {
         assert_eq!(quoted(b"V1\\2\xC9\n\0"), r"V1\\2\xc9\n\x00");
-        assert!(quoted(&[0; 70_000]).len() <= 4 * QUOTED_BYTES + 3);
+        assert!(quoted(&vec![0; 70_000]).len() <= 4 * QUOTED_BYTES + 3);
         assert_eq!(quoted(&[b'A'; QUOTED_BYTES]).len(), QUOTED_BYTES);
     }
 
