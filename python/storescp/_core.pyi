@@ -8,10 +8,12 @@ __all__ = [
     "IMPLEMENTATION_CLASS_UID",
     "IMPLEMENTATION_VERSION_NAME",
     "MOST_NAMED_REFUSALS",
+    "NO_SYNTAX",
     "Admission",
     "Answer",
     "Answers",
     "AssociationSummary",
+    "CleanRequest",
     "ClientTls",
     "Connection",
     "Desk",
@@ -35,14 +37,18 @@ __all__ = [
     "build_info",
     "character_sets",
     "cipher_suites",
+    "clean_request",
     "examine_file",
     "other_character_sets",
     "outbox_migrations",
     "read_journal",
+    "read_title",
     "refusals",
     "remove_journal",
+    "request_oddities",
     "scan",
     "thumbnail",
+    "title_oddities",
     "transcode",
     "transcode_plan",
     "transcode_worker",
@@ -53,6 +59,21 @@ __version__: str
 IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str
 MOST_NAMED_REFUSALS: int
+NO_SYNTAX: str
+
+def clean_request(pdu: bytes) -> CleanRequest: ...
+def read_title(field: bytes) -> str | None: ...
+def request_oddities() -> list[str]: ...
+def title_oddities(pdu: bytes) -> list[tuple[str, str, int]]: ...
+
+@final
+class CleanRequest:
+    @property
+    def pdu(self) -> bytes: ...
+    @property
+    def has_proposals(self) -> bool: ...
+    @property
+    def oddities(self) -> list[tuple[str, str, int]]: ...
 
 @final
 class Tls:
@@ -118,6 +139,7 @@ class Answer:
         rejected_contexts: list[tuple[str, int, list[str]]],
         peer_max_pdu_length: int,
         pdu: bytes,
+        request: CleanRequest,
     ) -> Answer: ...
     @property
     def contexts(self) -> dict[int, tuple[str, str]]: ...
@@ -125,6 +147,8 @@ class Answer:
     def rejected_contexts(self) -> list[tuple[str, int, list[str]]]: ...
     @property
     def peer_max_pdu_length(self) -> int: ...
+    @property
+    def oddities(self) -> list[tuple[str, str, int]]: ...
     def pdu_for(self, request: bytes) -> bytes: ...
 
 @final
@@ -141,6 +165,7 @@ class Served:
     called_ae_title: str
     tenant: str | None
     rejected_contexts: int
+    oddities: list[tuple[str, str, int]]
 
 @final
 class Desk:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from storescp import _core
 from storescp.names import name_of
 from storescp.settings import Settings
 
@@ -237,15 +238,21 @@ def of_transcoding(reason: str) -> Advice:
 
 @dataclass(frozen=True)
 class Knock:
-    """Who asked for an association, as far as that is known."""
+    """Who asked for an association, as far as that is known, and what was wrong."""
 
     address: str
     calling: str = ""
     called: str = ""
+    detail: str = ""
 
 
 def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
     """Advice for an association or a connection that was turned away."""
+    if cause == "malformed_request" and knock.detail:
+        return Advice(
+            f"The A-ASSOCIATE-RQ cannot be followed: {knock.detail}.",
+            "The fault is in the sender; tell its vendor. Items that are only odd would have been passed over.",
+        )
     scp = settings.dicom_store_scp
     ours = ", ".join(dict.fromkeys((*scp.allowed_called_ae_titles, scp.ae_title)))
     advices = {
@@ -308,9 +315,14 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
 
 def of_context(abstract_syntax: str, result: int, transfer_syntaxes: Sequence[str]) -> Advice:
     """Advice for a presentation context that was rejected (PS3.8 Table 9-18)."""
+    if abstract_syntax == _core.NO_SYNTAX:
+        return Advice(
+            "The context names no class that can be read, or shares its identifier with another one.",
+            "The fault is in the sender; tell its vendor.",
+        )
     what = _name(abstract_syntax)
     if result == _NO_TRANSFER_SYNTAX:
-        offered = ", ".join(_name(uid) for uid in transfer_syntaxes)
+        offered = ", ".join(_name(uid) for uid in transfer_syntaxes if uid != _core.NO_SYNTAX) or "nothing readable"
         return Advice(
             f"{what} was offered only in what is not taken: {offered}.",
             "Have the sender offer a standard transfer syntax; with uncompressed_only a native one.",
@@ -318,6 +330,50 @@ def of_context(abstract_syntax: str, result: int, transfer_syntaxes: Sequence[st
     if name_of(abstract_syntax):
         return Advice(f"{what} is not a class of images or documents to be stored.", "Send it to whoever provides it.")
     return Advice(f"{what} is a private class.", "dicom_store_scp.promiscuous takes private classes.")
+
+
+_PASSED_OVER = "It is passed over; nothing is to be done."
+_LEFT_OUT = "The sender cannot send by this context; tell its vendor."
+# What was odd in an A-ASSOCIATE-RQ by its code; the detail follows the meaning.
+_ODDITIES: dict[str, Advice] = {
+    "unknown_item": Advice("The request has an item of a type that is not known there (PS3.8 9.3.1)", _PASSED_OVER),
+    "repeated_item": Advice("The request has an item twice that may be there once", "One of them counts."),
+    "missing_item": Advice("The request lacks an item that PS3.8 9.3.2 asks for", "The defaults apply."),
+    "trailing_bytes": Advice("Zero bytes follow the last item", _PASSED_OVER),
+    "padded_uid": Advice("A UID has padding, which PS3.8 Annex F does not allow", "It is read without."),
+    "application_context": Advice("An application context name cannot be read", "It does not count."),
+    "presentation_context": Advice("A presentation context is too short to have an identifier", _LEFT_OUT),
+    "context_id": Advice("A presentation context has an even identifier (PS3.8 9.3.2.2)", _LEFT_OUT),
+    "repeated_context_id": Advice("Several presentation contexts have the same identifier", _LEFT_OUT),
+    "abstract_syntax": Advice("A presentation context has no abstract syntax that can be read", _LEFT_OUT),
+    "transfer_syntax": Advice(
+        "A transfer syntax cannot be read, or a presentation context has none", "The others of the context count."
+    ),
+    "maximum_length": Advice("The maximum length has other than four bytes", "Without four there is no maximum."),
+    "implementation_class_uid": Advice("The implementation class UID is none", _PASSED_OVER),
+    "implementation_version_name": Advice(
+        "The implementation version name is not 1 to 16 characters of ASCII (PS3.7 D.3.3.2)", _PASSED_OVER
+    ),
+    "asynchronous_operations": Advice("The asynchronous operations window breaks PS3.7 D.3.3.3", _PASSED_OVER),
+    "role_selection": Advice("A role selection breaks PS3.7 D.3.3.4", _PASSED_OVER),
+    "extended_negotiation": Advice("An extended negotiation breaks PS3.7 D.3.3.5", _PASSED_OVER),
+    "common_extended_negotiation": Advice("A common extended negotiation breaks PS3.7 D.3.3.6", _PASSED_OVER),
+    "user_identity": Advice(
+        "The user identity has an unknown type or breaks PS3.7 D.3.3.7",
+        "Without one that can be read, the sender is nobody where users are configured.",
+    ),
+    "ae_title": Advice(
+        "An AE title field has more than a title, or bytes beyond ASCII",
+        "What follows a NUL does not count; a byte beyond ASCII is a question mark in lists of titles and records.",
+    ),
+    "more": Advice("The request has further oddities", "The first sixteen are told."),
+}
+
+
+def of_oddity(code: str, detail: str) -> Advice:
+    """Advice for something odd in a request that was taken all the same."""
+    found = _ODDITIES[code]
+    return Advice(f"{found.meaning}: {detail}." if detail else f"{found.meaning}.", found.remedy)
 
 
 _NO_TRANSFER_SYNTAX = 4

@@ -206,8 +206,14 @@ class Statement:
             (negotiation.UNUSABLE_PDU_LENGTH, "the peer's maximum PDU length is below 128"),
             (negotiation.UNKNOWN_APPLICATION_CONTEXT, "the application context name is another one"),
             (negotiation.UNKNOWN_PROTOCOL_VERSION, "the protocol version is another one"),
-            (negotiation.BAD_CALLED_AE_TITLE, "the called AE title is blank, malformed or not allowed"),
-            (negotiation.BAD_CALLING_AE_TITLE, "the calling AE title is blank, malformed or not allowed"),
+            (
+                negotiation.BAD_CALLED_AE_TITLE,
+                "the called AE title is blank, has a control character or backslash, or is not allowed",
+            ),
+            (
+                negotiation.BAD_CALLING_AE_TITLE,
+                "the calling AE title is blank, has a control character or backslash, or is not allowed",
+            ),
         )
         self._table(
             "rejections",
@@ -217,7 +223,8 @@ class Statement:
         )
         self._claim(
             "abort",
-            "What cannot be read as a PDU, and every breach of the protocol, is answered with A-ABORT, source 2.",
+            "What cannot be read as a PDU, and every breach of the protocol, is answered with A-ABORT, source 2. So is "
+            "an A-ASSOCIATE-RQ without presentation contexts, or with an item longer than what it lies in.",
         )
         self._claim(
             "request-timeout",
@@ -228,6 +235,18 @@ class Statement:
             f"An association without a request for {limits.idle_timeout:g} s is ended with A-ABORT.",
         )
         self._end_of_list()
+        self._table(
+            "odd-requests",
+            "What is odd in an A-ASSOCIATE-RQ costs the item that it is in and nothing else. A context with an even "
+            "identifier gets no result. Contexts that share one, or have no abstract syntax that can be read, get "
+            "result 3; those without a transfer syntax that can be read get result 4. The log line of the association "
+            "names each oddity:",
+            ("code", "what is odd", "what becomes of it"),
+            (
+                (code, found.meaning, found.remedy)
+                for code, found in ((code, advice.of_oddity(code, "")) for code in _core.request_oddities())
+            ),
+        )
 
     def _storage(self) -> None:
         scp, storage = self._settings.dicom_store_scp, self._settings.storage

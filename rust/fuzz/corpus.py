@@ -12,6 +12,7 @@ import pydicom
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from support import odd_requests
 from support.instances import Instance, curated_folder, from_file
 from support.scu import echo_rq, fragments, store_rq
 
@@ -45,9 +46,18 @@ def seeds(one: Instance) -> dict[str, list[bytes]]:
     return found
 
 
+def write_requests(folder: Path) -> int:
+    """A-ASSOCIATE-RQs, odd and refused ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    requests = [one.pdu for one in odd_requests.taken()] + [pdu for pdu, _ in odd_requests.REFUSED.values()]
+    for number, request in enumerate(requests):
+        (folder / f"request-{number:04}").write_bytes(request)
+    return len(requests)
+
+
 def main(folder: Path) -> None:
     """Writes the seeds."""
-    count = 0
+    count = write_requests(folder / "association")
     for number, file in enumerate(files()):
         try:
             one = from_file(file)

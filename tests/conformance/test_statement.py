@@ -50,6 +50,7 @@ ELSEWHERE = {
         "hostile/test_tls.py::test_users_need_their_passcode_and_tls",
         "kafka/test_faults.py::test_beyond_the_limit_new_work_is_refused_as_transient_until_there_is_room",
     ],
+    "odd-requests": ["hostile/test_requests.py::test_odd_requests_are_answered_and_told"],
     "audit": [
         "hostile/test_audit.py::test_messages_go_to_syslog_over_tcp_and_tls",
         "hostile/test_audit.py::test_messages_go_to_a_file",
@@ -127,6 +128,12 @@ def test_the_statement_is_that_of_the_configuration() -> None:
 
 
 @pytest.mark.proves("parameters")
+def test_each_oddity_of_a_request_is_in_the_table() -> None:
+    statement = Statement(Settings()).markdown
+    for code in _core.request_oddities():
+        assert f"\n| {code} | " in statement, code
+
+
 def test_the_parameters_are_those_in_force() -> None:
     environment = {"STORESCP_DICOM_STORE_SCP__AE_TITLE": "OTHER", "STORESCP_LIMITS__IDLE_TIMEOUT": "17"}
 

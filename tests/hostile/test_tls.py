@@ -321,6 +321,9 @@ def test_users_need_their_passcode_and_tls(start_service: StartService, pki: Pki
     for port, tls, extra in (
         (service.tls_port, context, b""),
         *((service.tls_port, context, user_identity(kind, b"ct1", b"")) for kind in (1, 3, 4, 5)),
+        # One that cannot be read is passed over, and leaves nobody.
+        *((service.tls_port, context, user_identity(kind, b"ct1", b"geheim")) for kind in (0, 6, 255)),
+        (service.tls_port, context, item(0x58, b"\2\0\0\3ct1\0\xffgeheim")),
         (service.tls_port, context, user_identity(2, b"ct1", b"falsch")),
         (service.tls_port, context, user_identity(2, b"mr1", b"geheim")),
         (service.tls_port, context, user_identity(2, b"mr1", b"")),

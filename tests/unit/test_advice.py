@@ -63,6 +63,27 @@ def test_titles_and_addresses_are_named() -> None:
     assert "192.0.2.1" in advice.of_rejection("peer_address", knock, settings).text()
 
 
+def test_a_request_that_cannot_be_followed_is_told_where() -> None:
+    knock = advice.Knock("192.0.2.1", "CT1", "ARCHIVE", "item 60 of 9 bytes reaches beyond the end of the request")
+    text = advice.of_rejection("malformed_request", knock, Settings()).text()
+    assert text.startswith("The A-ASSOCIATE-RQ cannot be followed: item 60 of 9 bytes reaches beyond the end")
+    stranger = advice.of_rejection("malformed_request", advice.Knock("192.0.2.1"), Settings()).text()
+    assert stranger.startswith("What came is not an A-ASSOCIATE-RQ.")
+
+
+@pytest.mark.parametrize("code", _core.request_oddities())
+def test_each_oddity_of_a_request_has_its_words(code: str) -> None:
+    found = advice.of_oddity(code, r"V1\\2")
+    assert found.meaning.endswith(r": V1\\2.")
+    assert found.remedy.endswith(".")
+    assert advice.of_oddity(code, "").meaning.endswith(".")
+
+
+def test_contexts_that_cannot_be_read_are_explained() -> None:
+    assert "shares its identifier" in advice.of_context(_core.NO_SYNTAX, 3, ("1.2.840.10008.1.2",)).text()
+    assert "nothing readable" in advice.of_context("1.2.840.10008.1.1", 4, (_core.NO_SYNTAX,)).text()
+
+
 def test_rejected_contexts_are_explained() -> None:
     find = advice.of_context("1.2.840.10008.5.1.4.1.2.2.1", 3, ("1.2.840.10008.1.2",)).text()
     assert "Study Root" in find

@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from storescp import _core
 from storescp.network.admission import PEER_NOT_ALLOWED, Admission, Tenancy, congestion
@@ -22,7 +23,7 @@ from storescp.network.contexts import (
 from storescp.network.identity import Peer, SubjectPattern, UserIdentity, Users, entry
 from storescp.network.negotiation import Agreement, MalformedRequest, Negotiator, Rejection
 from storescp.settings import Settings
-from support import scu
+from support import odd_requests, scu
 from support.instances import CT
 
 # The 34 storage classes of wado-storescp.
@@ -112,16 +113,51 @@ def test_the_same_request_gets_the_same_answer_again(offer: Offer) -> None:
     assert negotiator.answers.find(scu.associate_rq([(1, CT, [scu.IMPLICIT])])) is None
 
 
+def test_a_request_without_contexts_is_malformed(offer: Offer) -> None:
+    with pytest.raises(MalformedRequest, match="no presentation context"):
+        Negotiator(offer, 16384).negotiate(scu.associate_rq([]))
+
+
 @pytest.mark.parametrize(
-    "contexts",
-    [[(1, CT, [scu.EXPLICIT]), (1, CT, [scu.IMPLICIT])], [(2, CT, [scu.EXPLICIT])], [(1, CT, [])], []],
-    ids=["repeated id", "even id", "no transfer syntax", "no context"],
+    ("contexts", "code", "rejected"),
+    [
+        (
+            [(1, CT, [scu.EXPLICIT]), (1, CT, [scu.IMPLICIT])],
+            "repeated_context_id",
+            [(_core.NO_SYNTAX, 3, [scu.EXPLICIT])],
+        ),
+        ([(2, CT, [scu.EXPLICIT])], "context_id", []),
+        ([(1, CT, [])], "transfer_syntax", [(CT, 4, [_core.NO_SYNTAX])]),
+        ([(1, "", [scu.EXPLICIT])], "abstract_syntax", [(_core.NO_SYNTAX, 3, [scu.EXPLICIT])]),
+    ],
+    ids=["repeated id", "even id", "no transfer syntax", "no abstract syntax"],
 )
-def test_requests_that_break_the_standard_are_malformed(
-    offer: Offer, contexts: list[tuple[int, str, list[str]]]
+def test_contexts_that_break_the_standard_are_not_accepted(
+    offer: Offer, contexts: list[tuple[int, str, list[str]]], code: str, rejected: list[tuple[str, int, list[str]]]
 ) -> None:
-    with pytest.raises(MalformedRequest):
-        Negotiator(offer, 16384).negotiate(scu.associate_rq(contexts))
+    agreement = Negotiator(offer, 16384).negotiate(scu.associate_rq(contexts))
+    assert isinstance(agreement, Agreement)
+    assert agreement.answer.contexts == {}
+    assert agreement.answer.rejected_contexts == rejected
+    assert {found for found, *_ in agreement.answer.oddities} == {code}
+
+
+def test_nothing_unreadable_is_accepted_where_private_classes_are() -> None:
+    promiscuous = Offer.from_settings(Settings.model_validate({"dicom_store_scp": {"promiscuous": True}}))
+    assert not promiscuous.accepts(_core.NO_SYNTAX)
+    assert _core.NO_SYNTAX not in promiscuous.transfer_syntaxes
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize("one", odd_requests.taken(), ids=str)
+def test_pynetdicom_decodes_what_was_cleaned(one: odd_requests.OddRequest) -> None:
+    cleaned = _core.clean_request(one.pdu)
+    pdu = A_ASSOCIATE_RQ()
+    pdu.decode(cleaned.pdu)
+    asked = [context.context_id for context in pdu.to_primitive().presentation_context_definition_list]
+    assert asked == list(one.results)
+    again = _core.clean_request(cleaned.pdu)
+    assert (again.pdu, again.oddities) == (cleaned.pdu, [])
 
 
 def test_all_128_contexts_and_a_long_user_identity(offer: Offer) -> None:

@@ -8,7 +8,7 @@ import socket
 import pytest
 from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
-from pynetdicom import _config, sop_class
+from pynetdicom import _config, fsm, sop_class
 from pynetdicom.acse import ACSE
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
@@ -54,6 +54,16 @@ def test_a_request_decodes_to_a_primitive_without_threads() -> None:
     assert (str(primitive.calling_ae_title).strip(), str(primitive.called_ae_title).strip()) == ("CT1", "ME")
     [context] = primitive.presentation_context_definition_list
     assert (context.context_id, context.abstract_syntax, context.transfer_syntax) == (1, CT, [scu.EXPLICIT])
+
+
+def test_what_stands_between_socket_and_decoder_in_the_pure_engine_is_there() -> None:
+    dul = Association(ApplicationEntity(), "acceptor").dul
+    # Set on the object: both are looked up there each time.
+    assert "self._decode_pdu(bytestream)" in inspect.getsource(dul._read_pdu_data)
+    assert "pdu.encode()" in inspect.getsource(dul._send)
+    assert "dul._send(" in inspect.getsource(fsm.AE_7)
+    pdu, event = dul._decode_pdu(bytearray(scu.associate_rq([(1, CT, [scu.EXPLICIT])])))
+    assert (type(pdu), event) == (A_ASSOCIATE_RQ, "Evt6")
 
 
 def test_what_the_pure_listener_overrides_is_there() -> None:

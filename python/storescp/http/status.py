@@ -135,7 +135,7 @@ class Status:
         line = dict(kind.line)
         event, cause = str(line.get("event")), str(line.get("cause") or "")
         if cause:
-            knock = advice.Knock(*(str(line.get(key) or "") for key in ("peer", "calling_ae", "called_ae")))
+            knock = advice.Knock(*(str(line.get(key) or "") for key in ("peer", "calling_ae", "called_ae", "reason")))
             told = advice.of_rejection(cause, knock, self._probe.settings).text()
         else:
             sentences = (str(line.get("text") or ""), advice.of_event(event))

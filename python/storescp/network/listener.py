@@ -209,7 +209,9 @@ class Listener:
         """The line of an association that needed nobody."""
         calling, called = served.calling_ae_title, served.called_ae_title
         peer = Peer(*served.peer)
-        self._report.over(served.summary, peer, calling, called, served.tenant, served.rejected_contexts)
+        self._report.over(
+            served.summary, peer, calling, called, served.tenant, served.rejected_contexts, served.oddities
+        )
 
     def _report_refused(self, *, final: bool = False) -> None:
         for peer, reason, detail in self._gate.take_refused():
@@ -240,21 +242,18 @@ class Listener:
             place.leave()
 
     def _serve(self, connection: _core.Connection, place: _core.Place) -> None:
+        address, port = connection.peer
         try:
-            peer = Peer.of(connection.peer, connection.tls)
+            peer = Peer.of((address, port), connection.tls)
         except ValueError as error:
-            cause = "unreadable_certificate"
-            self._report.association_unreadable(f"association.{cause}", cause, connection.peer, str(error))
-            self._trail.connection_refused(connection.peer[0], cause, "")
+            self._report.certificate_unreadable(Knock(address, detail=str(error)), port)
+            self._trail.connection_refused(address, "unreadable_certificate", "")
             connection.refuse(MalformedRequest.pdu)
             return
         try:
             agreement = self._negotiator.negotiate(connection.request)
         except MalformedRequest as error:
-            reason = str(error.__cause__ or "")
-            self._report.association_unreadable(
-                "association.malformed_request", "malformed_request", connection.peer, reason
-            )
+            self._report.request_malformed(Knock(address, *titles_of(connection.request), str(error)), port)
             connection.refuse(MalformedRequest.pdu)
             return
         if isinstance(agreement, Rejection):
@@ -270,7 +269,9 @@ class Listener:
             self._refuse(connection, peer, rejection)
             return
         self._trail.association_accepted(peer, calling)
+        oddities = (*answer.oddities, *_core.title_oddities(connection.request))
         self._report.accepted(answer, peer, calling)
+        self._report.explain_oddities(oddities, Knock(address, calling, called), port)
         tenancy = self._admission.tenancy(called, calling, peer)
         summary = self._engine.receive(
             connection,
@@ -283,4 +284,5 @@ class Listener:
             tenancy.by_rule,
         )
         self._trail.association_over(summary, peer, calling, called)
-        self._report.over(summary, peer, calling, called, tenancy.tenant, len(answer.rejected_contexts))
+        rejected_contexts = len(answer.rejected_contexts)
+        self._report.over(summary, peer, calling, called, tenancy.tenant, rejected_contexts, oddities)

@@ -2,6 +2,8 @@
 
 Negotiation is a pure function of the A-ASSOCIATE-RQ and the offer, so its answer is remembered, where the core finds
 it: devices send the same request each time. Who may come in (admission) is decided anew for every association.
+
+The core makes a request clean before pynetdicom decodes it: pynetdicom raises on what other receivers pass over.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 
 from storescp import _core
+from storescp.errors import CoreError
 from storescp.network.contexts import Offer
 from storescp.network.identity import UserIdentity
 from storescp.network.proposals import FIXED_BYTES, Proposal, condense, expand
@@ -62,7 +65,7 @@ UNUSABLE_PDU_LENGTH = Rejection(1, 1, 1, "max_pdu_length")
 
 
 class MalformedRequest(Exception):
-    """The A-ASSOCIATE-RQ cannot be read: answered with A-ABORT."""
+    """The A-ASSOCIATE-RQ cannot be read, for the reason in its text: answered with A-ABORT."""
 
     # PS3.8 Table 9-26: service provider, invalid PDU parameter value.
     pdu = bytes([0x07, 0, 0, 0, 0, 4, 0, 0, 2, 6])
@@ -121,21 +124,24 @@ class Negotiator:
         if answer is not None:
             return Agreement(answer, *titles)
         # The titles decide nothing here and are only echoed; nobody shall stumble over odd padding.
-        untitled = request[: _CALLED.start] + _NO_TITLES + request[_CALLING.stop :]
+        cleaned = clean(request)
+        untitled = with_titles(cleaned.pdu, None)
         condensed, proposals = condense(untitled, self._offer) or (untitled, None)
         primitive = _decode(condensed)
         if primitive.application_context_name != APPLICATION_CONTEXT_NAME:
             return UNKNOWN_APPLICATION_CONTEXT
-        peer = _peer_information(primitive)
-        if peer.max_pdu_length and peer.max_pdu_length < _SMALLEST_PEER_PDU:
+        peer = peer_information(primitive)
+        if peer.has_unusable_length:
             return UNUSABLE_PDU_LENGTH
-        answer = self._answer(primitive, proposals or _proposals_of(primitive), peer)
+        answer = self._answer(primitive, proposals or _proposals_of(primitive), peer, cleaned)
         # A request with a user's passcode in it is not kept.
         if peer.user is None:
             self.answers.remember(request, answer)
         return Agreement(answer, *titles, peer.user)
 
-    def _answer(self, primitive: A_ASSOCIATE, proposals: list[Proposal], peer: _Peer) -> _core.Answer:
+    def _answer(
+        self, primitive: A_ASSOCIATE, proposals: list[Proposal], peer: PeerInformation, cleaned: _core.CleanRequest
+    ) -> _core.Answer:
         asked = primitive.presentation_context_definition_list
         results = negotiate_contexts(asked, self._offer)
         found = {
@@ -151,7 +157,7 @@ class Negotiator:
                 rejected.append((one.abstract_syntax, result, list(one.transfer_syntaxes)))
         acknowledge_user = self._answers_users and peer.wants_user_response
         pdu = self._accept_pdu(primitive, results, acknowledge_user=acknowledge_user)
-        return _core.Answer(accepted, rejected, peer.max_pdu_length, expand(pdu, proposals))
+        return _core.Answer(accepted, rejected, peer.max_pdu_length, expand(pdu, proposals), cleaned)
 
     def _accept_pdu(self, request: A_ASSOCIATE, results: list[PresentationContext], *, acknowledge_user: bool) -> bytes:
         primitive = A_ASSOCIATE()
@@ -192,42 +198,58 @@ def check_fixed_fields(request: bytes) -> Rejection | None:
         MalformedRequest: they are not all there.
     """
     if len(request) < FIXED_BYTES:
-        raise MalformedRequest
+        raise MalformedRequest("no A-ASSOCIATE-RQ")
     if not request[_PROTOCOL_VERSION][1] & 1:
         return UNKNOWN_PROTOCOL_VERSION
-    if not _is_title(request[_CALLED]):
+    if _core.read_title(request[_CALLED]) is None:
         return BAD_CALLED_AE_TITLE
-    if not _is_title(request[_CALLING]):
+    if _core.read_title(request[_CALLING]) is None:
         return BAD_CALLING_AE_TITLE
     return None
 
 
-def _is_title(field: bytes) -> bool:
-    title = field.strip(b" \0")
-    return bool(title) and b"\\" not in title and all(0x20 <= byte <= 0x7E for byte in title)  # noqa: PLR2004
+def clean(request: bytes) -> _core.CleanRequest:
+    """A request that pynetdicom can decode, and what was odd in the original.
+
+    Raises:
+        MalformedRequest: its items cannot be followed, or it proposes no presentation context.
+    """
+    try:
+        cleaned = _core.clean_request(request)
+    except CoreError as error:
+        raise MalformedRequest(str(error)) from None
+    if not cleaned.has_proposals:
+        raise MalformedRequest("there is no presentation context in it")
+    return cleaned
 
 
 def titles_of(request: bytes) -> tuple[str, str]:
-    """The calling and called AE title of an A-ASSOCIATE-RQ; what is not ASCII, in one that is rejected, is escaped."""
+    """The calling and called AE title of an A-ASSOCIATE-RQ; one that is rejected is escaped."""
     calling, called = (
-        field.strip(b" \0").decode("ascii", "backslashreplace") for field in (request[_CALLING], request[_CALLED])
+        _core.read_title(field) or field.strip(b" \0").decode("ascii", "backslashreplace")
+        for field in (request[_CALLING], request[_CALLED])
     )
     return calling, called
 
 
+def with_titles(pdu: bytes, titles: bytes | None) -> bytes:
+    """An A-ASSOCIATE-RQ or -AC with both title fields of another one, or with titles that anybody takes."""
+    return pdu[: _CALLED.start] + (_NO_TITLES if titles is None else titles) + pdu[_CALLING.stop :]
+
+
+def title_fields(request: bytes) -> bytes:
+    """Both title fields as they came: PS3.8 9.3.3 has them echoed."""
+    return request[_CALLED.start : _CALLING.stop]
+
+
 def _decode(request: bytes) -> A_ASSOCIATE:
+    """A clean request, decoded."""
     pdu = A_ASSOCIATE_RQ()
     try:
         pdu.decode(request)
-        primitive = pdu.to_primitive()
-        contexts = primitive.presentation_context_definition_list
-        ids = [context.context_id for context in contexts]
-        complete = all(c.abstract_syntax and c.transfer_syntax for c in contexts)
+        return pdu.to_primitive()
     except Exception as error:
-        raise MalformedRequest from error
-    if not complete or len(set(ids)) != len(ids) or not ids:
-        raise MalformedRequest
-    return primitive
+        raise MalformedRequest(str(error)) from error
 
 
 def _proposals_of(primitive: A_ASSOCIATE) -> list[Proposal]:
@@ -241,13 +263,21 @@ def _proposals_of(primitive: A_ASSOCIATE) -> list[Proposal]:
 
 
 @dataclass(frozen=True)
-class _Peer:
+class PeerInformation:
+    """What a requestor says of itself; a maximum PDU length of 0 is none."""
+
     max_pdu_length: int
     user: UserIdentity | None
     wants_user_response: bool
 
+    @property
+    def has_unusable_length(self) -> bool:
+        """Whether no response fits its PDUs."""
+        return 0 < self.max_pdu_length < _SMALLEST_PEER_PDU
 
-def _peer_information(primitive: A_ASSOCIATE) -> _Peer:
+
+def peer_information(primitive: A_ASSOCIATE) -> PeerInformation:
+    """What the user information of a request says."""
     length, user, wants_response = 0, None, False
     for item in primitive.user_information:
         if isinstance(item, MaximumLengthNotification):
@@ -257,4 +287,4 @@ def _peer_information(primitive: A_ASSOCIATE) -> _Peer:
                 int(item.user_identity_type or 0), item.primary_field or b"", item.secondary_field or b""
             )
             wants_response = bool(item.positive_response_requested)
-    return _Peer(length, user, wants_response)
+    return PeerInformation(length, user, wants_response)

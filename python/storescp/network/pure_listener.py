@@ -35,12 +35,13 @@ from storescp.network.identity import Peer
 from storescp.network.listener import BACKLOG, Address
 from storescp.network.negotiation import (
     APPLICATION_CONTEXT_NAME,
-    BAD_CALLED_AE_TITLE,
-    BAD_CALLING_AE_TITLE,
     UNKNOWN_APPLICATION_CONTEXT,
+    UNUSABLE_PDU_LENGTH,
     Rejection,
     negotiate_contexts,
+    peer_information,
 )
+from storescp.network.pure_intake import Intake
 from storescp.network.report import Report
 from storescp.pure.engine import SUCCESS, Outcome, PureEngine, Source, is_uid
 from storescp.settings import Settings
@@ -52,19 +53,22 @@ _POLL_SECONDS = 0.25
 class PureAcse(ACSE):
     """Negotiates with our rules; everything else is pynetdicom's."""
 
+    def __init__(self, assoc: Association, intake: Intake) -> None:
+        super().__init__(assoc)
+        self.intake = intake
+
     def _negotiate_as_acceptor(self) -> None:
         server = cast(PureServer, self.assoc._server)  # noqa: SLF001 - the only way to the server
         request = cast(A_ASSOCIATE, self.requestor.primitive)
         self.requestor.ae_title = request.calling_ae_title
-        rejection = server.admit(self.assoc, request)
+        rejection = self.intake.rejection or server.admit(self.assoc, request)
         if rejection is not None:
-            titles = (str(request.calling_ae_title).strip(), str(request.called_ae_title).strip())
-            knock = Knock(str(self.requestor.address), *titles)
-            server.note_refusal(rejection, knock, int(self.requestor.port or 0))
+            server.note_refusal(rejection, self.intake.knock, self.intake.port)
             self.send_reject(rejection.result, rejection.source, rejection.reason)
             evt.trigger(self.assoc, evt.EVT_REJECTED, {})
             self.assoc.kill()
             return
+        server.report.odd_request(self.intake.oddities, self.intake.knock, self.intake.port)
         results = negotiate_contexts(request.presentation_context_definition_list, server.offer)
         self.assoc._accepted_cx = {cast(int, c.context_id): c for c in results if c.result == 0}  # noqa: SLF001
         self.assoc._rejected_cx = [c for c in results if c.result != 0]  # noqa: SLF001
@@ -82,7 +86,8 @@ class PureHandler(RequestHandler):
         assert not contexts  # noqa: S101 - PureServer is made without contexts: nothing to copy
         cast(socket.socket, self.request).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         assoc = super()._create_association()
-        assoc.acse = PureAcse(assoc)
+        server = cast(PureServer, self.server)
+        assoc.acse = PureAcse(assoc, Intake(assoc, server.report))
         return assoc
 
 
@@ -104,7 +109,7 @@ class PureServer(ThreadedAssociationServer):
         blocking: bool,
     ) -> None:
         self.offer = offer
-        self._report = report
+        self.report = report
         self._turn = threading.Semaphore(1) if blocking else None
         self._admission = admission
         self._admitted: dict[int, _core.Place] = {}
@@ -114,10 +119,9 @@ class PureServer(ThreadedAssociationServer):
         """The same checks as for the Rust engine."""
         if request.application_context_name != APPLICATION_CONTEXT_NAME:
             return UNKNOWN_APPLICATION_CONTEXT
+        if peer_information(request).has_unusable_length:
+            return UNUSABLE_PDU_LENGTH
         called, calling = str(request.called_ae_title).strip(), str(request.calling_ae_title).strip()
-        for title, refused in ((called, BAD_CALLED_AE_TITLE), (calling, BAD_CALLING_AE_TITLE)):
-            if not title or "\\" in title or not title.isprintable() or not title.isascii():
-                return refused
         self._wait_for_turn()
         place = self._enter(called, calling, str(assoc.requestor.address))
         if isinstance(place, Rejection):
@@ -129,7 +133,7 @@ class PureServer(ThreadedAssociationServer):
 
     def note_refusal(self, rejection: Rejection, knock: Knock, port: int) -> None:
         """Tells and counts it."""
-        self._report.rejected(rejection, knock, port)
+        self.report.rejected(rejection, knock, port)
         self._admission.note_refusal(rejection.cause)
 
     def _wait_for_turn(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
 from storescp import _core
-from storescp.advice import Knock, of_context, of_rejection
+from storescp.advice import Knock, of_context, of_oddity, of_rejection
 from storescp.network import instances
 from storescp.network.identity import Peer
 from storescp.network.negotiation import Rejection
@@ -19,6 +20,9 @@ log = structlog.get_logger("storescp.network")
 # A flood of connections must not become one of log lines: so many in a second, the others in one line.
 _LINES = 20
 _PERIOD_SECONDS = 1.0
+
+# Code, detail, and how many are alike.
+Oddity = tuple[str, str, int]
 
 
 class _Budget:
@@ -85,11 +89,26 @@ class Report:
         extra = self._explanation(reason, Knock(peer[0]))
         log.warning("connection.refused", peer=peer[0], port=peer[1], cause=reason, detail=detail or None, **extra)
 
-    def association_unreadable(self, event: str, cause: str, peer: tuple[str, int], reason: str) -> None:
-        """A request that was answered with A-ABORT."""
+    def request_malformed(self, knock: Knock, port: int) -> None:
+        """A request that cannot be followed, answered with A-ABORT; the detail says why."""
+        self._aborted("malformed_request", knock, port)
+
+    def certificate_unreadable(self, knock: Knock, port: int) -> None:
+        """A certificate that cannot be read, answered with A-ABORT; the detail says why."""
+        self._aborted("unreadable_certificate", knock, port)
+
+    def _aborted(self, cause: str, knock: Knock, port: int) -> None:
         if self._refused.allows():
-            extra = self._explanation(cause, Knock(peer[0]))
-            log.warning(event, peer=peer[0], port=peer[1], reason=reason, **extra)
+            log.warning(
+                f"association.{cause}",
+                peer=knock.address,
+                port=port,
+                calling_ae=knock.calling or None,
+                called_ae=knock.called or None,
+                cause=cause,
+                reason=knock.detail,
+                **self._explanation(cause, knock),
+            )
 
     def rejected(self, rejection: Rejection, knock: Knock, port: int) -> None:
         """An association that was answered with A-ASSOCIATE-RJ."""
@@ -123,6 +142,36 @@ class Report:
                 text=of_context(abstract_syntax, result, transfer_syntaxes).text(),
             )
 
+    def explain_oddities(self, oddities: Sequence[Oddity], knock: Knock, port: int) -> None:
+        """At debug level a line for each thing that was odd in a request."""
+        if not self.explains:
+            return
+        for code, detail, count in oddities:
+            log.debug(
+                "request.odd",
+                peer=knock.address,
+                port=port,
+                calling_ae=knock.calling,
+                called_ae=knock.called,
+                code=code,
+                detail=detail,
+                count=count,
+                text=of_oddity(code, detail).text(),
+            )
+
+    def odd_request(self, oddities: Sequence[Oddity], knock: Knock, port: int) -> None:
+        """What was odd in a request, for the engine that writes no line when an association is over."""
+        if oddities:
+            log.info(
+                "association.odd_request",
+                peer=knock.address,
+                port=port,
+                calling_ae=knock.calling,
+                called_ae=knock.called,
+                oddities=_as_objects(oddities),
+            )
+        self.explain_oddities(oddities, knock, port)
+
     def over(
         self,
         summary: _core.AssociationSummary,
@@ -131,8 +180,9 @@ class Report:
         called: str,
         tenant: str | None,
         rejected_contexts: int,
+        oddities: Sequence[Oddity] = (),
     ) -> None:
-        """An association that is over."""
+        """An association that is over; the oddities are those of its request."""
         instances.tell_of_more(summary.refused, summary.association, peer.address, calling)
         statuses = {f"{status:04X}": count for status, count in summary.statuses}
         level = self._log.info if summary.outcome == "released" and not summary.failures else self._log.warning
@@ -150,10 +200,15 @@ class Report:
             bytes=summary.received_bytes,
             seconds=round(summary.seconds, 3),
             **_details(summary, peer, rejected_contexts),
+            **({"oddities": _as_objects(oddities)} if oddities else {}),
         )
 
     def _explanation(self, cause: str, knock: Knock) -> dict[str, str]:
         return {"text": of_rejection(cause, knock, self._settings).text()} if self.explains else {}
+
+
+def _as_objects(oddities: Sequence[Oddity]) -> list[dict[str, Any]]:
+    return [{"code": code, "detail": detail, "count": count} for code, detail, count in oddities]
 
 
 def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: int) -> dict[str, Any]:

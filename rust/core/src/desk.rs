@@ -45,8 +45,8 @@ pub struct Served {
     pub peer: SocketAddr,
     /// Who sent.
     pub source: Source,
-    /// Presentation contexts that were not accepted.
-    pub rejected_contexts: usize,
+    /// What was answered.
+    pub answer: Arc<Answer>,
 }
 
 /// What a known request needs to be served.
@@ -160,7 +160,7 @@ fn serve(engine: &Engine, connection: Connection, welcome: Welcome) -> Served {
     Served {
         summary,
         peer,
-        rejected_contexts: agreement.answer.rejected.len(),
+        answer: agreement.answer,
         source: agreement.source,
     }
 }

@@ -13,6 +13,7 @@ use storescp_core::net::{admission, answers};
 use crate::boundary::{run, CoreError};
 use crate::engine::{AssociationSummary, Engine};
 use crate::gate::{Connection, Gate};
+use crate::request::{tuples, CleanRequest, OddityTuple};
 
 /// The rules of who may come in, and the places that are taken.
 #[pyclass(frozen, module = "storescp._core")]
@@ -43,6 +44,7 @@ pub struct Served {
     called_ae_title: String,
     tenant: Option<String>,
     rejected_contexts: usize,
+    oddities: Vec<(&'static str, String, usize)>,
 }
 
 fn address(text: &str) -> PyResult<IpAddr> {
@@ -136,13 +138,14 @@ impl Place {
 #[pymethods]
 impl Answer {
     /// `contexts`: id, abstract and transfer syntax of those that are accepted; `rejected_contexts`: abstract syntax, result
-    /// (PS3.8 Table 9-18), transfer syntaxes that were offered for it; `pdu`: the A-ASSOCIATE-AC.
+    /// (PS3.8 Table 9-18), transfer syntaxes that were offered for it; `pdu`: the A-ASSOCIATE-AC; `request`: what was asked.
     #[new]
     fn new(
         contexts: Vec<(u8, String, String)>,
         rejected_contexts: Vec<(String, u8, Vec<String>)>,
         peer_max_pdu_length: u32,
         pdu: Vec<u8>,
+        request: &CleanRequest,
     ) -> Self {
         let contexts: HashMap<_, _> = contexts
             .into_iter()
@@ -167,6 +170,7 @@ impl Answer {
                 })
                 .collect(),
             peer_max_pdu_length,
+            oddities: request.to_oddities(),
             pdu,
         }))
     }
@@ -196,6 +200,12 @@ impl Answer {
     #[getter]
     fn peer_max_pdu_length(&self) -> u32 {
         self.0.peer_max_pdu_length
+    }
+
+    /// What was odd in the request, AE titles excepted: code, detail, count.
+    #[getter]
+    fn oddities(&self) -> Vec<OddityTuple<'_>> {
+        tuples(&self.0.oddities)
     }
 
     /// The A-ASSOCIATE-AC for a request: its titles are echoed.
@@ -264,7 +274,11 @@ impl Desk {
                 calling_ae_title: source.calling_ae_title,
                 called_ae_title: source.called_ae_title,
                 tenant: source.tenant.map(|tenant| tenant.as_str().to_owned()),
-                rejected_contexts: served.rejected_contexts,
+                rejected_contexts: served.answer.rejected.len(),
+                oddities: tuples(&served.answer.oddities)
+                    .into_iter()
+                    .map(|(code, detail, count)| (code, detail.to_owned(), count))
+                    .collect(),
             })
         });
         let unknown = visit

@@ -7,6 +7,7 @@ mod desk;
 mod engine;
 mod gate;
 mod info;
+mod request;
 mod sender;
 mod transcode;
 
@@ -24,6 +25,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         storescp_core::IMPLEMENTATION_VERSION_NAME,
     )?;
     module.add("MOST_NAMED_REFUSALS", storescp_core::events::MOST_NAMED)?;
+    module.add("NO_SYNTAX", storescp_core::wire::request::NO_SYNTAX)?;
+    module.add_class::<request::CleanRequest>()?;
+    module.add_function(wrap_pyfunction!(request::clean_request, module)?)?;
+    module.add_function(wrap_pyfunction!(request::read_title, module)?)?;
+    module.add_function(wrap_pyfunction!(request::request_oddities, module)?)?;
+    module.add_function(wrap_pyfunction!(request::title_oddities, module)?)?;
     module.add_class::<gate::Gate>()?;
     module.add_class::<gate::Tls>()?;
     module.add_class::<gate::Connection>()?;

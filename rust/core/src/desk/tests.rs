@@ -91,6 +91,7 @@ impl Fixture {
             contexts: HashMap::from([(1, context)]),
             rejected: Vec::new(),
             peer_max_pdu_length: 16384,
+            oddities: Vec::new(),
             pdu,
         };
         self.answers.remember(request, Arc::new(answer));

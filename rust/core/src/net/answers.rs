@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::uid::trim_padding;
+use crate::wire::request::Oddity;
+use crate::wire::title;
 
 /// Requests kept, in bytes.
 const REMEMBERED_BYTES: usize = 16 << 20;
@@ -46,6 +47,8 @@ pub struct Answer {
     pub rejected: Vec<Rejected>,
     /// The peer's maximum PDU length, 0 for none.
     pub peer_max_pdu_length: u32,
+    /// What was odd in the request.
+    pub oddities: Vec<Oddity>,
     /// The A-ASSOCIATE-AC, with anybody's titles.
     pub pdu: Vec<u8>,
 }
@@ -111,17 +114,16 @@ pub fn titles(request: &[u8]) -> Option<(String, String)> {
     if request.len() < FIXED_BYTES || request.get(PROTOCOL_VERSION)? & 1 == 0 {
         return None;
     }
-    Some((title(request.get(CALLED)?)?, title(request.get(CALLING)?)?))
+    Some((
+        plain_title(request.get(CALLED)?)?,
+        plain_title(request.get(CALLING)?)?,
+    ))
 }
 
-/// Some senders pad titles with NUL; PS3.8 asks for spaces.
-fn title(field: &[u8]) -> Option<String> {
-    let from = field.iter().position(|&byte| byte != b' ' && byte != 0)?;
-    let title = trim_padding(field.get(from..)?);
-    let is_plain = title
-        .iter()
-        .all(|&byte| matches!(byte, 0x20..=0x7E) && byte != b'\\');
-    is_plain.then(|| String::from_utf8_lossy(title).into_owned())
+fn plain_title(field: &[u8]) -> Option<String> {
+    title::read(field)
+        .filter(|title| !title.is_odd)
+        .map(|title| title.text)
 }
 
 /// A PDU with both titles of another, or with none.
@@ -155,6 +157,7 @@ mod tests {
             contexts: HashMap::new(),
             rejected: Vec::new(),
             peer_max_pdu_length: 0,
+            oddities: Vec::new(),
             pdu,
         })
     }
@@ -203,6 +206,7 @@ mod tests {
             b"A\\B             ",
             b"A\nB             ",
             b"\xC4               ",
+            b"A\0junk          ",
         ] {
             assert_eq!(titles(&request(odd, b"CT1             ", b"")), None);
             assert_eq!(titles(&request(b"ME              ", odd, b"")), None);

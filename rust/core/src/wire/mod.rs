@@ -4,3 +4,5 @@ pub mod block;
 pub mod command;
 pub mod pdu;
 pub mod reader;
+pub mod request;
+pub mod title;
