@@ -253,7 +253,10 @@ def test_an_rle_frame_in_several_fragments_is_legitimate(start_service: StartSer
 
 @functools.cache
 def _slow_template() -> Instance:
-    return compressed_ct(1, JPEG_2000, frames=600, rows=256)
+    """One frame is compressed, and the others are its copies: to compress all takes a quarter of a minute."""
+    one = compressed_ct(1, JPEG_2000, rows=256)
+    many = with_attribute(compressed_ct(1, JPEG_2000, frames=2, rows=256), 0x00280008, b"IS", b"600 ")
+    return encapsulated(many, b"", *[_items(one)[1]] * 600)
 
 
 def slow_ct(number: int) -> Instance:
@@ -333,7 +336,7 @@ def _is_running(pid: int) -> bool:
 
 def test_a_decoder_that_wants_too_much_memory_costs_one_object(start_service: StartService) -> None:
     service = start_service(env=ONLY_EXPLICIT | {"STORESCP_TRANSCODING__WORKER_MEMORY_BYTES": str(256 << 20)})
-    large = compressed_ct(1, RLE, rows=12000)
+    large = _flat_ct(1, rows=12000)
     small = compressed_ct(2, RLE)
     assert send(service, large, small) == [0, 0]
     assert dataset_of(stored(service, large)) == large.dataset
