@@ -20,6 +20,13 @@ _CHECKOUT = Path(__file__).parents[1]
 _SEED = os.environ.setdefault("STORESCP_TEST_SEED", str(random.SystemRandom().getrandbits(32)))
 # What measures time, memory or the processor, fills disks or uses fixed ports: no other test may run beside it.
 _ALONE = ("tests/ceiling/", "tests/crash/", "tests/docs/", "tests/kafka/", "tests/integration/test_hardened.py")
+# Long by nature: `make test` runs it, `make check` does not. A browser, a Prometheus that scrapes for seconds, and a
+# start that is ended before each of its calls in turn.
+_SLOW = (
+    "tests/integration/test_page.py",
+    "tests/integration/test_watched.py",
+    "tests/integration/test_reconcile.py::test_a_start_that_is_killed_before_any_call",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(_ALONE):
             item.add_marker(pytest.mark.alone)
+        if item.nodeid.startswith(_SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
