@@ -36,6 +36,13 @@ def no_settings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws from the same seed, unless another one is asked for."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = _SEED
+
+
 def pytest_report_header() -> str:
     return f"STORESCP_TEST_SEED={_SEED}"
 
@@ -71,6 +78,8 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in skips.summary(terminalreporter.getreports("skipped")):
         terminalreporter.write_line(line, yellow=True)
+    if terminalreporter.verbosity < 0:  # there was no header
+        terminalreporter.write_line(pytest_report_header())
 
 
 @pytest.fixture

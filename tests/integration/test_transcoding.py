@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -160,7 +161,7 @@ def hostile() -> dict[str, Instance]:
         frame = _items(one)[1]
         made[f"{syntax} cut short"] = encapsulated(one, b"", frame[: len(frame) // 4 * 2])
         one = compressed_ct(next(numbers), syntax)
-        made[f"{syntax} junk"] = encapsulated(one, b"", os.urandom(2000))
+        made[f"{syntax} junk"] = encapsulated(one, b"", random.randbytes(2000))
     one = compressed_ct(next(numbers), JPEG_2000)
     frame = _items(one)[1]
     made["j2k of 2^32 - 1 columns"] = encapsulated(one, b"", frame[:8] + b"\xff" * 4 + frame[12:])
