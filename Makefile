@@ -36,11 +36,16 @@ $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
-$(STAMPS)/test-tools: $(STAMPS)/venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
-	@for tool in dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace faketime:faketime mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 java:default-jre-headless mvn:maven chromium:chromium promtool:prometheus systemd-analyze:systemd cjpeg:libjpeg-turbo-progs opj_compress:libopenjp2-tools ojph_compress:openjph-tools cjxl:libjxl-tools; do \
+# Commands, and the Debian packages they come with.
+KAFKA_TOOLS := java:default-jre-headless mvn:maven
+TEST_TOOLS := $(KAFKA_TOOLS) dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace \
+  faketime:faketime mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 chromium:chromium \
+  promtool:prometheus systemd-analyze:systemd cjpeg:libjpeg-turbo-progs opj_compress:libopenjp2-tools \
+  ojph_compress:openjph-tools cjxl:libjxl-tools /usr/lib/postgresql/*/bin/initdb:postgresql
+
+define install_packages
+	@for tool in $(1); do \
 	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
-	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
 	  echo "make: installing$$missing"; \
@@ -48,6 +53,16 @@ $(STAMPS)/test-tools: $(STAMPS)/venv
 	  for name in orthanc postgresql prometheus; do case "$$missing" in *$$name*) \
 	    $$sudo /etc/init.d/$$name stop >/dev/null 2>&1 || true;; esac; done; \
 	fi
+endef
+
+$(STAMPS)/test-tools: $(STAMPS)/venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
+	$(call install_packages,$(TEST_TOOLS))
+	@touch $@
+
+$(STAMPS)/kafka-tools:
+	@mkdir -p $(STAMPS)
+	$(call install_packages,$(KAFKA_TOOLS))
 	@touch $@
 
 # The extension as it is, but for the places where tests end the process.
@@ -62,18 +77,19 @@ build: $(STAMPS)/build ## Build the extension and install the package into .venv
 run: $(STAMPS)/build ## Build what is missing and serve in evaluation mode (RUN_OPTIONS="-p 11112 ...")
 	$(BIN)/python -m storescp $(RUN_OPTIONS)
 
-# Two at a time where tests allow it; tests/conftest.py says which do not.
-BESIDE := -n 2 --dist loadfile -m "not ceiling and not alone"
+# Two at a time where tests allow it; tests/conftest.py says which do not, and which are slow.
+BESIDE := not ceiling and not alone
+TWO := -n 2 --dist worksteal
 
 test: $(STAMPS)/failpoints $(STAMPS)/test-tools ## Install what the tests need, and run all of them
 	$(CARGO) test --release --locked --quiet
 	$(BIN)/python -m pytest tests -m ceiling
-	$(BIN)/python -m pytest tests $(BESIDE)
+	$(BIN)/python -m pytest tests $(TWO) -m "$(BESIDE)"
 	$(BIN)/python -m pytest tests -m "alone and not ceiling"
 
-check: lint ## What to run before a commit: linters, cargo test, unit and integration tests, in minutes
+check: lint ## What to run before a commit: linters, cargo test, unit and integration tests but the slow ones, in minutes
 	$(CARGO) test --release --locked --quiet
-	$(BIN)/python -m pytest tests/unit tests/integration $(BESIDE) --durations=0 --durations-min=5
+	$(BIN)/python -m pytest tests/unit tests/integration $(TWO) -m "$(BESIDE) and not slow" --durations=0 --durations-min=5
 
 lint: $(STAMPS)/build $(STAMPS)/test-tools ## Formatters, linters and type checks, changing nothing
 	$(CARGO) fmt --all --check
@@ -88,7 +104,7 @@ format: $(STAMPS)/test-tools ## Rewrite the sources in the project's form
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format --quiet .
 
-kafka: $(STAMPS)/build $(STAMPS)/test-tools ## A Kafka broker on 127.0.0.1:9092 with both topics, without containers
+kafka: $(STAMPS)/build $(STAMPS)/kafka-tools ## A Kafka broker on 127.0.0.1:9092 with both topics, without containers
 	PYTHONPATH=tests $(BIN)/python -m support.broker
 
 bench: $(STAMPS)/build $(STAMPS)/test-tools ## The Rust engine against the pure-Python engine

@@ -44,6 +44,7 @@ from storescp import _core
 from support.compressed import JPEG_2000
 from support.instances import CT, Instance, ct_slice, dataset_of, explicit
 from support.scu import EXPLICIT
+from support.waiting import wait_until
 
 WARM_UP = 24
 ROUNDS = int(os.environ.get("STORESCP_PEERS_ROUNDS", "15"))
@@ -53,7 +54,7 @@ LEAST_ROUNDS = 5
 # A receiver rests that used less than this in such a time; how often to look.
 _RESTING_SECONDS = 0.003
 _SETTLING_SECONDS = 0.3
-_LONGEST_SETTLING = 10
+_LONGEST_SETTLING_SECONDS = 3
 JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 # What large workstations propose.
 MANY_CONTEXTS = [(f"1.2.840.10008.5.1.4.1.1.{number}", EXPLICIT) for number in range(1, 129)]
@@ -226,14 +227,19 @@ def answers_to(port: int, load: Load, instances: list[tuple[str, bytes]]) -> lis
 
 
 def settled_cpu_seconds(receiver: Receiver) -> float:
-    """Once it rests: what a receiver does behind its answers counts too."""
-    seconds = receiver.cpu_seconds()
-    for _ in range(_LONGEST_SETTLING):
-        time.sleep(_SETTLING_SECONDS)
-        before, seconds = seconds, receiver.cpu_seconds()
-        if seconds - before < _RESTING_SECONDS:
-            break
-    return seconds
+    """Once it rests: what a receiver does behind its answers counts too. Some never rest, and are not waited for."""
+    began = since = time.monotonic()
+    before = receiver.cpu_seconds()
+
+    def rests() -> bool:
+        nonlocal before, since
+        now, seconds = time.monotonic(), receiver.cpu_seconds()
+        if seconds - before >= _RESTING_SECONDS:
+            before, since = seconds, now
+        return now - since >= _SETTLING_SECONDS or now - began >= _LONGEST_SETTLING_SECONDS
+
+    wait_until(rests)
+    return receiver.cpu_seconds()
 
 
 StartReceivers = Callable[[list[type[Receiver]], int], list[Receiver]]

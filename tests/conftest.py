@@ -20,6 +20,13 @@ _CHECKOUT = Path(__file__).parents[1]
 _SEED = os.environ.setdefault("STORESCP_TEST_SEED", str(random.SystemRandom().getrandbits(32)))
 # What measures time, memory or the processor, fills disks or uses fixed ports: no other test may run beside it.
 _ALONE = ("tests/ceiling/", "tests/crash/", "tests/docs/", "tests/kafka/", "tests/integration/test_hardened.py")
+# Long by nature: `make test` runs it, `make check` does not. A browser, a Prometheus that scrapes for seconds, and a
+# start that is ended before each of its calls in turn.
+_SLOW = (
+    "tests/integration/test_page.py",
+    "tests/integration/test_watched.py",
+    "tests/integration/test_reconcile.py::test_a_start_that_is_killed_before_any_call",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +34,13 @@ def no_settings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run is told by the environment is no setting of the service."""
     for name in ("STORESCP_REQUIRE_ALL", "STORESCP_TEST_SEED"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis draws from the same seed, unless another one is asked for."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = _SEED
 
 
 def pytest_report_header() -> str:
@@ -37,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(_ALONE):
             item.add_marker(pytest.mark.alone)
+        if item.nodeid.startswith(_SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -62,6 +78,8 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in skips.summary(terminalreporter.getreports("skipped")):
         terminalreporter.write_line(line, yellow=True)
+    if terminalreporter.verbosity < 0:  # there was no header
+        terminalreporter.write_line(pytest_report_header())
 
 
 @pytest.fixture

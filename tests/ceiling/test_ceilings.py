@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import struct
 import time
@@ -42,7 +43,7 @@ def test_a_2_gb_instance_takes_at_most_64_mib_of_memory(start_service: StartServ
             0x7FE00010: explicit(0x7FE00010, b"OW", b"", frames * 512 * 512 * 2),
         },
     )
-    frame = os.urandom(512 * 512 * 2)
+    frame = random.randbytes(512 * 512 * 2)
     step = 16378
     pdus = [scu.pdata(scu.pdv(1, 0, frame[at : at + step])) for at in range(0, len(frame), step)]
     block = b"".join(pdus)

@@ -24,6 +24,7 @@ from storescp.settings import DicomStoreScp, Settings
 from support import scu
 from support.compressed import ONLY_EXPLICIT, RLE, compressed_ct, encapsulated
 from support.instances import CT, Instance, ct_slice, dataset_of, explicit, text
+from support.proofs import ELSEWHERE
 from support.scu import BIG, EXPLICIT, IMPLICIT, VERIFICATION, Aborted, Closed, RawAssociation, Rejected, Response
 from support.service import ServiceProcess
 from support.texts import OTHER_TERMS, TEXTS
@@ -32,31 +33,6 @@ _TESTS = Path(__file__).parents[1]
 CONTEXTS = [(1, CT, [EXPLICIT])]
 PRIVATE_CLASS = "1.2.276.0.99.1"
 HANGING_PROTOCOL = "1.2.840.10008.5.1.4.38.1"
-# Proofs where the subject is tested in depth; of some claims the whole, of others a part.
-ELSEWHERE = {
-    "success-is-durable": ["crash/test_order.py::test_success_follows_durability"],
-    "echo": ["crash/test_disk.py::test_a_full_disk_is_transient"],
-    "tls": [
-        "hostile/test_tls.py::test_openssl_connects_and_old_protocols_and_ciphers_do_not",
-        "hostile/test_tls.py::test_every_cipher_suite_of_the_statement_is_taken",
-        "hostile/test_tls.py::test_no_session_is_resumed",
-    ],
-    "client-certificates": [
-        "hostile/test_tls.py::test_certificates_that_prove_nothing_are_refused",
-        "hostile/test_tls.py::test_tenants_and_titles_by_certificate",
-    ],
-    "user-identity": ["hostile/test_tls.py::test_users_need_their_passcode_and_tls"],
-    "rejections": [
-        "hostile/test_tls.py::test_users_need_their_passcode_and_tls",
-        "kafka/test_faults.py::test_beyond_the_limit_new_work_is_refused_as_transient_until_there_is_room",
-    ],
-    "odd-requests": ["hostile/test_requests.py::test_odd_requests_are_answered_and_told"],
-    "audit": [
-        "hostile/test_audit.py::test_messages_go_to_syslog_over_tcp_and_tls",
-        "hostile/test_audit.py::test_messages_go_to_a_file",
-    ],
-    "private-attributes": ["integration/test_storage.py::test_tenant_of_the_private_element"],
-}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""`make run`, with tools that do nothing: what a newcomer reads while it builds."""
+"""`make run`, with tools that do nothing: what a newcomer reads while it builds. `make kafka`: what it would install."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -55,3 +56,18 @@ def test_make_run_does_not_promise_minutes_for_a_later_build(project: Path) -> N
     printed = make_run(project)
     assert position(printed, LATER) < position(printed, "ran maturin")
     assert not any(line.startswith(FIRST) for line in printed)
+
+
+def would_run(project: Path, target: str) -> str:
+    command = ["make", "--dry-run", target]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_make_kafka_installs_java_and_maven_and_nothing_else_of_the_tests(project: Path) -> None:
+    [tools] = re.findall(r"for tool in (.*?); do", would_run(project, "kafka"))
+    assert tools.split() == ["java:default-jre-headless", "mvn:maven"]
+    assert "--group" not in would_run(project, "kafka")
+    everything = would_run(project, "test")
+    assert "--group test" in everything
+    [all_tools] = re.findall(r"for tool in (.*?); do", everything)
+    assert {*tools.split(), "dcmsend:dcmtk", "/usr/lib/postgresql/*/bin/initdb:postgresql"} <= {*all_tools.split()}

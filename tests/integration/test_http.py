@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import threading
@@ -158,3 +159,56 @@ def test_sixty_scrapes_under_load_are_valid(start_service: StartService) -> None
         counts = [answered(metrics(port)) for _ in range(60)]
     assert counts == sorted(counts)
     assert counts[-1] > counts[0]
+
+
+def test_a_page_of_another_name_cannot_read_it(start_service: StartService) -> None:
+    service = start_service(env=HTTP | {"STORESCP_HTTP__ALLOWED_HOSTS": '["pacs.example"]'})
+    port = http_port(service)
+
+    def ask(path: str, host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path, headers={"Host": host})
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status
+
+    names = ("evil.example", "evil.example:8042", "pacs.example", f"localhost:{port}", "[::1]:8042", "10.1.2.3", "")
+    assert [ask("/status", name) for name in names] == [421, 421, 200, 200, 200, 200, 421]
+    assert ask("/metrics", "evil.example") == 200
+
+
+def test_many_watchers_share_and_the_service_stops_while_they_watch(start_service: StartService) -> None:
+    service = start_service(env=HTTP)
+    port = http_port(service)
+    watchers = []
+    for _ in range(20):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/events")
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.readline() == b"event: history\n"
+        watchers.append((connection, response))
+    assert get(port, "/events")[0] == 503
+    assert get(port, "/readyz")[0] == 200
+    assert service.stop() == 0
+    for connection, response in watchers:
+        response.read()
+        connection.close()
+    assert "Traceback" not in service.log()
+
+
+def test_what_cannot_be_shown_says_why(start_service: StartService) -> None:
+    service = start_service(env=HTTP | {"STORESCP_HTTP__SHOW_PATIENT_DATA": "true"})
+    port = http_port(service)
+    assert get(port, "/thumbnails/99") == (404, "no picture: it is none of the last instances any more\n")
+    with RawAssociation(service.port, [(1, CT, [EXPLICIT])]) as association:
+        one = ct_slice(1, rows=64)
+        assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
+        association.release()
+    [file] = service.files()
+    file.write_bytes(file.read_bytes()[:-100])
+    status, text = get(port, "/thumbnails/1")
+    assert (status, text.partition(":")[0]) == (404, "no picture")
+    file.unlink()
+    wait_until(lambda: get(port, "/thumbnails/1")[0] == 404)

@@ -16,9 +16,9 @@ from pydicom.data import get_testdata_file
 from pynetdicom import AE, StoragePresentationContexts, evt
 
 from storescp.peer import OutgoingFile, Peer, PeerError, read_header, send
+from support.command import Done, run_in_process
 from support.peers import answering
 from support.service import ServiceProcess
-from support.settings import Done, run_in_process
 
 CT_FILE = Path(str(get_testdata_file("CT_small.dcm")))
 ANSWERS_HTTP = b"HTTP/1.1 400 Bad Request\r\n\r\n"
@@ -35,8 +35,8 @@ def ask(command: str, host: str, port: int) -> Done:
 
 
 def only_line(done: Done) -> str:
-    assert done.code == 1
-    [line] = done.err.splitlines()
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
     return line.removeprefix("storescp: ")
 
 
@@ -144,9 +144,9 @@ def test_a_connection_that_breaks_says_how_many_were_acknowledged(tmp_path: Path
     copies(tmp_path / "files", 5)
     with aborting_at(3) as port:
         done = run_in_process("send", "127.0.0.1", str(port), str(tmp_path / "files"))
-    assert done.code == 1
-    assert f"127.0.0.1:{port}: the association broke after 2 acknowledged instances: " in done.err
-    assert done.out.startswith("2 of 5 stored, 3 not acknowledged, ")
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: the association broke after 2 acknowledged instances: " in done.stderr
+    assert done.stdout.startswith("2 of 5 stored, 3 not acknowledged, ")
 
 
 def test_the_other_associations_go_on_where_one_breaks(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_what_is_no_dicom_file_is_skipped_and_the_rest_is_sent(scp: ServiceProce
     (tmp_path / "damaged.dcm").write_bytes(whole.replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00XX"))
     names = [str(tmp_path / name) for name in ("ct.dcm", "junk.txt", "damaged.dcm")]
     done = run_in_process("send", "127.0.0.1", str(scp.port), *names)
-    assert (done.code, done.out.split(",")[0]) == (1, "1 of 1 stored")
-    assert done.err.splitlines() == [
+    assert (done.returncode, done.stdout.split(",")[0]) == (1, "1 of 1 stored")
+    assert done.stderr.splitlines() == [
         f"skipped   {tmp_path / 'junk.txt'}: not a DICOM file (PS3.10)",
         f"skipped   {tmp_path / 'damaged.dcm'}: a DICOM file whose header is damaged",
     ]
@@ -180,7 +180,7 @@ def test_what_is_no_dicom_file_is_skipped_and_the_rest_is_sent(scp: ServiceProce
 def test_several_associations_send_each_file_once(scp: ServiceProcess, tmp_path: Path) -> None:
     copies(tmp_path / "files", 12)
     done = run_in_process("send", "127.0.0.1", str(scp.port), "--associations", "3", str(tmp_path / "files"))
-    assert (done.code, done.err, done.out.split(",")[0]) == (0, "", "12 of 12 stored")
+    assert (done.returncode, done.stderr, done.stdout.split(",")[0]) == (0, "", "12 of 12 stored")
     assert scp.stop() == 0
     lines = scp.events("association.released")
     assert len(lines) == 3
@@ -204,23 +204,23 @@ def test_a_folder_without_dicom_files_is_nothing_to_send(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe")
     for given in (tmp_path, tmp_path / "pipe"):
         done = run_in_process("send", "127.0.0.1", "104", str(given))
-        assert (done.code, done.out) == (1, "")
-        assert done.err.splitlines()[-1] == "storescp: there is nothing to send: no DICOM file was found"
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.splitlines()[-1] == "storescp: there is nothing to send: no DICOM file was found"
 
 
 def test_associations_that_fail_alike_are_told_in_one_line(tmp_path: Path) -> None:
     copies(tmp_path / "files", 8)
     with aborting_at(1) as port:
         done = run_in_process("send", "127.0.0.1", str(port), "--associations", "4", str(tmp_path / "files"))
-    [line] = done.err.splitlines()
+    [line] = done.stderr.splitlines()
     assert line.startswith(f"storescp: 127.0.0.1:{port}: the association broke after 0 acknowledged instances: ")
     assert line.endswith(" (4 associations)")
-    assert done.out.startswith("0 of 8 stored, 8 not acknowledged, ")
+    assert done.stdout.startswith("0 of 8 stored, 8 not acknowledged, ")
 
 
 @pytest.mark.parametrize("number", ["0", "65", "many"])
 def test_a_number_of_associations_out_of_range_is_a_usage_error(number: str) -> None:
-    assert run_in_process("send", "127.0.0.1", "104", "--associations", number, str(CT_FILE)).code == 2
+    assert run_in_process("send", "127.0.0.1", "104", "--associations", number, str(CT_FILE)).returncode == 2
 
 
 StartService = Callable[..., ServiceProcess]

@@ -16,9 +16,9 @@ from storescp.cli.link_options import PASSWORD_VARIABLE
 from storescp.errors import CoreError
 from storescp.network.identity import entry
 from support.certificates import Authority, Pki
+from support.command import Done, run_in_process
 from support.peers import answering
 from support.service import ServiceProcess
-from support.settings import Done, run_in_process
 
 CT_FILE = Path(str(get_testdata_file("CT_small.dcm")))
 PASSCODE = "correct CANARY horse"
@@ -54,14 +54,14 @@ def echo(port: int, *options: str) -> Done:
 
 
 def test_an_echo_over_tls_is_answered(both: ServiceProcess, pki: Pki, tmp_path: Path) -> None:
-    assert echo(both.tls_port, *showing(pki)).code == 0
+    assert echo(both.tls_port, *showing(pki)).returncode == 0
     whole = pki.device.read_text()
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     key.write_text(whole[: whole.index("-----BEGIN CERTIFICATE")])
     certificate.write_text(whole[whole.index("-----BEGIN CERTIFICATE") :])
     apart = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
     done = echo(both.tls_port, *believing(pki), *apart)
-    assert (done.code, done.err) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert both.stop() == 0
     assert [line["tls_subject"] for line in both.events("association.released")] == ["CN=ct1.hospital-a"] * 2
 
@@ -72,7 +72,7 @@ def test_files_are_sent_over_several_associations_with_tls(both: ServiceProcess,
         shutil.copy(CT_FILE, tmp_path / "files" / f"{number}.dcm")
     command = ["send", "127.0.0.1", str(both.tls_port), *showing(pki), "--associations", "3", str(tmp_path / "files")]
     done = run_in_process(*command)
-    assert (done.code, done.err, done.out.split(",")[0]) == (0, "", "12 of 12 stored")
+    assert (done.returncode, done.stderr, done.stdout.split(",")[0]) == (0, "", "12 of 12 stored")
     assert both.stop() == 0
     lines = both.events("association.released")
     assert [line["tls"] for line in lines] == ["TLSv1_3"] * 3
@@ -87,14 +87,14 @@ def test_a_large_file_arrives_whole_over_tls(both: ServiceProcess, pki: Pki, tmp
         CT_FILE.read_bytes() + b"\xfd\xff\x10\x10OB\0\0" + (size + 1).to_bytes(4, "little") + bytes(size + 1)
     )
     done = run_in_process("send", "127.0.0.1", str(both.tls_port), *showing(pki), str(large))
-    assert (done.code, done.out.split(",")[0]) == (0, "1 of 1 stored"), done.err
+    assert (done.returncode, done.stdout.split(",")[0]) == (0, "1 of 1 stored"), done.stderr
     [stored] = both.files()
     assert stored.read_bytes().endswith(bytes(size + 1))
 
 
 def failure(done: Done) -> str:
-    assert done.code == 1
-    [line] = done.err.splitlines()
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
     return line.removeprefix("storescp: ")
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_name_is_told_and_can_be_given(start_service: StartService, pki:
     service = start_with(start_service, pki, other)
     said = failure(echo(service.tls_port, *believing(pki)))
     assert "failed: its certificate is for 192.0.2.9; --tls-name is the name" in said
-    assert echo(service.tls_port, *believing(pki), "--tls-name", "192.0.2.9").code == 0
+    assert echo(service.tls_port, *believing(pki), "--tls-name", "192.0.2.9").returncode == 0
 
 
 def test_an_authority_in_place_of_a_service_is_told(start_service: StartService, pki: Pki, tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_an_authority_in_place_of_a_service_is_told(start_service: StartService,
 
 def test_without_verification_only_with_a_warning(both: ServiceProcess, pki: Pki, tmp_path: Path) -> None:
     done = echo(both.tls_port, "--tls", "--tls-insecure", "--tls-name", "x", "--tls-certificate", str(pki.device))
-    assert done.code == 0
-    assert done.err == "warning: with --tls-insecure every certificate is believed: anybody may be the peer\n"
+    assert done.returncode == 0
+    assert done.stderr == "warning: with --tls-insecure every certificate is believed: anybody may be the peer\n"
 
 
 @pytest.mark.parametrize("command", ["echo", "send"])
@@ -197,10 +197,10 @@ def test_options_that_do_not_go_together_are_usage_errors(
     locked = pki.authority.issue("locked", password="x")
     files = {"FILE": pki.authority.file, "EMPTY": tmp_path / "empty", "LOCKED": locked}
     done = echo(104, *(str(files.get(option, option)) for option in options))
-    assert done.code == 2
+    assert done.returncode == 2
     for name, path in files.items():
         said = said.replace(f": {name}", f": {path}")
-    assert said in " ".join(done.err.split())
+    assert said in " ".join(done.stderr.split())
 
 
 @pytest.fixture
@@ -220,31 +220,31 @@ def test_a_user_comes_in_with_the_passcode_of_a_file_or_the_environment(
     wrong.write_text("CANARY")
     known = [*believing(pki), "--user", "ct1"]
     in_file = echo(asking.tls_port, *known, "--password-file", str(right))
-    assert (in_file.code, in_file.err) == (0, "")
+    assert (in_file.returncode, in_file.stderr) == (0, "")
     for options in (known, [*known, "--password-file", str(wrong)]):
         done = echo(asking.tls_port, *options)
         assert failure(done).endswith("(1/1/1): it gives no reason; it may not accept the user")
-        assert "CANARY" not in done.err
+        assert "CANARY" not in done.stderr
     monkeypatch.setenv(PASSWORD_VARIABLE, PASSCODE)
     sent = run_in_process("send", "127.0.0.1", str(asking.tls_port), *known, str(CT_FILE))
-    assert (sent.code, sent.err) == (0, "")
+    assert (sent.returncode, sent.stderr) == (0, "")
     # A file beats the environment.
-    assert echo(asking.tls_port, *known, "--password-file", str(wrong)).code == 1
+    assert echo(asking.tls_port, *known, "--password-file", str(wrong)).returncode == 1
     said = failure(echo(asking.tls_port, *believing(pki)))
     assert said.endswith("(1/1/1): it gives no reason; it may ask for a user (--user)")
 
 
 def test_a_peer_that_does_not_look_at_users_is_named(scp: ServiceProcess) -> None:
     done = echo(scp.port, "--user", "ct1")
-    assert done.code == 0
-    assert done.err == f"note: 127.0.0.1:{scp.port} does not confirm the user: it may not look at users at all\n"
+    assert done.returncode == 0
+    assert done.stderr == f"note: 127.0.0.1:{scp.port} does not confirm the user: it may not look at users at all\n"
 
 
 def test_a_passcode_in_the_clear_is_warned_of(scp: ServiceProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PASSWORD_VARIABLE, PASSCODE)
     done = echo(scp.port, "--user", "ct1")
-    assert done.err.startswith("warning: without --tls everybody on the network can read the passcode\n")
-    assert "CANARY" not in done.err
+    assert done.stderr.startswith("warning: without --tls everybody on the network can read the passcode\n")
+    assert "CANARY" not in done.stderr
 
 
 def test_an_association_that_is_over_says_so(scp: ServiceProcess) -> None:

@@ -15,25 +15,15 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from storescp import _core
+from support.command import run_in_process, storescp
 from support.instances import CT, ct_slice
 from support.scu import EXPLICIT, RawAssociation
 from support.service import ServiceProcess
-from support.settings import Done, run_in_process
 
 StartService = Callable[..., ServiceProcess]
 NATIVE = "1.2.840.10008.1.2.1"
 NOT_TEXT = os.fsdecode(b"name-\xff")
 REAL = str(get_testdata_file("CT_small.dcm"))
-
-
-def storescp(
-    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-    return subprocess.run(
-        [sys.executable, "-m", "storescp", *arguments],
-        capture_output=True, text=True, check=False, timeout=60, env=environment | (env or {}), cwd=cwd, input="",
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -117,15 +107,14 @@ def test_what_cannot_be_used_is_told_in_a_line(
     wrong: Path, arguments: tuple[str, ...], codes: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if arguments[0] in OWN_PROCESS:
-        process = storescp(*arguments, cwd=wrong)
-        done = Done(process.returncode, process.stdout, process.stderr)
+        done = storescp(*arguments, cwd=wrong)
     else:
         monkeypatch.chdir(wrong)
         done = run_in_process(*arguments)
-    assert done.code in codes
-    assert "Traceback" not in done.err
-    assert "internal error" not in done.err
-    assert done.err or done.code == 0
+    assert done.returncode in codes
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+    assert done.stderr or done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -135,10 +124,10 @@ def test_what_cannot_be_used_is_told_in_a_line(
 )  # fmt: skip
 def test_a_database_that_cannot_be_one_ends_the_index(wrong: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(wrong)
-    monkeypatch.setenv("STORESCP_KAFKA__BROKERS", "127.0.0.1:1")
-    done = run_in_process("index", "--once", "--database", url)
-    assert done.code == 78
-    [line] = done.err.splitlines()
+    env = {"STORESCP_KAFKA__BROKERS": "127.0.0.1:1"}
+    done = run_in_process("index", "--once", "--database", url, env=env)
+    assert done.returncode == 78
+    [line] = done.stderr.splitlines()
     assert "index.database" in line
     assert "index.database = ********" not in line or url in {"nonsense", f"sqlite:///{NOT_TEXT}"}
     assert "CANARY" not in line
@@ -189,14 +178,14 @@ def test_verify_names_an_absent_root_once_and_its_files_as_missing(start_service
     scp.records(count=3)
     assert scp.stop() == 0
     shutil.rmtree(own)
-    done = storescp("-o", scp.root, "verify", env=env)
+    done = run_in_process("-o", scp.root, "verify", env=env)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert f"unreadable  {own}  (No such file or directory)" in lines
     assert sorted(line.split()[0] for line in lines) == ["missing", "missing", "unreadable"]
     assert re.fullmatch(r"1 files, \d+ bytes compared, 3 findings\n", done.stderr)
     # What cannot be found is not published either.
-    again = storescp("-o", scp.root, "verify", "--republish", "all", env=env)
+    again = run_in_process("-o", scp.root, "verify", "--republish", "all", env=env)
     assert again.returncode == 1
     assert again.stderr.splitlines()[-1].startswith("1 records wished for")
 
@@ -211,7 +200,7 @@ def test_verify_shows_names_that_are_no_text_and_wishes_no_record_for_them(
     (stored.parent / NOT_TEXT).write_text("x")
     (stored.parent / "two\nlines\x1b[31m").write_text("x")
     assert scp.stop() == 0
-    done = storescp("-o", scp.root, "verify", *republish)
+    done = run_in_process("-o", scp.root, "verify", *republish)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     lines = done.stdout.splitlines()
@@ -246,7 +235,7 @@ def test_a_database_that_is_damaged_inside_is_told_in_a_line(scp: ServiceProcess
         file.seek(4096)
         file.write(b"\xff" * (database.stat().st_size - 4096))
     for command in ON_A_ROOT:
-        done = storescp("-o", scp.root, *command)
+        done = run_in_process("-o", scp.root, *command)
         assert done.returncode == 1, command
         [line] = done.stderr.splitlines()
         assert str(database) in line

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from support.command import run_in_process, storescp
 from support.engines import leave_undecided, opened, path_of, store
 from support.instances import ct_slice
 
 COUNT = 3
 INSTANCES = [ct_slice(number, rows=4) for number in range(COUNT)]
-
-
-def storescpd(root: Path, *arguments: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-    return subprocess.run(
-        [sys.executable, "-m", "storescp", "-o", str(root), *arguments],
-        env=plain | environment,
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -53,7 +39,7 @@ def names(root: Path) -> list[str]:
 
 
 def test_each_entry_is_a_line_also_without_note_or_file(root: Path) -> None:
-    listed = storescpd(root, "quarantine", "list")
+    listed = run_in_process("-o", root, "quarantine", "list")
     assert listed.returncode == 0
     first, second, third = listed.stdout.splitlines()
     a, b, c = names(root)
@@ -65,7 +51,7 @@ def test_each_entry_is_a_line_also_without_note_or_file(root: Path) -> None:
 
 
 def test_the_list_is_json_for_programs(root: Path) -> None:
-    found = json.loads(storescpd(root, "quarantine", "list", "--json").stdout)
+    found = json.loads(run_in_process("-o", root, "quarantine", "list", "--json").stdout)
     assert [entry["name"] for entry in found] == names(root)
     assert [entry["path"] for entry in found] == [path_of(INSTANCES[0]), None, path_of(INSTANCES[2])]
     assert [entry["has_file"] for entry in found] == [True, True, False]
@@ -74,37 +60,37 @@ def test_the_list_is_json_for_programs(root: Path) -> None:
 
 def test_an_empty_quarantine_is_an_empty_list(tmp_path: Path) -> None:
     store("python", tmp_path, INSTANCES[0])
-    listed = storescpd(tmp_path, "quarantine", "list")
+    listed = run_in_process("-o", tmp_path, "quarantine", "list")
     assert (listed.returncode, listed.stdout) == (0, "")
-    assert storescpd(tmp_path, "quarantine", "forget", "--all").returncode == 0
+    assert run_in_process("-o", tmp_path, "quarantine", "forget", "--all").returncode == 0
 
 
 def test_show_prints_the_note_and_what_the_file_is_now(root: Path) -> None:
     first, second, third = names(root)
-    shown = storescpd(root, "quarantine", "show", first)
+    shown = run_in_process("-o", root, "quarantine", "show", first)
     assert shown.returncode == 0
     note = json.loads(shown.stdout[shown.stdout.index("{") :])
     assert note["record"]["trace_id"] == first
     size = (root / ".quarantine" / f"{first}.dcm").stat().st_size
     assert (note["path"], note["found_size"]) == (path_of(INSTANCES[0]), size)
     assert "now       unreadable: " in shown.stdout, "two bytes too many are no data set"
-    assert "no note" in storescpd(root, "quarantine", "show", second).stdout
-    assert "No such file" in storescpd(root, "quarantine", "show", third).stdout
-    assert storescpd(root, "quarantine", "show", "../outbox").returncode == 1
+    assert "no note" in run_in_process("-o", root, "quarantine", "show", second).stdout
+    assert "No such file" in run_in_process("-o", root, "quarantine", "show", third).stdout
+    assert run_in_process("-o", root, "quarantine", "show", "../outbox").returncode == 1
 
 
 def test_show_says_which_instance_a_whole_file_is(root: Path) -> None:
     [first, *_] = names(root)
     file = root / ".quarantine" / f"{first}.dcm"
     os.truncate(file, file.stat().st_size - 2)
-    shown = storescpd(root, "quarantine", "show", first).stdout
+    shown = run_in_process("-o", root, "quarantine", "show", first).stdout
     assert f"instance  {path_of(INSTANCES[0])}" in shown
     assert f"now       {file.stat().st_size} bytes, digest " in shown
 
 
 def test_forget_removes_file_and_note_of_what_is_named(root: Path) -> None:
     first, second, third = names(root)
-    done = storescpd(root, "quarantine", "forget", first, third, "--yes")
+    done = run_in_process("-o", root, "quarantine", "forget", first, third, "--yes")
     assert done.returncode == 0
     assert [line.split()[0] for line in done.stdout.splitlines()] == [first, third]
     assert names(root) == [second]
@@ -112,12 +98,13 @@ def test_forget_removes_file_and_note_of_what_is_named(root: Path) -> None:
 
 def test_forget_asks_and_removes_nothing_unless_the_answer_is_yes(root: Path) -> None:
     for typed in ("n\n", ""):
-        refused = storescpd(root, "quarantine", "forget", "--all", typed=typed)
+        refused = run_in_process("-o", root, "quarantine", "forget", "--all", typed=typed)
         assert refused.returncode != 0
         assert len(refused.stdout.splitlines()) == COUNT
     assert len(names(root)) == COUNT
     with opened("python", root) as engine:
-        assert storescpd(root, "quarantine", "forget", "--all", typed="y\n").returncode == 0
+        # As a service has its storage root open: in another process.
+        assert storescp("-o", root, "quarantine", "forget", "--all", typed="y\n").returncode == 0
         engine.sweep()
         assert engine.storage_state().quarantined == 0
     assert names(root) == []
@@ -125,23 +112,23 @@ def test_forget_asks_and_removes_nothing_unless_the_answer_is_yes(root: Path) ->
 
 def test_forget_removes_nothing_where_a_name_is_not_there(root: Path) -> None:
     [first, *_] = before = names(root)
-    done = storescpd(root, "quarantine", "forget", first, "other", "--yes")
+    done = run_in_process("-o", root, "quarantine", "forget", first, "other", "--yes")
     assert done.returncode == 1
     assert "not in quarantine: other" in done.stderr
     assert names(root) == before
-    assert storescpd(root, "quarantine", "forget").returncode == 2
+    assert run_in_process("-o", root, "quarantine", "forget").returncode == 2
 
 
 def test_verify_finds_what_is_in_quarantine(root: Path) -> None:
     first, second, _ = names(root)
-    found = storescpd(root, "verify")
+    found = run_in_process("-o", root, "verify")
     assert found.returncode == 1
     lines = found.stdout.splitlines()
     assert f"quarantined  .quarantine/{second}  (no note)" in lines
     assert any(line.startswith(f"quarantined  {path_of(INSTANCES[0])}  (the file differs") for line in lines)
     assert "3 findings" in found.stderr
-    assert storescpd(root, "quarantine", "forget", "--all", "--yes").returncode == 0
-    assert storescpd(root, "verify").returncode == 0
+    assert run_in_process("-o", root, "quarantine", "forget", "--all", "--yes").returncode == 0
+    assert run_in_process("-o", root, "verify").returncode == 0
     assert first not in names(root)
 
 
@@ -150,5 +137,5 @@ def test_the_roots_of_tenants_are_looked_at_too(root: Path, tmp_path: Path) -> N
     other.mkdir()
     (root / ".quarantine").rename(other / ".quarantine")
     tenants = json.dumps([{"tenant_id": "t", "storage_root": str(other)}])
-    listed = storescpd(root, "quarantine", "list", "--json", STORESCP_TENANTS__SETTINGS=tenants)
+    listed = run_in_process("-o", root, "quarantine", "list", "--json", env={"STORESCP_TENANTS__SETTINGS": tenants})
     assert {entry["storage_root"] for entry in json.loads(listed.stdout)} == {str(other)}

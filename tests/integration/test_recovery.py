@@ -6,8 +6,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import xxhash
 from conftest import StartService
 from storescp.verify import Roots
 from storescp.verify import verify as verify_files
+from support.command import Done, run_in_process
 from support.instances import CT, ct_slice
 from support.load import CONTEXTS
 from support.operator import Operator
@@ -29,10 +28,8 @@ from support.service import ServiceProcess
 SERIES = "1.2.826.0.1.1"
 
 
-def verify(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-    command = [sys.executable, "-m", "storescp", "-o", str(root), "verify", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+def verify(root: Path, *options: str) -> Done:
+    return run_in_process("-o", root, "verify", *options)
 
 
 def store(service: ServiceProcess, *numbers: int) -> None:

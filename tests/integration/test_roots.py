@@ -7,8 +7,6 @@ import itertools
 import os
 import re
 import stat
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,19 +15,12 @@ import pytest
 
 from storescp.root_identity import make_identity, read_identity
 from storescp.settings import Settings
+from support.command import run_in_process, storescp
 from support.service import ServiceProcess
 from support.steps import Killed, killed_at
 
 StartService = Callable[..., ServiceProcess]
 NEVER_MADE = {"STORESCP_LOCAL_STORAGE__CREATE": "false"}
-
-
-def storescp(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-    return subprocess.run(
-        [sys.executable, "-m", "storescp", *arguments],
-        capture_output=True, text=True, check=False, timeout=60, env=environment | (env or {}),
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -46,7 +37,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_each_root_is_made_once_with_an_identity(config: Path, tmp_path: Path) -> None:
     (tmp_path / "disks" / "clinic" / "clinic").mkdir(parents=True)
-    first = storescp("storage", "create", "-c", str(config))
+    first = run_in_process("storage", "create", "-c", config)
     assert (first.returncode, first.stderr) == (0, "")
     told = re.findall(r"^(?:made )?(/\S+) .* identity (\S+)$", first.stdout, re.MULTILINE)
     roots = [tmp_path / "disks" / "main", tmp_path / "disks" / "clinic"]
@@ -58,7 +49,7 @@ def test_each_root_is_made_once_with_an_identity(config: Path, tmp_path: Path) -
         assert (outbox / "identity").read_text() == f"{uuid.UUID(identity)}\n"
         assert stat.S_IMODE(outbox.stat().st_mode) == 0o700
         assert [file.name for file in outbox.iterdir()] == ["identity"]
-    second = storescp("storage", "create", "-c", str(config))
+    second = run_in_process("storage", "create", "-c", config)
     assert second.returncode == 0
     assert second.stdout == "".join(f"{root} is there with the identity {identity}\n" for root, identity in told)
 
@@ -76,12 +67,8 @@ def test_a_service_that_makes_no_root_starts_only_in_one_that_was_made(
         assert "is not there" in refused.stderr
     assert list((tmp_path / "data").iterdir()) == []
     assert not (tmp_path / "absent").exists()
-    assert (
-        storescp(
-            "storage", "create", env={"STORESCP_LOCAL_STORAGE__DICM_STORE_PATH": str(tmp_path / "data")}
-        ).returncode
-        == 0
-    )
+    named = {"STORESCP_LOCAL_STORAGE__DICM_STORE_PATH": str(tmp_path / "data")}
+    assert run_in_process("storage", "create", env=named).returncode == 0
     service = start_service(engine=engine, env=NEVER_MADE)
     assert service.root == tmp_path / "data"
     assert service.stop() == 0
@@ -90,7 +77,7 @@ def test_a_service_that_makes_no_root_starts_only_in_one_that_was_made(
 def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root, code in ((tmp_path / "file" / "root", 78), (Path("/proc/absent/root"), 75)):
-        done = storescp("storage", "create", env={"STORESCP_LOCAL_STORAGE__DICM_STORE_PATH": str(root)})
+        done = run_in_process("storage", "create", env={"STORESCP_LOCAL_STORAGE__DICM_STORE_PATH": str(root)})
         assert done.returncode == code
         [line] = done.stderr.splitlines()
         assert str(root) in line
@@ -100,7 +87,7 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_no_root_is_made_within_another_one(tmp_path: Path) -> None:
     make_identity(tmp_path / "data")
     env = {"STORESCP_LOCAL_STORAGE__DICM_STORE_PATH": str(tmp_path / "data" / "storescp-data")}
-    done = storescp("storage", "create", env=env)
+    done = run_in_process("storage", "create", env=env)
     assert done.returncode == 78
     assert f"within another storage root ({tmp_path / 'data'})" in done.stderr
     assert not (tmp_path / "data" / "storescp-data").exists()

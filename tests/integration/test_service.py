@@ -9,8 +9,6 @@ import platform
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import tomllib
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from pydicom.data import get_testdata_file
 
 from storescp import _core
 from storescp.licence import issue_licence
+from support.command import run_in_process, storescp
 from support.instances import CT, ct_slice, dataset_of, from_file
 from support.licences import licence_issued, section
 from support.memory import arenas
@@ -34,16 +33,6 @@ from support.web import get, http_port
 StartService = Callable[..., ServiceProcess]
 CONTEXTS = [(1, CT, [EXPLICIT])]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-
-
-def storescp(
-    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-    return subprocess.run(
-        [sys.executable, "-m", "storescp", *arguments],
-        capture_output=True, text=True, check=False, timeout=60, env=environment | (env or {}), cwd=cwd,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -167,7 +156,7 @@ def test_a_licence_that_has_ended_stops_neither_reception_nor_a_start(
     assert get(port, "/readyz") == (200, ready)
     shown = json.loads(get(port, "/status")[1])
     assert (shown["ready"], shown["reasons"], shown["licence"]["state"]) == (True, [reason], "ended")
-    assert storescp("license", "verify", "-c", str(file)).returncode == 77
+    assert run_in_process("license", "verify", "-c", str(file)).returncode == 77
     other = licence_issued(timedelta(days=10), 5, tmp_path / "other", "clinic")
     file.write_text(f"{section(other)}[dicom_store_scp]\nhost = '127.0.0.1'\n")
     assert second.stop() == 0
@@ -255,56 +244,56 @@ def test_what_the_python_engine_does_not_have_is_refused_and_not_ignored(
 
 
 def test_a_passcode_becomes_a_line_that_knows_it() -> None:
-    result = storescp("passcode", "ct1", "--passcode", "geheim")
+    result = run_in_process("passcode", "ct1", "--passcode", "geheim")
     assert result.returncode == 0
     username, salt, key = result.stdout.strip().split(":")
     assert (username, len(salt), len(key)) == ("ct1", 32, 64)
     assert "geheim" not in result.stdout
-    assert storescp("passcode", "#ct1", "--passcode", "x").returncode == 2
+    assert run_in_process("passcode", "#ct1", "--passcode", "x").returncode == 2
 
 
 def test_check_config_prints_values_sources_and_no_secrets(config: Path) -> None:
-    result = storescp("check-config", "-c", str(config), env={"STORESCP_LIMITS__NESTING": "100"})
+    result = run_in_process("check-config", "-c", str(config), env={"STORESCP_LIMITS__NESTING": "100"})
     assert result.returncode == 0
     rows = {line.split(" = ")[0].strip(): line for line in result.stdout.splitlines()}
     assert rows["limits.nesting"].endswith("= 100  # environment")
     assert rows["dicom_store_scp.host"].endswith(f'"127.0.0.1"  # {config}')
     assert rows["dicom_store_scp.port"].endswith("11111  # default")
     assert "********" in rows["dicom_license_server.license_key"]
-    before = storescp("-c", str(config), "check-config")
-    assert before.stdout == storescp("check-config", "-c", str(config)).stdout
+    before = run_in_process("-c", str(config), "check-config")
+    assert before.stdout == run_in_process("check-config", "-c", str(config)).stdout
 
 
 def test_license_commands(tmp_path: Path) -> None:
-    issued = storescp("license", "issue", "--client-id", "clinic", "--days", "10", str(tmp_path / "licence"))
+    issued = run_in_process("license", "issue", "--client-id", "clinic", "--days", "10", str(tmp_path / "licence"))
     assert issued.returncode == 0
     (tmp_path / "storescp.toml").write_text(issued.stdout)
-    verified = storescp("license", "verify", "-c", str(tmp_path / "storescp.toml"))
+    verified = run_in_process("license", "verify", "-c", str(tmp_path / "storescp.toml"))
     assert (verified.returncode, verified.stdout) == (0, "valid for clinic, 9 days left\n")
-    shown = storescp("license", "show", str(tmp_path / "licence" / "client.pem"))
+    shown = run_in_process("license", "show", str(tmp_path / "licence" / "client.pem"))
     assert "client id   clinic" in shown.stdout
-    assert storescp("license", "issue", "--client-id", "clinic", str(tmp_path / "licence")).returncode == 77
+    assert run_in_process("license", "issue", "--client-id", "clinic", str(tmp_path / "licence")).returncode == 77
 
 
 def test_a_licence_is_issued_as_the_section_of_an_application_json(tmp_path: Path) -> None:
-    issued = storescp("license", "issue", "--json", "--client-id", 'the "clinic"', str(tmp_path / "licence"))
+    issued = run_in_process("license", "issue", "--json", "--client-id", 'the "clinic"', str(tmp_path / "licence"))
     assert issued.returncode == 0, issued.stderr
     document = json.loads(issued.stdout)
     assert list(document) == ["dicom_license_server"]
     config = tmp_path / "application.json"
     config.write_text(json.dumps({"redis": {"url": "redis://127.0.0.1"}, **document}))
-    verified = storescp("license", "verify", "-c", str(config))
+    verified = run_in_process("license", "verify", "-c", str(config))
     assert (verified.returncode, verified.stdout) == (0, 'valid for the "clinic", 364 days left\n'), verified.stderr
     # The two forms of the section say the same.
-    toml = storescp("license", "issue", "--client-id", 'the "clinic"', str(tmp_path / "other"))
+    toml = run_in_process("license", "issue", "--client-id", 'the "clinic"', str(tmp_path / "other"))
     assert tomllib.loads(toml.stdout)["dicom_license_server"].keys() == document["dicom_license_server"].keys()
 
 
 def test_version_and_help() -> None:
-    version = storescp("--version")
+    version = run_in_process("--version")
     assert version.returncode == 0
     assert "storescp 0.1" in version.stdout
-    help_text = storescp("-h").stdout
+    help_text = run_in_process("-h").stdout
     for option in ("--config", "--verbose", "--ae-title", "--strict", "--uncompressed-only",
                    "--promiscuous", "--max-pdu-length", "--port", "--host", "--non-blocking / --blocking",
                    "--output-directory", "--engine", "--version"):  # fmt: skip
@@ -314,7 +303,7 @@ def test_version_and_help() -> None:
 
 @pytest.mark.parametrize("option", ["--ae-title", "--calling-ae-title"])
 def test_either_name_of_the_option_sets_the_ae_title(option: str) -> None:
-    result = storescp(option, "ARCHIVE", "check-config")
+    result = run_in_process(option, "ARCHIVE", "check-config")
     assert result.returncode == 0
     assert re.search(r'^dicom_store_scp\.ae_title +=? *= "ARCHIVE"  # option$', result.stdout, re.MULTILINE)
 
@@ -356,37 +345,37 @@ def test_outbox_status_works_while_the_service_runs(scp: ServiceProcess) -> None
         assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0
         association.release()
     scp.records(count=1)
-    result = storescp("-o", str(scp.root), "outbox", "status")
+    result = run_in_process("-o", str(scp.root), "outbox", "status")
     assert result.returncode == 0
     assert "instances 1" in result.stdout
-    assert storescp("-o", str(scp.root / "nothing"), "outbox", "status").returncode == 1
+    assert run_in_process("-o", str(scp.root / "nothing"), "outbox", "status").returncode == 1
 
 
 def test_echo_send_inspect_and_verify(scp: ServiceProcess, tmp_path: Path) -> None:
     port = str(scp.port)
-    assert storescp("echo", "127.0.0.1", port).stdout.startswith(f"127.0.0.1:{port} answered in")
+    assert run_in_process("echo", "127.0.0.1", port).stdout.startswith(f"127.0.0.1:{port} answered in")
     with socket.create_server(("127.0.0.1", 0)) as unused:
         dead = str(unused.getsockname()[1])
-    assert storescp("echo", "127.0.0.1", dead).returncode == 1
+    assert run_in_process("echo", "127.0.0.1", dead).returncode == 1
     files = [get_testdata_file("CT_small.dcm"), get_testdata_file("MR_small_RLE.dcm")]
-    sent = storescp("send", "127.0.0.1", port, *files)
+    sent = run_in_process("send", "127.0.0.1", port, *files)
     assert (sent.returncode, sent.stdout.split(",")[0]) == (0, "2 of 2 stored")
     originals = [from_file(Path(file)) for file in files]
     assert {dataset_of(file) for file in scp.files()} == {one.dataset for one in originals if one}
     (tmp_path / "junk.dcm").write_bytes(b"junk")
-    refused = storescp("send", "127.0.0.1", port, str(tmp_path / "junk.dcm"), files[0])
+    refused = run_in_process("send", "127.0.0.1", port, str(tmp_path / "junk.dcm"), files[0])
     assert (refused.returncode, refused.stdout.split(",")[0]) == (1, "1 of 1 stored")
-    inspected = storescp("inspect", files[0])
+    inspected = run_in_process("inspect", files[0])
     assert inspected.returncode == 0
     [stored] = [file for file in scp.files() if file.stem.endswith("20040119072730.12322")]
     assert f"would be stored at  {stored.relative_to(scp.root)}" in inspected.stdout
-    assert storescp("-o", str(scp.root), "verify").returncode == 0
+    assert run_in_process("-o", str(scp.root), "verify").returncode == 0
     with stored.open("r+b") as damaged:
         damaged.seek(-1, os.SEEK_END)
         damaged.write(b"X")
     (stored.parent / "foreign.dcm").write_bytes(b"x")
     next(file for file in scp.files() if file not in (stored, stored.parent / "foreign.dcm")).unlink()
-    verified = storescp("-o", str(scp.root), "verify")
+    verified = run_in_process("-o", str(scp.root), "verify")
     assert verified.returncode == 1
     assert sorted(line.split()[0] for line in verified.stdout.splitlines()) == ["changed", "foreign", "missing"]
 

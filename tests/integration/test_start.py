@@ -16,6 +16,7 @@ from typing import IO
 import pytest
 
 from storescp.licence import issue_licence
+from support.command import run_in_process, storescp
 from support.mounts import run, tmpfs
 from support.service import LISTENING, ServiceProcess
 from support.waiting import wait_until
@@ -31,20 +32,11 @@ KEEP = {"STORESCP_LOCAL_STORAGE__CREATE": "false"}
 WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 
 
-def storescp(
-    *arguments: str, env: dict[str, str] | None = None, wrapper: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-    return subprocess.run(
-        [*wrapper, sys.executable, "-m", "storescp", *arguments],
-        capture_output=True, text=True, check=False, timeout=60, env=environment | (env or {}),
-    )  # fmt: skip
-
-
 def both(*options: str, env: dict[str, str] | None = None, wrapper: Sequence[str] = ()) -> tuple[int, str]:
     """Exit code and standard error of a start and of `check-config`, which are the same."""
     start = storescp("-p", "0", *options, env=env, wrapper=wrapper)
-    check = storescp("-p", "0", *options, "check-config", env=env, wrapper=wrapper)
+    arguments = ("-p", "0", *options, "check-config")
+    check = storescp(*arguments, env=env, wrapper=wrapper) if wrapper else run_in_process(*arguments, env=env)
     about = "no configuration file and no licence section: evaluation mode\n"
     assert (start.returncode, start.stderr) == (check.returncode, check.stderr.replace(about, ""))
     assert start.stdout == ""
@@ -71,7 +63,7 @@ def test_a_root_that_another_process_serves_is_exit_75(start_service: StartServi
 def test_check_config_beside_a_running_service_finds_nothing_and_takes_no_lock(start_service: StartService) -> None:
     scp = start_service()
     before = tree(scp.root)
-    assert storescp("-o", str(scp.root), "check-config").returncode == 0
+    assert run_in_process("-o", scp.root, "check-config").returncode == 0
     assert tree(scp.root) == before
 
 
@@ -264,7 +256,7 @@ def test_check_config_makes_nothing_and_binds_nothing(
     audit = f"[audit]\ndestination = 'file:audit.log'\n[dicom_store_scp]\nhost = '127.0.0.1'\nport = {scp.port}\n"
     file.write_text(licence + audit)
     before = tree(tmp_path / "etc")
-    result = storescp("-c", str(file), "-o", str(tmp_path / "elsewhere" / "data"), "check-config")
+    result = run_in_process("-c", file, "-o", tmp_path / "elsewhere" / "data", "check-config")
     assert (result.returncode, result.stderr) == (0, "")
     assert tree(tmp_path / "etc") == before
     assert not (tmp_path / "elsewhere").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -33,11 +33,18 @@ def either(request: pytest.FixtureRequest, start_service: StartService) -> Servi
     return start_service(engine=request.param)
 
 
-@pytest.fixture(params=["rust", "python"])
-def demanding(request: pytest.FixtureRequest, start_service: StartService) -> ServiceProcess:
-    """The service with each engine, which requires what wado-storescp requires."""
+@pytest.fixture(scope="module", params=["rust", "python"])
+def empty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """The service with each engine, one for all the tests that leave its storage root empty. It requires what wado-storescp does."""
     required = {"STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": '["PatientID", "StudyDate"]'}
-    return start_service(engine=request.param, env=required)
+    service = ServiceProcess(tmp_path_factory.mktemp("empty") / "data", engine=request.param, env=required)
+    yield service
+    assert service.stop() == 0
+    assert service.files() == []
+    assert service.records() == []
+
+
+EMPTY_RUST = pytest.mark.parametrize("empty", ["rust"], indirect=True)
 
 
 def test_an_instance_is_stored_as_received_and_recorded_in_both_topics(either: ServiceProcess) -> None:
@@ -62,17 +69,18 @@ def test_an_instance_is_stored_as_received_and_recorded_in_both_topics(either: S
     assert record["transfer_status"] == "NoNeedTransfer"
 
 
-def test_echo_answers_with_its_own_message_id(either: ServiceProcess) -> None:
-    with RawAssociation(either.port, CONTEXTS) as association:
+def test_echo_answers_with_its_own_message_id(empty: ServiceProcess) -> None:
+    with RawAssociation(empty.port, CONTEXTS) as association:
         for message_id in (1, 4711, 65535):
             response = association.echo(3, message_id)
             assert (response.field, response.message_id, response.status) == (0x8030, message_id, 0)
         association.release()
 
 
+@EMPTY_RUST
 @pytest.mark.parametrize("max_pdu", [0, 128, 16384, None])
-def test_the_peers_maximum_pdu_length_is_respected(scp: ServiceProcess, max_pdu: int | None) -> None:
-    with RawAssociation(scp.port, CONTEXTS, max_pdu=max_pdu) as association:
+def test_the_peers_maximum_pdu_length_is_respected(empty: ServiceProcess, max_pdu: int | None) -> None:
+    with RawAssociation(empty.port, CONTEXTS, max_pdu=max_pdu) as association:
         association.send(scu.fragments(1, True, scu.store_rq(CT, "1.2..3", 1), 16384))
         association.send(scu.fragments(1, False, ct_slice(1, rows=4).dataset, 16384))
         length = struct.unpack(">L", association.socket.recv(6, 0x2 | 0x100)[2:6])[0]
@@ -88,8 +96,9 @@ BAD_UIDS: list[bytes] = [
 ]  # fmt: skip
 
 
-def test_hostile_uids_are_refused_with_a_response_and_leave_nothing(scp: ServiceProcess) -> None:
-    with RawAssociation(scp.port, CONTEXTS) as association:
+@EMPTY_RUST
+def test_hostile_uids_are_refused_with_a_response_and_leave_nothing(empty: ServiceProcess) -> None:
+    with RawAssociation(empty.port, CONTEXTS) as association:
         for bad in [*BAD_UIDS, b""]:
             response = association.store(1, CT, bad, ct_slice(1, rows=4).dataset)
             assert response.status == 0x0117, bad
@@ -98,12 +107,12 @@ def test_hostile_uids_are_refused_with_a_response_and_leave_nothing(scp: Service
                 instance = ct_slice(1, rows=4, changes={tag: explicit(tag, b"UI", text(bad, b"\0"))})
                 assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0xC000, (tag, bad)
         association.release()
-    assert scp.files() == []
-    assert scp.temporary_files() == []
-    assert scp.records() == []
+    assert empty.files() == []
+    assert empty.temporary_files() == []
+    assert empty.records() == []
 
 
-def test_identity_and_required_attributes(demanding: ServiceProcess) -> None:
+def test_identity_and_required_attributes(empty: ServiceProcess) -> None:
     wrong_class = explicit(0x00080016, b"UI", text(SR, b"\0"))
     cases: list[tuple[dict[int, bytes | None], int, str]] = [
         ({0x00080016: wrong_class}, 0xA900, "SOPClassUID of the data set differs from the command"),
@@ -115,7 +124,7 @@ def test_identity_and_required_attributes(demanding: ServiceProcess) -> None:
         ({0x7FE00010: explicit(0x7FE00010, b"OW", b"\0" * 8, 10_000)}, 0xC000, "data set ends inside an element or sequence"),
         ({0x00000010: explicit(0x00000010, b"UI", b"1.2\0")}, 0xC000, "element of a group not allowed in a data set"),
     ]  # fmt: skip
-    with RawAssociation(demanding.port, CONTEXTS) as association:
+    with RawAssociation(empty.port, CONTEXTS) as association:
         for changes, status, comment in cases:
             instance = ct_slice(1, rows=4, changes=changes)
             response = association.store(1, CT, ct_slice(1, rows=4).sop_instance, instance.dataset)
@@ -127,17 +136,17 @@ def test_identity_and_required_attributes(demanding: ServiceProcess) -> None:
             "SOPInstanceUID of the data set differs from the command",
         )
         association.release()
-    assert demanding.files() == []
-    assert demanding.temporary_files() == []
-    assert demanding.records() == []
+    assert empty.files() == []
+    assert empty.temporary_files() == []
+    assert empty.records() == []
 
 
-def test_the_class_must_be_that_of_the_context(either: ServiceProcess) -> None:
+def test_the_class_must_be_that_of_the_context(empty: ServiceProcess) -> None:
     instance = ct_slice(1, rows=4)
-    with RawAssociation(either.port, [(1, SR, [EXPLICIT])]) as association:
+    with RawAssociation(empty.port, [(1, SR, [EXPLICIT])]) as association:
         assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0x0122
         association.release()
-    assert either.files() == []
+    assert empty.files() == []
 
 
 def test_what_is_not_required_has_its_defaults(start_service: StartService, tmp_path: Path) -> None:
@@ -354,7 +363,8 @@ def test_titles_and_peers(start_service: StartService) -> None:
     assert rejected.value.code == (1, 1, 1)
 
 
-def test_breaches_of_the_protocol_are_aborted(scp: ServiceProcess) -> None:
+@EMPTY_RUST
+def test_breaches_of_the_protocol_are_aborted(empty: ServiceProcess) -> None:
     store = scu.store_rq(CT, "1.2.3", 1)
     breaches: list[tuple[bytes, tuple[int, int]]] = [
         (struct.pack(">BBL", 4, 0, 0xFFFFFFFF), (2, 6)),
@@ -370,24 +380,25 @@ def test_breaches_of_the_protocol_are_aborted(scp: ServiceProcess) -> None:
         (scu.pdata(struct.pack(">LBB", 1, 1, 3)), (2, 6)),
         (scu.pdata(struct.pack(">LBB", 5000, 1, 3)), (2, 6)),
     ]
-    threads, descriptors = scp.threads(), scp.descriptors()
+    threads, descriptors = empty.threads(), empty.descriptors()
     for breach, code in breaches:
-        with RawAssociation(scp.port, CONTEXTS) as association:
+        with RawAssociation(empty.port, CONTEXTS) as association:
             association.send(breach)
             with pytest.raises(Aborted) as aborted:
                 association.read_pdu()
             assert aborted.value.code == code, breach[:20]
-    assert scp.threads() <= threads + len(breaches)
-    assert scp.descriptors() <= descriptors + 3
-    RawAssociation(scp.port, CONTEXTS).release()
+    assert empty.threads() <= threads + len(breaches)
+    assert empty.descriptors() <= descriptors + 3
+    RawAssociation(empty.port, CONTEXTS).release()
 
 
-def test_unknown_operations_are_answered(scp: ServiceProcess) -> None:
+@EMPTY_RUST
+def test_unknown_operations_are_answered(empty: ServiceProcess) -> None:
     find = scu.command({0x2: scu.even(CT), 0x100: scu.us(0x0020), 0x110: scu.us(5), 0x800: scu.us(1)})
     no_dataset = scu.command(
         {0x2: scu.even(CT), 0x100: scu.us(1), 0x110: scu.us(6), 0x800: scu.us(0x0101), 0x1000: scu.even("1.2.3")}
     )
-    with RawAssociation(scp.port, CONTEXTS) as association:
+    with RawAssociation(empty.port, CONTEXTS) as association:
         association.send(scu.fragments(1, True, find, 16384) + scu.fragments(1, False, b"\0" * 20, 16384))
         response = association.read_response()
         assert (response.field, response.message_id, response.status) == (0x8020, 5, 0x0211)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from storescp.engine import pool_config
 from storescp.errors import CoreError
 from storescp.pure.store import file_meta, split_file
 from storescp.settings import TARGETS, Settings
+from support.command import run_in_process
 from support.compressed import JPEG_2000, JPEG_LS, RLE, compressed_ct
 from support.instances import Instance
 from support.scu import EXPLICIT
@@ -31,23 +30,16 @@ def write(path: Path, one: Instance) -> Path:
     return path
 
 
-def storescp(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "storescp", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-
-
 def test_a_file_is_transcoded_to_a_file_or_into_a_folder(tmp_path: Path) -> None:
     one = compressed_ct(1, JPEG_LS)
     source = write(tmp_path / "a.dcm", one)
-    result = storescp("transcode", source, tmp_path / "b.dcm", "--to", EXPLICIT)
+    result = run_in_process("transcode", source, tmp_path / "b.dcm", "--to", EXPLICIT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("1 transcoded, ")
     native = _core.transcode(one.dataset, JPEG_LS, EXPLICIT, 1 << 30)
     assert split_file((tmp_path / "b.dcm").read_bytes()) == (EXPLICIT, native)
     (tmp_path / "folder").mkdir()
-    assert storescp("transcode", tmp_path / "b.dcm", tmp_path / "folder", "--to", HTJ2K).returncode == 0
+    assert run_in_process("transcode", tmp_path / "b.dcm", tmp_path / "folder", "--to", HTJ2K).returncode == 0
     assert pydicom.dcmread(tmp_path / "folder" / "b.dcm").file_meta.TransferSyntaxUID == HTJ2K
 
 
@@ -56,22 +48,22 @@ def test_a_folder_is_mirrored_and_what_fails_is_named(tmp_path: Path) -> None:
     for number, syntax in enumerate((RLE, JPEG_LS, JPEG_2000, EXPLICIT)):
         write(source / str(number) / "x.dcm", compressed_ct(number, syntax))
     (source / "note.txt").write_text("no image")
-    result = storescp("transcode", source, target, "--to", EXPLICIT)
+    result = run_in_process("transcode", source, target, "--to", EXPLICIT)
     assert result.returncode == 1
     assert result.stdout.startswith("4 transcoded, 1 not, ")
     assert f"not transcoded {source}/note.txt: not a PS3.10 file" in result.stderr
     found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
     assert found == [f"{number}/x.dcm" for number in range(4)]
-    again = storescp("transcode", source / "0", target / "0", "--to", EXPLICIT)
+    again = run_in_process("transcode", source / "0", target / "0", "--to", EXPLICIT)
     assert again.returncode == 1
     assert "is there already" in again.stderr
-    assert "lies inside" in storescp("transcode", source, source / "deeper", "--to", EXPLICIT).stderr
+    assert "lies inside" in run_in_process("transcode", source, source / "deeper", "--to", EXPLICIT).stderr
 
 
 @pytest.mark.parametrize("target", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.2", "nonsense"])
 def test_only_what_can_be_encoded_without_loss_is_a_target(tmp_path: Path, target: str) -> None:
     source = write(tmp_path / "a.dcm", compressed_ct(1, RLE))
-    result = storescp("transcode", source, tmp_path / "b.dcm", "--to", target)
+    result = run_in_process("transcode", source, tmp_path / "b.dcm", "--to", target)
     assert result.returncode == 2
     listed = [line.strip() for line in result.stderr.splitlines() if line.startswith("  ")]
     assert listed == sorted(listed)
@@ -93,7 +85,7 @@ def test_inspect_says_what_would_happen_and_why(tmp_path: Path) -> None:
         (good, f"as {EXPLICIT} Explicit VR Little Endian"),
         (cut, "as received, recorded as Failed: codec: frame 1: RLE: 1 to 15 segments are possible"),
     ):
-        result = storescp("-c", config, "inspect", write(tmp_path / "x.dcm", one))
+        result = run_in_process("-c", config, "inspect", write(tmp_path / "x.dcm", one))
         assert result.returncode == 0, result.stderr
         assert f"would be stored     {expected}\n" in result.stdout
 

@@ -250,16 +250,27 @@ def refusals_of(topic: str, uid: str, code: int) -> Callable[[str, bytes], int]:
     return lambda name, batch: code if name == topic and f'"{uid}"'.encode() in batch else 0
 
 
+REFUSED = "1.2.826.0.1.1.1.7"
+
+
+def send_while_one_is_refused(
+    serve: Serve, broker: KafkaBroker, proxied: KafkaProxy, names: Topics, code: int
+) -> tuple[ServiceProcess, Ledger]:
+    """Sixty instances of three keys; the main topic refuses the batches that hold the record of REFUSED."""
+    broker.create_topics(*names, partitions=1)
+    proxied.refuse = refusals_of(names.main, REFUSED, code)
+    service = serve(broker.address("PROXIED"), names)
+    ledger = Ledger()
+    send_all(service.port, ledger, senders=3, count=20)
+    return service, ledger
+
+
 # UNKNOWN_SERVER_ERROR, a code that no broker has yet, CORRUPT_MESSAGE.
 @pytest.mark.parametrize("code", [-1, 999, 2])
 def test_an_error_that_may_pass_by_itself_never_sets_a_record_aside(
     serve: Serve, broker: KafkaBroker, proxied: KafkaProxy, names: Topics, code: int
 ) -> None:
-    broker.create_topics(*names, partitions=1)
-    proxied.refuse = refusals_of(names.main, "1.2.826.0.1.1.1.7", code)
-    service = serve(broker.address("PROXIED"), names)
-    ledger = Ledger()
-    send_all(service.port, ledger, senders=3, count=20)
+    service, ledger = send_while_one_is_refused(serve, broker, proxied, names, code)
     wait_for(lambda: status(service, names)[names.main]["failures"] >= 6)
     main = status(service, names)[names.main]
     assert (main["pending"], main["dead"]) == (13, 0), "its key waits, and the other keys have gone on"
@@ -277,11 +288,7 @@ def test_an_error_that_may_pass_by_itself_never_sets_a_record_aside(
 def test_a_record_that_the_broker_s_validation_refuses_is_set_aside(
     serve: Serve, broker: KafkaBroker, proxied: KafkaProxy, names: Topics, code: int
 ) -> None:
-    broker.create_topics(*names, partitions=1)
-    proxied.refuse = refusals_of(names.main, "1.2.826.0.1.1.1.7", code)
-    service = serve(broker.address("PROXIED"), names)
-    ledger = Ledger()
-    send_all(service.port, ledger, senders=3, count=20)
+    service, ledger = send_while_one_is_refused(serve, broker, proxied, names, code)
     wait_for(lambda: status(service, names)[names.main]["dead"] == 1)
     wait_for(lambda: status(service, names)[names.main]["pending"] == 0)
     [rejected] = service.events("publish.rejected")
@@ -291,7 +298,7 @@ def test_a_record_that_the_broker_s_validation_refuses_is_set_aside(
     wait_for(lambda: broker.end(names.main) == 60)
     assert service.stop() == 0
     for topic in names:
-        check_delivery(service, ledger, broker.read(topic), retried=["1.2.826.0.1.1.1.7"])
+        check_delivery(service, ledger, broker.read(topic), retried=[REFUSED])
 
 
 def test_beyond_the_limit_new_work_is_refused_as_transient_until_there_is_room(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -65,12 +66,19 @@ def database(url: str) -> Iterator[Database]:
     opened.close()
 
 
-def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def engine_of(url: str) -> Iterator[sa.Engine]:
+    """An engine whose connections are closed at the end, also where a statement fails."""
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.connect() as connection:
-        found = [dict(row._mapping) for row in connection.execute(sa.select(table))]
-    engine.dispose()
-    return found
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
+    with engine_of(url) as engine, engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(sa.select(table))]
 
 
 def record(number: int, **changes: object) -> dict[str, Any]:
@@ -201,11 +209,9 @@ def test_a_control_character_in_a_record_of_before_is_read_as_new_records_have_i
 
 
 def execute(url: str, *statements: str) -> None:
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as connection:
+    with engine_of(url) as engine, engine.begin() as connection:
         for statement in statements:
             connection.execute(sa.text(statement))
-    engine.dispose()
 
 
 def test_a_message_that_the_database_refuses_leaves_everything_as_it_was(database: Database, url: str) -> None:
@@ -236,17 +242,16 @@ def test_a_message_that_the_database_refuses_leaves_everything_as_it_was(databas
 def test_errors_that_a_value_causes_are_told_from_those_that_pass(
     database: Database, url: str, statement: str, value: object, may_pass: object
 ) -> None:
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     refusal = None
-    try:
-        with engine.begin() as connection:
-            connection.execute(sa.text(statement), {"value": value})
-        assert may_pass is None
-        assert engine.dialect.name == "sqlite", "SQLite stores a NUL"
-    except (sa.exc.StatementError, ValueError, OverflowError) as error:
-        refusal = refusal_by(error)
-        assert (refusal is None) == (may_pass == "wait")
-    engine.dispose()
+    with engine_of(url) as engine:
+        try:
+            with engine.begin() as connection:
+                connection.execute(sa.text(statement), {"value": value})
+            assert may_pass is None
+            assert engine.dialect.name == "sqlite", "SQLite stores a NUL"
+        except (sa.exc.StatementError, ValueError, OverflowError) as error:
+            refusal = refusal_by(error)
+            assert (refusal is None) == (may_pass == "wait")
     assert refusal is None or refusal.may_pass == bool(may_pass)
 
 
@@ -270,9 +275,8 @@ def test_an_outage_of_postgresql_refuses_no_message(postgres: Postgres) -> None:
 
 
 def drop_tables(url: str) -> None:
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    tables.metadata.drop_all(engine)
-    engine.dispose()
+    with engine_of(url) as engine:
+        tables.metadata.drop_all(engine)
 
 
 def test_tables_without_a_topic_id_get_the_column_and_keep_their_progress(url: str) -> None:

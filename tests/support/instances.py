@@ -73,9 +73,11 @@ def ct_slice(
         0x00280102: explicit(0x00280102, b"US", struct.pack("<H", 11)),
         0x00280103: explicit(0x00280103, b"US", struct.pack("<H", 0)),
     }
-    pixels = np.random.default_rng(number).integers(0, 4096, rows * rows, dtype=np.uint16)
-    elements[0x7FE00010] = explicit(0x7FE00010, b"OW", pixels.tobytes())
-    for tag, value in (changes or {}).items():
+    changes = changes or {}
+    if changes.get(0x7FE00010) is None:
+        pixels = np.random.default_rng(number).integers(0, 4096, rows * rows, dtype=np.uint16)
+        elements[0x7FE00010] = explicit(0x7FE00010, b"OW", pixels.tobytes())
+    for tag, value in changes.items():
         if value is None:
             elements.pop(tag)
         else:

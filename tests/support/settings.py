@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pytest
-import structlog
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from storescp import cli
 from storescp.settings import Settings
 
 # What a table cannot be without.
@@ -132,43 +124,3 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(list(value) if isinstance(value, tuple) else value)
-
-
-@contextlib.contextmanager
-def _logs_as_they_were() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        root.handlers[:], root.level = handlers, level
-        structlog.configure(**configuration)
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run_in_process(*arguments: str) -> Done:
-    """The program in this process, which is faster by a start of the interpreter. Never for what serves."""
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")]
-    with pytest.MonkeyPatch.context() as patch, _logs_as_they_were():
-        patch.setattr(sys, "argv", ["storescpd", *arguments])
-        patch.setattr(sys, "stdout", streams[0])
-        patch.setattr(sys, "stderr", streams[1])
-        with pytest.raises(SystemExit) as over:
-            cli.main()
-    printed = []
-    for stream in streams:
-        stream.flush()
-        stream.seek(0)
-        printed.append(stream.read())
-    code = over.value.code
-    assert isinstance(code, int)
-    return Done(code, *printed)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.proofs import claims_of
+
 _ARE_REQUIRED = os.environ.get("STORESCP_REQUIRE_ALL") == "1"
 # Tests that may be skipped everywhere, by a part of their id, and why.
 ALLOWED: tuple[tuple[str, str], ...] = (
@@ -72,7 +74,8 @@ def summary(reports: list[pytest.TestReport | pytest.CollectReport]) -> Iterator
             found = re.search(r"(?:^|/)tests/(\w+)/", report.nodeid)
             what = PROVES.get(found[1], found[1]) if found else report.nodeid
             unproven.setdefault(what, Counter())[reason_of(report)] += 1
-    claims = {str(key) for report in reports for name, key in getattr(report, "user_properties", ()) if name == "claim"}
+    marked = {str(key) for report in reports for name, key in getattr(report, "user_properties", ()) if name == "claim"}
+    claims = marked.union(*(claims_of(report.nodeid) for report in reports))
     if claims:
         yield f"not proven: claims of the conformance statement: {', '.join(sorted(claims))}"
     for what, reasons in sorted(unproven.items()):

@@ -15,7 +15,8 @@ from storescp.config import load
 from storescp.errors import ConfigError
 from storescp.licence import issue_licence
 from support.certificates import Pki
-from support.settings import REQUIRED, Done, Key, all_keys, as_toml, run_in_process
+from support.command import Done, run_in_process
+from support.settings import REQUIRED, Key, all_keys, as_toml
 
 CANARY = "hunter2-canary"
 KEYS = all_keys()
@@ -44,14 +45,14 @@ def check(file: Path) -> Check:
 
     def check_text(text: str) -> Done:
         file.write_text(text, encoding="utf-8")
-        return run_in_process("check-config", "-c", str(file))
+        return run_in_process("check-config", "-c", file, env=os.environ)
 
     return check_text
 
 
 def line_about(place: str, done: Done) -> str:
     """The one line that names a key."""
-    lines = [line.removeprefix("storescp: configuration: ") for line in done.err.splitlines()]
+    lines = [line.removeprefix("storescp: configuration: ") for line in done.stderr.splitlines()]
     [found] = [line for line in lines if line.startswith((f"{place}:", f"{place} ="))]
     return found
 
@@ -70,20 +71,20 @@ def test_the_model_has_the_keys_that_are_looked_at() -> None:
 def test_a_value_of_the_wrong_type(key: Key, check: Check, file: Path) -> None:
     done = check(key.toml(key.name, {"inner": CANARY}))
     said = line_about(key.place, done)
-    assert done.code == 78
+    assert done.returncode == 78
     assert ": expected " in said
     assert f"(from {file})" in said
-    assert CANARY not in done.out + done.err
+    assert CANARY not in done.stdout + done.stderr
 
 
 @each(KEYS)
 def test_a_name_that_is_not_known(key: Key, check: Check, file: Path) -> None:
     done = check(key.toml(f"{key.name}x", CANARY))
-    assert done.code == 78
+    assert done.returncode == 78
     assert line_about(f"{key.place}x", done) == (
         f"{key.place}x: expected a known key; did you mean {key.place}? (from {file})"
     )
-    assert CANARY not in done.out + done.err
+    assert CANARY not in done.stdout + done.stderr
 
 
 def out_of_range() -> Iterator[tuple[Key, Any]]:
@@ -107,7 +108,7 @@ def out_of_range() -> Iterator[tuple[Key, Any]]:
 def test_a_value_out_of_range(key: Key, value: Any, check: Check, file: Path) -> None:
     done = check(key.toml(key.name, value))
     said = line_about(key.place, done)
-    assert done.code == 78
+    assert done.returncode == 78
     assert value == [] or json.dumps(value) in said
     assert ": expected " in said
     assert f"(from {file})" in said
@@ -133,7 +134,7 @@ def test_a_value_out_of_range(key: Key, value: Any, check: Check, file: Path) ->
 def test_a_text_that_is_none_of_those_expected(key: str, value: str, expected: str, check: Check) -> None:
     section, name = key.split(".")
     done = check(as_toml({section: REQUIRED.get(section, {}) | {name: value}}))
-    assert done.code == 78
+    assert done.returncode == 78
     assert expected in line_about(key, done)
 
 
@@ -173,7 +174,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 def test_the_files_are_all_in_order(check: Check, files: dict[str, dict[str, Any]]) -> None:
     done = check(as_toml(files))
-    assert (done.code, done.err) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert {str(key) for key in FILES} == {
         f"{section}.{name}"
         for section, table in files.items()
@@ -194,13 +195,13 @@ def test_a_file_that_cannot_be_used(
         wrong.touch()
     done = check(as_toml(files | {key.table: files[key.table] | {key.name: str(wrong)}}))
     if key.table == "dicom_license_server":
-        assert done.code == 77
-        assert str(wrong) in done.err
+        assert done.returncode == 77
+        assert str(wrong) in done.stderr
     elif kind == "empty":
-        assert done.code == (0 if key.name == "users" else 78)
-        assert done.code == 0 or key.table in done.err
+        assert done.returncode == (0 if key.name == "users" else 78)
+        assert done.returncode == 0 or key.table in done.stderr
     else:
-        assert done.code == 78
+        assert done.returncode == 78
         said = line_about(str(key), done)
         assert f"= {wrong}: expected a file that can be read" in said
         assert f"(from {file})" in said
@@ -220,9 +221,9 @@ def test_a_file_that_cannot_be_used(
 @each(SECRETS)
 def test_a_secret_of_the_wrong_type_is_not_shown(key: Key, value: str, check: Check) -> None:
     done = check(key.toml_text(key.name, value))
-    assert done.code == 78
-    assert f"{key}" in done.err
-    assert not [part for part in (CANARY, "987654321", "2026-11-30", "2026, 11") if part in done.out + done.err]
+    assert done.returncode == 78
+    assert f"{key}" in done.stderr
+    assert not [part for part in (CANARY, "987654321", "2026-11-30", "2026, 11") if part in done.stdout + done.stderr]
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])
@@ -237,10 +238,10 @@ def test_a_secret_behind_a_misspelt_name_is_not_shown(key: Key, suffix: str, tmp
     for document in (misspelt, inside, {key.table: CANARY}, {"tenants": {"rules": [{key.name: CANARY}]}}):
         file = tmp_path / f"wrong.{suffix}"
         file.write_text(json.dumps(document) if suffix == "json" else json_as_toml(document))
-        done = run_in_process("check-config", "-c", str(file))
-        assert CANARY not in done.out + done.err
+        done = run_in_process("check-config", "-c", file, env=os.environ)
+        assert CANARY not in done.stdout + done.stderr
         # What a shared application.json holds for others is left alone, and named.
-        assert done.code in ({77, 78} if suffix == "json" else {78})
+        assert done.returncode in ({77, 78} if suffix == "json" else {78})
 
 
 def json_as_toml(document: dict[str, Any]) -> str:
@@ -269,9 +270,9 @@ def json_as_toml(document: dict[str, Any]) -> str:
 )
 def test_a_file_that_is_broken_is_named_and_not_quoted(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    done = run_in_process("check-config", "-c", str(tmp_path / name))
-    assert done.code == 78
-    [line] = done.err.splitlines()
+    done = run_in_process("check-config", "-c", tmp_path / name, env=os.environ)
+    assert done.returncode == 78
+    [line] = done.stderr.splitlines()
     assert f"--config = {tmp_path / name}: expected valid {'JSON' if name.endswith('json') else 'TOML'}" in line
     assert CANARY not in line
     assert "1111" not in line
@@ -358,7 +359,7 @@ def test_both_names_of_a_key_are_one_too_many_in_a_file_and_no_matter_in_two_pla
     check: Check, monkeypatch: pytest.MonkeyPatch, file: Path
 ) -> None:
     done = check("[message_queue]\ntopic_log = 'a'\ntopic_dicom_receive = 'b'\n")
-    assert done.code == 78
+    assert done.returncode == 78
     assert "not both" in line_about("message_queue.topic_dicom_receive", done)
     file.write_text("[message_queue]\ntopic_log = 'a'\n")
     monkeypatch.setenv("STORESCP_MESSAGE_QUEUE__TOPIC_DICOM_RECEIVE", "b")
@@ -405,14 +406,14 @@ def test_each_other_name_of_a_key_is_as_good_as_the_first_and_both_are_one_too_m
     for section, inner in table(first).items():
         both[section] = both.get(section, {}) | inner
     done = check(as_toml(both))
-    assert done.code == 78
+    assert done.returncode == 78
     assert "one of the two names" in line_about(first, done)
     assert other in line_about(first, done)
 
 
 def test_a_wrong_value_is_told_with_the_name_that_was_written(check: Check, file: Path) -> None:
     done = check("[local_storage]\ndurability = 'maybe'\n")
-    assert done.code == 78
+    assert done.returncode == 78
     assert line_about("storage.durability", done).endswith(f"(from {file}, as local_storage.durability)")
     misspelt = check("[local_storage]\ndicm_store_pth = 'x'\n")
     assert "did you mean storage.root?" in line_about("storage.dicm_store_pth", misspelt)
@@ -435,7 +436,7 @@ def test_what_must_be_a_list_is_told_with_an_example_that_is_accepted(key: Key, 
 def test_each_entry_of_a_list_is_told_with_the_file_that_it_comes_from(check: Check, file: Path) -> None:
     entry = "[[tenants.rules]]\ntenant_id = '../x'\n"
     done = check(entry + entry)
-    assert done.code == 78
+    assert done.returncode == 78
     for number in range(2):
         assert f"(from {file})" in line_about(f"tenants.rules.{number}.tenant_id", done)
 
