@@ -121,6 +121,7 @@ pub struct Scanner {
     position: u64,
     elements: u64,
     pixel_data: bool,
+    fragments: bool,
     failed: Option<ScanError>,
 }
 
@@ -157,6 +158,7 @@ impl Scanner {
             position: 0,
             elements: 0,
             pixel_data: false,
+            fragments: false,
             failed: None,
         }
     }
@@ -212,6 +214,26 @@ impl Scanner {
     #[must_use]
     pub fn into_captured(self) -> Vec<Captured> {
         self.captured
+    }
+
+    /// Passes over bytes of a value that are somewhere else.
+    pub(crate) fn pass_over(&mut self, bytes: u64) {
+        let passed = match self.state {
+            _ if self.failed.is_some() => return,
+            State::Skip { left } if bytes <= left => {
+                self.position += bytes;
+                self.pass(left - bytes, |left| State::Skip { left })
+            }
+            _ if bytes == 0 => return,
+            _ => Err(ScanError::BeyondContainer),
+        };
+        self.failed = passed.err();
+    }
+
+    /// Whether encapsulated pixel data were seen, at any depth.
+    #[must_use]
+    pub fn has_fragments(&self) -> bool {
+        self.fragments
     }
 
     /// Whether a top-level Pixel Data element was seen.
@@ -445,6 +467,7 @@ impl Scanner {
     }
 
     fn push_fragments(&mut self, encoding: Encoding) {
+        self.fragments = true;
         let bound = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
         self.stack.push(Frame {
             container: Container::Fragments,

@@ -84,6 +84,11 @@ impl<'d> Walk<'d> {
         self.open.len()
     }
 
+    /// How what comes next is encoded.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.open.last().map_or(self.encoding, |open| open.encoding)
+    }
+
     /// The next token; none at the end.
     ///
     /// # Errors
@@ -214,8 +219,12 @@ pub(crate) struct TopLevel {
     pub(crate) whole: Range<usize>,
     /// The value of an element that is neither a sequence nor encapsulated.
     pub(crate) value: Option<Range<usize>>,
+    /// Whether it is encapsulated pixel data itself.
+    pub(crate) is_encapsulated: bool,
     /// The items of encapsulated pixel data, the offset table first.
     pub(crate) fragments: Vec<Range<usize>>,
+    /// Whether encapsulated pixel data lie in an item of it, at any depth.
+    pub(crate) holds_encapsulated: bool,
 }
 
 /// The next element at the top of a data set.
@@ -227,33 +236,25 @@ pub(crate) fn next_top_level(walk: &mut Walk<'_>) -> Result<Option<TopLevel>, Sc
     let Some(token) = walk.next()? else {
         return Ok(None);
     };
-    let mut element = match token {
-        Token::Element { tag, vr, value } => TopLevel {
-            tag,
-            vr,
-            whole: begin..value.end,
-            value: Some(value),
-            fragments: Vec::new(),
-        },
-        Token::Sequence { tag } => TopLevel {
-            tag,
-            vr: Some(VR::SQ),
-            whole: begin..begin,
-            value: None,
-            fragments: Vec::new(),
-        },
-        Token::Fragments { tag, vr } => TopLevel {
-            tag,
-            vr,
-            whole: begin..begin,
-            value: None,
-            fragments: Vec::new(),
-        },
+    let (tag, vr, value) = match &token {
+        Token::Element { tag, vr, value } => (*tag, *vr, Some(value.clone())),
+        Token::Sequence { tag } => (*tag, Some(VR::SQ), None),
+        Token::Fragments { tag, vr } => (*tag, *vr, None),
         _ => return Err(ScanError::ItemStructure),
+    };
+    let mut element = TopLevel {
+        tag,
+        vr,
+        whole: begin..walk.position(),
+        value,
+        is_encapsulated: matches!(token, Token::Fragments { .. }),
+        fragments: Vec::new(),
+        holds_encapsulated: false,
     };
     while walk.depth() > 0 {
         match walk.next()? {
             Some(Token::Fragment(range)) if walk.depth() == 1 => element.fragments.push(range),
+            Some(Token::Fragments { .. }) => element.holds_encapsulated = true,
             Some(_) => {}
             None => return Err(ScanError::Truncated),
         }

@@ -7,12 +7,14 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use dicom_core::VR;
-use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
+use storescp_codecs::{decoder_of, encoder, Colour, Decode, Description, Encode, Geometry};
 
-use self::edits::{is_length_of_a_changed_group, write_edit, Edits};
+use self::edits::is_length_of_a_changed_group;
+pub(super) use self::edits::{write_edit, Edits};
 use super::cells::{self, by_pixel, even, native_bytes, native_frame_of, BitJoin};
 use super::convert::Writer;
 use super::image::Image;
+use super::nested::{self, MISLABELLED, NOT_PIXEL_DATA};
 use super::output::Output;
 use super::{frames, Job, Report, TranscodeError};
 use crate::dataset::header::{ITEM, PIXEL_DATA, SEQUENCE_DELIMITATION, UNDEFINED};
@@ -66,6 +68,9 @@ pub(super) fn rewrite(
     let pixels = match &image.pixel_data {
         Some(pixel_data) if !only_elements => Some(prepare(&image, pixel_data, job)?),
         Some(pixel_data) => {
+            if pixel_data.is_encapsulated {
+                return Err(MISLABELLED);
+            }
             image.has_swapped_words(pixel_data)?;
             None
         }
@@ -74,6 +79,14 @@ pub(super) fn rewrite(
     let edits = match &pixels {
         Some(pixels) => pixels.edits()?,
         None => Edits::new(),
+    };
+    let total = pixels.as_ref().map_or(0, Pixels::native_bytes);
+    let mut source = Elements {
+        dataset,
+        encoding,
+        job,
+        budget: job.max_decoded_bytes.saturating_sub(total),
+        nested_frames: 0,
     };
     let mut writer = Writer::new(out, target.explicit_vr, image.is_signed());
     let mut pending = edits.iter().peekable();
@@ -89,7 +102,7 @@ pub(super) fn rewrite(
             write_edit(&mut writer, *tag, edit.as_ref())?;
             continue;
         }
-        if is_length_of_a_changed_group(element.tag, &edits) {
+        if is_length_of_a_changed_group(element.tag, &edits, &image.groups_of_nested) {
             continue;
         }
         match &pixels {
@@ -98,7 +111,8 @@ pub(super) fn rewrite(
                 report.frames = pixels.count;
             }
             _ => {
-                let whole = dataset.get(element.whole.clone()).unwrap_or_default();
+                let whole = source.whole(&element)?;
+                let whole = whole.as_ref();
                 if encoding == target && says_its_vr(whole, encoding) {
                     writer.out().write(whole)?;
                 } else {
@@ -110,8 +124,38 @@ pub(super) fn rewrite(
     for (tag, edit) in pending {
         write_edit(&mut writer, *tag, edit.as_ref())?;
     }
+    report.frames += source.nested_frames;
     report.bytes = out.position();
     Ok(report)
+}
+
+/// The elements of a data set besides its Pixel Data.
+struct Elements<'d> {
+    dataset: &'d [u8],
+    encoding: Encoding,
+    job: &'d Job<'d>,
+    /// Bytes that pixels in items may decode to.
+    budget: u64,
+    nested_frames: usize,
+}
+
+impl<'d> Elements<'d> {
+    /// A whole element, as it is in the source but for encapsulated pixels in it, which are decoded.
+    fn whole(&mut self, element: &TopLevel) -> Result<Cow<'d, [u8]>, TranscodeError> {
+        let whole = self.dataset.get(element.whole.clone()).unwrap_or_default();
+        if element.is_encapsulated {
+            return Err(NOT_PIXEL_DATA);
+        }
+        if !element.holds_encapsulated {
+            return Ok(Cow::Borrowed(whole));
+        }
+        if is_native(self.job.source) {
+            return Err(MISLABELLED);
+        }
+        let (whole, frames) = nested::decoded(whole, self.encoding, self.job, &mut self.budget)?;
+        self.nested_frames += frames;
+        Ok(Cow::Owned(whole))
+    }
 }
 
 /// Whether an element has the form that its transfer syntax asks for. Some writers have others in the implicit form; who looks at
@@ -121,7 +165,7 @@ fn says_its_vr(element: &[u8], encoding: Encoding) -> bool {
     !encoding.explicit_vr || vr.iter().all(u8::is_ascii_uppercase)
 }
 
-fn prepare<'i>(
+pub(super) fn prepare<'i>(
     image: &'i Image<'i>,
     pixel_data: &'i TopLevel,
     job: &Job<'_>,
@@ -195,10 +239,12 @@ fn locate<'i>(
             by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
         })
     } else {
-        let decoder = decoder(source).ok_or_else(|| TranscodeError::NoCodec {
-            source_syntax: source.to_owned(),
-            target: target.to_owned(),
-        })?;
+        let first = image.first_fragment(pixel_data);
+        let decoder =
+            decoder_of(first, source, geometry.frame_bytes()).ok_or_else(|| TranscodeError::NoCodec {
+                source_syntax: source.to_owned(),
+                target: target.to_owned(),
+            })?;
         let fragments = image.frames_of_fragments(pixel_data, count, decoder)?;
         let first = fragments.first().map(|first| image.frame_of(first));
         let description = decoder
@@ -236,6 +282,11 @@ impl<'i> Pixels<'i> {
         self.count
     }
 
+    /// Bytes of all frames when they are decoded.
+    pub(super) fn native_bytes(&self) -> u64 {
+        native_bytes(&self.geometry, self.count).unwrap_or(u64::MAX)
+    }
+
     /// The geometry of what the encoder gets.
     pub(super) fn native_geometry(&self) -> Geometry {
         match &self.frames {
@@ -248,7 +299,11 @@ impl<'i> Pixels<'i> {
         }
     }
 
-    fn write(&self, writer: &mut Writer<'_>, progress: &mut dyn FnMut()) -> Result<(), TranscodeError> {
+    pub(super) fn write(
+        &self,
+        writer: &mut Writer<'_>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), TranscodeError> {
         match self.encoder {
             None => self.write_native(writer, progress),
             Some(encoder) => self.write_encapsulated(encoder, writer, progress),
@@ -260,7 +315,7 @@ impl<'i> Pixels<'i> {
         writer: &mut Writer<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
-        let total = native_bytes(&self.geometry, self.count).unwrap_or(0);
+        let total = self.native_bytes();
         writer.out().expect(total)?;
         let length = u32::try_from(total + total % 2)
             .map_err(|_| TranscodeError::TooLarge("native Pixel Data can hold"))?;
@@ -335,7 +390,7 @@ impl<'i> Pixels<'i> {
         writer: &mut Writer<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
-        let total = native_bytes(&self.geometry, self.count).unwrap_or(u64::MAX);
+        let total = self.native_bytes();
         // Lossless: hardly less than half of it, and at times more.
         writer.out().expect(total)?;
         let with_offsets = self.count > 1 && total < LARGEST_WITH_OFFSETS;
