@@ -6,7 +6,7 @@ import io
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,16 +119,25 @@ def _by_cjpeg(pixels: Array, *options: str) -> bytes:
         return subprocess.run(command, capture_output=True, check=True).stdout
 
 
+def _ending_plainly(encode: Callable[[Array], bytes], pixels: Array) -> tuple[bytes, Array]:
+    """A frame, of rolled pixels, whose last sample does not look like padding: zeros could stand for what was cut off."""
+    for shift in range(pixels.shape[1]):
+        rolled = np.roll(pixels, shift, axis=1)
+        frame = encode(rolled)
+        if frame[-3] != 0:
+            return frame, rolled if encode is jpeg_lossless else decoded(frame)
+    raise AssertionError("each ends in zeros")
+
+
 def jpeg_frames() -> Iterator[Odd]:
     """Baseline, extended, progressive and lossless."""
-    grey, colour, progressive = jpeg(GREY), jpeg(COLOUR, subsampling=0), jpeg(COLOUR, progressive=True)
-    lossless, deep = jpeg_lossless(GREY), jpeg_lossless(DEEP)
-    for kind, syntax, frame, pixels in (
-        ("grey", JPEG, grey, decoded(grey)),
-        ("colour", JPEG, colour, decoded(colour)),
-        ("progressive", PROGRESSIVE, progressive, decoded(progressive)),
-        ("lossless", JPEG_LOSSLESS, lossless, GREY),
-        ("lossless 16", JPEG_LOSSLESS, deep, DEEP),
+    grey = jpeg(GREY)
+    for kind, syntax, (frame, pixels) in (
+        ("grey", JPEG, _ending_plainly(jpeg, GREY)),
+        ("colour", JPEG, _ending_plainly(lambda pixels: jpeg(pixels, subsampling=0), COLOUR)),
+        ("progressive", PROGRESSIVE, _ending_plainly(lambda pixels: jpeg(pixels, progressive=True), COLOUR)),
+        ("lossless", JPEG_LOSSLESS, _ending_plainly(jpeg_lossless, GREY)),
+        ("lossless 16", JPEG_LOSSLESS, _ending_plainly(jpeg_lossless, DEEP)),
     ):
         yield Odd(f"{kind}: as it is", syntax, frame, pixels)
         for name, added in METADATA.items():
@@ -170,11 +179,11 @@ def jpeg_frames() -> Iterator[Odd]:
 
 def _without_height(frame: bytes) -> bytes:
     head, rest = segments(frame)
-    changed = []
+    changed, height = [], b""
     for one in head:
-        if one[1] in (0xC0, 0xC1, 0xC2, 0xC3):
-            height, one = one[5:7], one[:5] + b"\0\0" + one[7:]
-        changed.append(one)
+        is_start = one[1] in (0xC0, 0xC1, 0xC2, 0xC3)
+        height = one[5:7] if is_start else height
+        changed.append(one[:5] + b"\0\0" + one[7:] if is_start else one)
     return _SOI + b"".join(changed) + rest[:-2] + segment(0xDC, height) + _EOI
 
 
@@ -353,12 +362,22 @@ def rle(segments_: list[bytes], *, count: int | None = None, gap: bytes = b"", p
     return struct.pack("<16L", *numbers, *[0] * (16 - len(numbers))) + body
 
 
+def _planes(pixels: Array) -> list[bytes]:
+    """PS3.5 G.2: the bytes of a sample by themselves, the most significant first."""
+    cells = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+    step = len(cells) // (pixels.shape[0] * pixels.shape[1])
+    return [cells[at::step] for at in range(step)]
+
+
+def packed_rle(pixels: Array) -> bytes:
+    """A frame of RLE Lossless, without runs."""
+    return rle([_literal(plane) for plane in _planes(pixels)])
+
+
 def rle_frames() -> Iterator[Odd]:
     """Planes that are too long, too short, padded or more than they should be."""
     for kind, pixels in (("grey", GREY), ("colour", COLOUR), ("deep", DEEP)):
-        cells = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
-        step = len(cells) // (pixels.shape[0] * pixels.shape[1])
-        planes = [cells[at::step] for at in range(step)]
+        planes = _planes(pixels)
         packed = [_literal(plane) for plane in planes]
         for name, odd in {
             "as it is": rle(packed),
@@ -378,7 +397,7 @@ def rle_frames() -> Iterator[Odd]:
             "the last plane a byte too few": rle([*packed[:-1], _literal(planes[-1][:-1])]),
             "the last literal cut": rle([*packed[:-1], packed[-1][:-3]], pad=False),
             "a segment more": rle([*packed, packed[0]]),
-            "a segment fewer": rle(packed[:-1]) if step > 1 else rle([b""]),
+            "a segment fewer": rle(packed[:-1] or [b""]),
             "an empty segment more": rle([*packed, b""]),
             "gaps between segments": rle(packed, gap=b"\x11\x22"),
             "zeros behind the frame": rle(packed) + bytes(40),

@@ -9,7 +9,7 @@ use std::ffi::{c_int, CStr};
 use turbojpeg_sys as tj;
 
 use crate::markers::{
-    scans, segments, without_padding, Part, Scans, Segment, APP0, APP14, DNL, DRI, END_OF_IMAGE, SOI, SOS,
+    scans, segments, trimmed, Padding, Part, Scans, Segment, APP0, APP14, DNL, DRI, END_OF_IMAGE, SOI, SOS,
 };
 use crate::samples::to_cells;
 use crate::{CodecError, Colour, Decode, Description, Geometry};
@@ -95,11 +95,11 @@ impl Decode for Jpeg {
     }
 }
 
-/// How many zeros behind the samples of a scan are theirs. The last byte may be zero, and which are padding cannot be told: each is
-/// tried.
-const ZEROS_OF_ENTROPY: [usize; 3] = [usize::MAX, 0, 1];
-/// Where the end of the image is missing, the samples may be cut short too, and zeros must not stand for them.
-const ZEROS_WITHOUT_END: [usize; 1] = [0];
+/// What may be left of the padding behind a scan. The last byte of its samples may be zero, and which zeros are padding cannot be told:
+/// each is tried.
+const PADDING: [Padding; 3] = [Padding::All, Padding::Zeros(0), Padding::Zeros(1)];
+/// Where the end of the image is missing, the samples may be cut short too, and nothing must stand for them that may be padding.
+const PADDING_WITHOUT_END: [Padding; 1] = [Padding::None];
 
 fn decode(stream: &[u8], header: &Header, geometry: &Geometry) -> Result<Vec<u8>, CodecError> {
     let format = match header.components {
@@ -341,26 +341,26 @@ fn normalised(frame: &[u8], header: &Header) -> Result<Vec<u8>, CodecError> {
 fn tidied(frame: &[u8], header: &Header) -> Result<Vec<Vec<u8>>, CodecError> {
     let (head, first) = head(frame, header)?;
     let scans = scans(frame, first.begin, LEAST_MARKER);
-    let zeros: &[usize] = if scans.is_ended {
-        &ZEROS_OF_ENTROPY
+    let paddings: &[Padding] = if scans.is_ended {
+        &PADDING
     } else if may_be_cut(&scans, header) {
         &[]
     } else {
-        &ZEROS_WITHOUT_END
+        &PADDING_WITHOUT_END
     };
-    Ok(zeros
+    Ok(paddings
         .iter()
-        .map(|&zeros| with_end(head.clone(), &scans, header, zeros))
+        .map(|&padding| with_end(head.clone(), &scans, header, padding))
         .collect())
 }
 
-fn with_end(mut stream: Vec<u8>, scans: &Scans<'_>, header: &Header, zeros: usize) -> Vec<u8> {
+fn with_end(mut stream: Vec<u8>, scans: &Scans<'_>, header: &Header, padding: Padding) -> Vec<u8> {
     for part in &scans.parts {
         match part {
             Part::Segment(scan) if scan.marker == SOS => push_scan(&mut stream, scan, header),
             Part::Segment(segment) if segment.is_metadata() || segment.marker == DNL => {}
             Part::Segment(segment) => stream.extend_from_slice(segment.whole),
-            Part::Entropy(entropy) => stream.extend_from_slice(without_padding(entropy, zeros)),
+            Part::Entropy(entropy) => stream.extend_from_slice(trimmed(entropy, padding)),
         }
     }
     stream.extend_from_slice(&END_OF_IMAGE);
@@ -370,10 +370,7 @@ fn with_end(mut stream: Vec<u8>, scans: &Scans<'_>, header: &Header, zeros: usiz
 /// Whether samples may be missing of a stream without its end, beyond what libjpeg sees: it misses bits of a scan, but no scans, and
 /// knows no end of arithmetic coding.
 fn may_be_cut(scans: &Scans<'_>, header: &Header) -> bool {
-    // A cut may have left the first byte of FF 00, and the padding of the fragment made it whole.
-    let is_doubtful =
-        matches!(scans.parts.last(), Some(Part::Entropy(entropy)) if entropy.ends_with(&[0xFF, 0]));
-    header.arithmetic || is_doubtful || !has_all(scans, header)
+    header.arithmetic || !has_all(scans, header)
 }
 
 /// The stream up to its first scan, and that scan's segment.

@@ -5,7 +5,7 @@ use std::ffi::{c_void, CStr};
 
 use charls_sys as charls;
 
-use crate::markers::{scans, segments, without_padding, Part, Segment, APP8, END_OF_IMAGE, SOF55, SOI, SOS};
+use crate::markers::{scans, segments, trimmed, Padding, Part, Segment, APP8, END_OF_IMAGE, SOF55, SOI, SOS};
 use crate::samples::{bits_needed, from_cells, interleave, to_cells, words};
 use crate::{decode_whole, CodecError, Decode, Description, Encode, Geometry};
 
@@ -52,8 +52,8 @@ impl Decode for JpegLs {
     ) -> Result<(), CodecError> {
         let frame = &terminated(frame);
         decode(frame, geometry, native).or_else(|error| {
-            for zeros in ZEROS_OF_SCAN {
-                if decode(&tidied(frame, zeros)?, geometry, native).is_ok() {
+            for padding in PADDING {
+                if decode(&tidied(frame, padding)?, geometry, native).is_ok() {
                     return Ok(());
                 }
             }
@@ -63,10 +63,10 @@ impl Decode for JpegLs {
 }
 
 /// The last byte of a scan may be zero: of zeros behind it, it cannot be told which are padding, so each is tried.
-const ZEROS_OF_SCAN: [usize; 3] = [usize::MAX, 0, 1];
+const PADDING: [Padding; 3] = [Padding::All, Padding::Zeros(0), Padding::Zeros(1)];
 
 /// The same frame for `CharLS`, which wants the next marker at once behind a scan: without zeros there, and without metadata.
-fn tidied(frame: &[u8], zeros: usize) -> Result<Vec<u8>, CodecError> {
+fn tidied(frame: &[u8], padding: Padding) -> Result<Vec<u8>, CodecError> {
     let mut stream = vec![0xFF, SOI];
     let mut components = 0;
     for segment in segments(CODEC, frame) {
@@ -85,7 +85,7 @@ fn tidied(frame: &[u8], zeros: usize) -> Result<Vec<u8>, CodecError> {
                 match part {
                     Part::Segment(segment) if segment.is_metadata() => {}
                     Part::Segment(segment) => stream.extend_from_slice(segment.whole),
-                    Part::Entropy(scan) => stream.extend_from_slice(without_padding(scan, zeros)),
+                    Part::Entropy(scan) => stream.extend_from_slice(trimmed(scan, padding)),
                 }
             }
         } else if !segment.is_metadata() || (marker == APP8 && components > 1 && body.starts_with(b"mrfx")) {

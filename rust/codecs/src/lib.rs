@@ -263,7 +263,7 @@ pub fn decoder(transfer_syntax: &str) -> Option<&'static dyn Decode> {
 #[must_use]
 pub fn decoder_of(frame: &[u8], transfer_syntax: &str, native_bytes: usize) -> Option<&'static dyn Decode> {
     let labelled = decoder(transfer_syntax)?;
-    if transfer_syntax == ENCAPSULATED_UNCOMPRESSED && frame.len() >= native_bytes {
+    if transfer_syntax == ENCAPSULATED_UNCOMPRESSED && frame.len() == native_bytes.next_multiple_of(2) {
         // Samples may look like anything.
         return Some(labelled);
     }

@@ -137,21 +137,28 @@ pub(crate) fn scans(frame: &[u8], first: usize, least: u8) -> Scans<'_> {
     }
 }
 
-/// Entropy-coded bytes as they might be without what some encoders put behind them: as many zeros as are given may stay, and of
-/// fill bytes FF none.
-pub(crate) fn without_padding(entropy: &[u8], zeros: usize) -> &[u8] {
-    if zeros == usize::MAX {
-        return entropy;
-    }
-    let end = |is_padding: &dyn Fn(u8) -> bool| {
-        let last = entropy.iter().rposition(|&byte| !is_padding(byte));
-        last.map_or(0, |last| last + 1)
+/// What is left of zeros and fill bytes FF behind entropy-coded bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Padding {
+    All,
+    /// As many zeros, and FF 00, which is a byte FF of the samples.
+    Zeros(usize),
+    None,
+}
+
+/// Entropy-coded bytes as they might be without what some encoders put behind them.
+pub(crate) fn trimmed(entropy: &[u8], padding: Padding) -> &[u8] {
+    let without = entropy
+        .iter()
+        .rposition(|&byte| !matches!(byte, 0 | 0xFF))
+        .map_or(0, |last| last + 1);
+    let end = match padding {
+        Padding::All => entropy.len(),
+        Padding::Zeros(zeros) if entropy.get(without..without + 2) == Some(&[0xFF, 0]) => without + 2 + zeros,
+        Padding::Zeros(zeros) => without + zeros,
+        Padding::None => without,
     };
-    let without = end(&|byte| byte == 0 || byte == 0xFF);
-    // FF 00 is a sample's FF.
-    let stuffed = entropy.get(without..without + 2) == Some(&[0xFF, 0]);
-    let kept = if stuffed { without + 2 } else { without };
-    &entropy[..entropy.len().min(kept.saturating_add(zeros))]
+    &entropy[..entropy.len().min(end)]
 }
 
 #[cfg(test)]
@@ -217,18 +224,21 @@ mod tests {
 
     #[test]
     fn only_as_much_padding_is_left_as_is_asked_for() {
-        for (entropy, zeros, expected) in [
-            (&b"ab\0\0\0"[..], 0, &b"ab"[..]),
-            (b"ab\0\0\0", 1, b"ab\0"),
-            (b"ab\0\0\0", 9, b"ab\0\0\0"),
-            (b"ab\0\0\0", usize::MAX, b"ab\0\0\0"),
-            (b"ab\xFF\xFF", 0, b"ab"),
-            (b"ab\xFF\0", 0, b"ab\xFF\0"),
-            (b"ab\xFF\0\0\0", 0, b"ab\xFF\0"),
-            (b"\0\0", 0, b""),
-            (b"", 1, b""),
+        use Padding::{All, None, Zeros};
+        for (entropy, padding, expected) in [
+            (&b"ab\0\0\0"[..], Zeros(0), &b"ab"[..]),
+            (b"ab\0\0\0", Zeros(1), b"ab\0"),
+            (b"ab\0\0\0", Zeros(9), b"ab\0\0\0"),
+            (b"ab\0\0\0", All, b"ab\0\0\0"),
+            (b"ab\0\0\0", None, b"ab"),
+            (b"ab\xFF\xFF", Zeros(0), b"ab"),
+            (b"ab\xFF\0", Zeros(0), b"ab\xFF\0"),
+            (b"ab\xFF\0\0\0", Zeros(0), b"ab\xFF\0"),
+            (b"ab\xFF\0\0\0", None, b"ab"),
+            (b"\0\0", None, b""),
+            (b"", Zeros(1), b""),
         ] {
-            assert_eq!(without_padding(entropy, zeros), expected, "{entropy:?} {zeros}");
+            assert_eq!(trimmed(entropy, padding), expected, "{entropy:?} {padding:?}");
         }
     }
 
@@ -239,7 +249,7 @@ mod tests {
             let _ = is_jpeg_ls(&frame);
             for part in scans(&frame, 0, least).parts {
                 if let Part::Entropy(entropy) = part {
-                    let _ = without_padding(entropy, 1);
+                    let _ = trimmed(entropy, Padding::Zeros(1));
                 }
             }
         }
