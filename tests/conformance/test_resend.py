@@ -39,6 +39,12 @@ LABELS = {"1.2.840.10008.1.2.4.201": JPEG_2000, "1.2.840.10008.1.2.4.202": JPEG_
 # storescu reads deflated files, and does not always come to the end of deflating them again.
 OPTIONS = {EXPLICIT: "-xe", IMPLICIT: "-xi", DEFLATED: "-xe", RLE: "-xr", JPEG_LS: "-xt", JPEG_2000: "-xv"}
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+# Originals that storescu does not send either.
+NOT_BY_STORESCU = {
+    "hd_seg_image_sm_control_labelmap.dcm": "a SOP class newer than DCMTK 3.6.7",
+    "orth_UnknownSopClassUid.dcm": "a private SOP class",
+    "pyd_rtdose_rle.dcm": "its SOP Class UID is of VR UN",
+}
 SAMPLE = 100
 # Files that one storescu sends.
 BATCH = 40
@@ -69,8 +75,17 @@ def _to_every_target(name: str, one: Instance) -> Iterator[Job]:
 def of_curated_files() -> Iterator[Job]:
     folder = curated_folder()
     for name, one in curated_instances(folder) if folder else ():
-        if one.sop_class and one.sop_instance:
+        if name not in NOT_BY_STORESCU and _is_taken(one):
             yield from _to_every_target(name, one)
+
+
+def _is_taken(one: Instance) -> bool:
+    """Whether the service stores it: without an identity nobody takes it."""
+    try:
+        _core.scan(one.dataset, one.transfer_syntax, [])
+    except CoreError:
+        return False
+    return True
 
 
 def of_nested_pixels() -> Iterator[Job]:
@@ -182,6 +197,5 @@ def test_every_transcoded_file_is_sent_on_and_taken(orthanc: Orthanc, tmp_path: 
         for path in written:
             path.unlink()
     print(f"\n{counts.total()} sent: {dict(counts)}")
-    print(*refused, sep="\n")
     assert list(refused) == [], next(iter(refused.values()))[-3000:]
     assert counts.total() >= SAMPLE

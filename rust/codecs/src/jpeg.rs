@@ -271,7 +271,12 @@ fn read_header(frame: &[u8], geometry: &Geometry) -> Result<Header, CodecError> 
     let (&[precision, y1, y0, x1, x0, components], specification) = body
         .split_first_chunk::<6>()
         .ok_or_else(|| CodecError::damaged(CODEC, "the frame header is cut short"))?;
-    let ids: Vec<u8> = specification.iter().step_by(3).copied().collect();
+    let ids: Vec<u8> = specification
+        .iter()
+        .step_by(3)
+        .take(components.into())
+        .copied()
+        .collect();
     let lossless = matches!(marker, 0xC3 | 0xC7 | 0xCB | 0xCF);
     let height = match u16::from_be_bytes([y1, y0]) {
         0 => lines_behind(frame, first_scan).unwrap_or(0),
@@ -280,19 +285,7 @@ fn read_header(frame: &[u8], geometry: &Geometry) -> Result<Header, CodecError> 
     let components_are = if components != 3 || lossless {
         Components::AsStored
     } else {
-        match adobe {
-            // Readers believe one or the other.
-            Some(0) if !geometry.rgb => {
-                return Err(CodecError::Mismatch {
-                    found: "RGB by its Adobe segment".to_owned(),
-                    expected: "another colour space".to_owned(),
-                })
-            }
-            Some(0) => Components::AsStored,
-            None if !jfif && ids == *b"RGB" => Components::Rgb,
-            None if !jfif && geometry.rgb => Components::AsStored,
-            Some(_) | None => Components::Ycc,
-        }
+        three_components(adobe, jfif, ids == *b"RGB", geometry)?
     };
     Ok(Header {
         width: u16::from_be_bytes([x1, x0]),
@@ -305,6 +298,26 @@ fn read_header(frame: &[u8], geometry: &Geometry) -> Result<Header, CodecError> 
         ids,
         components_are,
     })
+}
+
+/// What three components are, by the segments and identifiers of a frame; where those do not tell, by the data set.
+fn three_components(
+    adobe: Option<u8>,
+    jfif: bool,
+    are_named_rgb: bool,
+    geometry: &Geometry,
+) -> Result<Components, CodecError> {
+    match adobe {
+        // Readers believe one or the other.
+        Some(0) if !geometry.rgb => Err(CodecError::Mismatch {
+            found: "RGB by its Adobe segment".to_owned(),
+            expected: "another colour space".to_owned(),
+        }),
+        Some(0) => Ok(Components::AsStored),
+        None if !jfif && are_named_rgb => Ok(Components::Rgb),
+        None if !jfif && geometry.rgb => Ok(Components::AsStored),
+        Some(_) | None => Ok(Components::Ycc),
+    }
 }
 
 /// ISO/IEC 10918-1 Table B.1: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC).
@@ -393,7 +406,9 @@ fn head<'f>(frame: &'f [u8], header: &Header) -> Result<(Vec<u8>, Segment<'f>), 
         stream.extend_from_slice(segment.whole);
         if is_start_of_frame(segment.marker) {
             // Marker, length, precision, lines.
-            stream[begin + 5..begin + 7].copy_from_slice(&header.height.to_be_bytes());
+            if let Some(lines) = stream.get_mut(begin + 5..begin + 7) {
+                lines.copy_from_slice(&header.height.to_be_bytes());
+            }
         }
     }
     Err(CodecError::damaged(CODEC, "no scan"))

@@ -3,6 +3,7 @@
 //! They are native in every result. PS3.5 A.4 lets them be so beside encapsulated Pixel Data, and in a native transfer syntax they
 //! have to be. Around them stays what was received, byte for byte, but for lengths that would be wrong.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -12,8 +13,64 @@ use super::rewrite::{prepare, write_edit, Edits, Pixels};
 use super::{Job, TranscodeError};
 use crate::dataset::header::{ITEM_DELIMITATION, PIXEL_DATA, SEQUENCE_DELIMITATION, UNDEFINED};
 use crate::dataset::scan::ScanError;
-use crate::dataset::walk::{next_top_level, Token, Walk};
-use crate::transfer_syntax::Encoding;
+use crate::dataset::walk::{next_top_level, Token, TopLevel, Walk};
+use crate::transfer_syntax::{is_native, Encoding};
+
+/// The pixels of an item are written in the form of this one, whatever the encoding around them.
+const NATIVE: &str = "1.2.840.10008.1.2.1";
+
+/// Only who wrote them knows what they are.
+const NOT_PIXEL_DATA: TranscodeError =
+    TranscodeError::Frames("fragments in an element that is not Pixel Data");
+
+/// In a native transfer syntax nothing tells how they are compressed.
+pub(super) const MISLABELLED: TranscodeError =
+    TranscodeError::Frames("encapsulated pixels in a native transfer syntax");
+
+/// The elements of a data set besides its Pixel Data.
+pub(super) struct Elements<'d> {
+    dataset: &'d [u8],
+    encoding: Encoding,
+    job: &'d Job<'d>,
+    /// Bytes that pixels in items may decode to.
+    budget: u64,
+    frames: usize,
+}
+
+impl<'d> Elements<'d> {
+    /// `decoded_bytes` are those of the pixels at the top, which count as well.
+    pub(super) fn new(dataset: &'d [u8], encoding: Encoding, job: &'d Job<'d>, decoded_bytes: u64) -> Self {
+        Self {
+            dataset,
+            encoding,
+            job,
+            budget: job.max_decoded_bytes.saturating_sub(decoded_bytes),
+            frames: 0,
+        }
+    }
+
+    /// Frames of images in items.
+    pub(super) fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// A whole element, as it is in the source but for encapsulated pixels in it, which are decoded.
+    pub(super) fn whole(&mut self, element: &TopLevel) -> Result<Cow<'d, [u8]>, TranscodeError> {
+        let whole = self.dataset.get(element.whole.clone()).unwrap_or_default();
+        if element.is_encapsulated {
+            return Err(NOT_PIXEL_DATA);
+        }
+        if !element.holds_encapsulated {
+            return Ok(Cow::Borrowed(whole));
+        }
+        if is_native(self.job.source) {
+            return Err(MISLABELLED);
+        }
+        let (whole, frames) = decoded(whole, self.encoding, self.job, &mut self.budget)?;
+        self.frames += frames;
+        Ok(Cow::Owned(whole))
+    }
+}
 
 /// What stands in the place of a part of an element; an empty range is a place between two bytes.
 struct Splice {
@@ -23,9 +80,8 @@ struct Splice {
 
 /// A sequence or an item that is open.
 struct Open {
-    /// 0 of an item.
-    group: u16,
-    is_item: bool,
+    /// That of a sequence; an item has none.
+    group: Option<u16>,
     /// The length in its header, which is followed by what it holds.
     length_at: usize,
     has_length: bool,
@@ -40,7 +96,7 @@ struct Open {
 
 /// One element at the top of a data set with all encapsulated pixels in it decoded; how many frames they were. `budget`: how many
 /// bytes they may decode to, and what is left of that.
-pub(super) fn decoded(
+fn decoded(
     element: &[u8],
     encoding: Encoding,
     job: &Job<'_>,
@@ -78,8 +134,8 @@ impl Nested<'_> {
     /// Acts on one token; `bytes` is its header, or a whole element.
     fn step(&mut self, token: &Token, bytes: Range<usize>, inside: Encoding) -> Result<(), TranscodeError> {
         match token {
-            Token::Sequence { tag } => self.push(tag.0, false, bytes.end),
-            Token::Item => self.push(0, true, bytes.end),
+            Token::Sequence { tag } => self.push(Some(tag.0), bytes.end),
+            Token::Item => self.push(None, bytes.end),
             Token::Element { tag, .. } if tag.1 == 0 => {
                 if let Some(item) = self.open.last_mut() {
                     item.group_lengths.push((tag.0, bytes));
@@ -100,13 +156,12 @@ impl Nested<'_> {
         Ok(())
     }
 
-    fn push(&mut self, group: u16, is_item: bool, content_at: usize) {
+    fn push(&mut self, group: Option<u16>, content_at: usize) {
         // PS3.5 7.1.2, 7.1.3, 7.5: in each form the length is what comes last.
         let length_at = content_at.saturating_sub(4);
         let length = self.element.get(length_at..content_at);
         self.open.push(Open {
             group,
-            is_item,
             length_at,
             has_length: length != Some(UNDEFINED.to_le_bytes().as_slice()),
             holds_encapsulated: false,
@@ -136,16 +191,15 @@ impl Nested<'_> {
                 UNDEFINED.to_le_bytes().to_vec(),
             );
             let mut delimiter = Vec::new();
-            let tag = if closed.is_item {
-                ITEM_DELIMITATION
-            } else {
-                SEQUENCE_DELIMITATION
+            let tag = match closed.group {
+                Some(_) => SEQUENCE_DELIMITATION,
+                None => ITEM_DELIMITATION,
             };
             Writer::new(&mut delimiter, false, false).item(tag, 0)?;
             self.splice(end..end, delimiter);
         }
-        if let (false, Some(around)) = (closed.is_item, self.open.last_mut()) {
-            around.changed.insert(closed.group);
+        if let (Some(group), Some(around)) = (closed.group, self.open.last_mut()) {
+            around.changed.insert(group);
         }
         Ok(())
     }
@@ -223,14 +277,3 @@ impl Nested<'_> {
         Ok(whole)
     }
 }
-
-/// The pixels of an item are written in the form of this one, whatever the encoding around them.
-const NATIVE: &str = "1.2.840.10008.1.2.1";
-
-/// Only who wrote them knows what they are.
-pub(super) const NOT_PIXEL_DATA: TranscodeError =
-    TranscodeError::Frames("fragments in an element that is not Pixel Data");
-
-/// In a native transfer syntax nothing tells how they are compressed.
-pub(super) const MISLABELLED: TranscodeError =
-    TranscodeError::Frames("encapsulated pixels in a native transfer syntax");

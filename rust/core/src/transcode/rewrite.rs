@@ -14,7 +14,7 @@ pub(super) use self::edits::{write_edit, Edits};
 use super::cells::{self, by_pixel, even, native_bytes, native_frame_of, BitJoin};
 use super::convert::Writer;
 use super::image::Image;
-use super::nested::{self, MISLABELLED, NOT_PIXEL_DATA};
+use super::nested::{Elements, MISLABELLED};
 use super::output::Output;
 use super::{frames, Job, Report, TranscodeError};
 use crate::dataset::header::{ITEM, PIXEL_DATA, SEQUENCE_DELIMITATION, UNDEFINED};
@@ -81,13 +81,7 @@ pub(super) fn rewrite(
         None => Edits::new(),
     };
     let total = pixels.as_ref().map_or(0, Pixels::native_bytes);
-    let mut source = Elements {
-        dataset,
-        encoding,
-        job,
-        budget: job.max_decoded_bytes.saturating_sub(total),
-        nested_frames: 0,
-    };
+    let mut source = Elements::new(dataset, encoding, job, total);
     let mut writer = Writer::new(out, target.explicit_vr, image.is_signed());
     let mut pending = edits.iter().peekable();
     let mut report = Report::default();
@@ -124,38 +118,9 @@ pub(super) fn rewrite(
     for (tag, edit) in pending {
         write_edit(&mut writer, *tag, edit.as_ref())?;
     }
-    report.frames += source.nested_frames;
+    report.frames += source.frames();
     report.bytes = out.position();
     Ok(report)
-}
-
-/// The elements of a data set besides its Pixel Data.
-struct Elements<'d> {
-    dataset: &'d [u8],
-    encoding: Encoding,
-    job: &'d Job<'d>,
-    /// Bytes that pixels in items may decode to.
-    budget: u64,
-    nested_frames: usize,
-}
-
-impl<'d> Elements<'d> {
-    /// A whole element, as it is in the source but for encapsulated pixels in it, which are decoded.
-    fn whole(&mut self, element: &TopLevel) -> Result<Cow<'d, [u8]>, TranscodeError> {
-        let whole = self.dataset.get(element.whole.clone()).unwrap_or_default();
-        if element.is_encapsulated {
-            return Err(NOT_PIXEL_DATA);
-        }
-        if !element.holds_encapsulated {
-            return Ok(Cow::Borrowed(whole));
-        }
-        if is_native(self.job.source) {
-            return Err(MISLABELLED);
-        }
-        let (whole, frames) = nested::decoded(whole, self.encoding, self.job, &mut self.budget)?;
-        self.nested_frames += frames;
-        Ok(Cow::Owned(whole))
-    }
 }
 
 /// Whether an element has the form that its transfer syntax asks for. Some writers have others in the implicit form; who looks at
