@@ -165,6 +165,8 @@ def pictures(syntax: str) -> Iterator[tuple[str, Picture]]:
     yield "with an offset table", replace(one, table=bytes(4))
     several = Picture(np.stack([one.pixels] * 3), list(one.frames) * 3, 8)
     yield "of three frames", several
+    small = [one.frames[0][at : at + 6] for at in range(0, len(one.frames[0]), 6)]
+    yield "in fragments of six bytes", _in_fragments(one, small)
     yield "in three fragments, one empty", _in_fragments(one, fragments)
 
 

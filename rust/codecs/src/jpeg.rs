@@ -9,7 +9,8 @@ use std::ffi::{c_int, CStr};
 use turbojpeg_sys as tj;
 
 use crate::markers::{
-    scans, segments, trimmed, Padding, Part, Scans, Segment, APP0, APP14, DNL, DRI, END_OF_IMAGE, SOI, SOS,
+    is_start_of_frame, scans, segments, trimmed, Padding, Part, Scans, Segment, APP0, APP14, DNL, DRI,
+    END_OF_IMAGE, SOI, SOS,
 };
 use crate::samples::to_cells;
 use crate::{CodecError, Colour, Decode, Description, Geometry};
@@ -318,11 +319,6 @@ fn three_components(
         None if !jfif && geometry.rgb => Ok(Components::AsStored),
         Some(_) | None => Ok(Components::Ycc),
     }
-}
-
-/// ISO/IEC 10918-1 Table B.1: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC).
-fn is_start_of_frame(marker: u8) -> bool {
-    matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC)
 }
 
 /// ISO/IEC 10918-1 B.2.5: a frame header of no lines has their number behind the first scan.

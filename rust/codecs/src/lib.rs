@@ -268,10 +268,11 @@ pub fn decoder_of(frame: &[u8], transfer_syntax: &str, native_bytes: usize) -> O
         return Some(labelled);
     }
     Some(if jpeg::Jpeg.begins(frame) {
-        if markers::is_jpeg_ls(frame) {
-            &jpeg_ls::JpegLs
-        } else {
-            &jpeg::Jpeg
+        match markers::start_of_frame(frame) {
+            Some(markers::SOF55) => &jpeg_ls::JpegLs,
+            // It may be behind the first fragment.
+            None if labelled.begins(frame) => labelled,
+            _ => &jpeg::Jpeg,
         }
     } else if jpeg2000::Jpeg2000.begins(frame) {
         &jpeg2000::Jpeg2000

@@ -90,11 +90,17 @@ pub(crate) fn segments<'f>(
     })
 }
 
-/// Whether the header says that it is JPEG-LS.
-pub(crate) fn is_jpeg_ls(frame: &[u8]) -> bool {
+/// The marker of the frame header, as far as it is there.
+pub(crate) fn start_of_frame(frame: &[u8]) -> Option<u8> {
     segments("", frame)
         .map_while(Result::ok)
-        .any(|segment| segment.marker == SOF55)
+        .map(|segment| segment.marker)
+        .find(|&marker| marker == SOF55 || is_start_of_frame(marker))
+}
+
+/// ISO/IEC 10918-1 Table B.1: SOF0 to SOF15 without DHT (C4), JPG (C8) and DAC (CC).
+pub(crate) fn is_start_of_frame(marker: u8) -> bool {
+    matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC)
 }
 
 /// What follows the header.
@@ -246,7 +252,7 @@ mod tests {
         #[test]
         fn junk_is_never_a_panic(frame in prop::collection::vec(any::<u8>(), 0..200), least in 1u8..=0x80) {
             let _ = markers(&[&[0xFF, SOI], frame.as_slice()].concat());
-            let _ = is_jpeg_ls(&frame);
+            let _ = start_of_frame(&frame);
             for part in scans(&frame, 0, least).parts {
                 if let Part::Entropy(entropy) = part {
                     let _ = trimmed(entropy, Padding::Zeros(1));

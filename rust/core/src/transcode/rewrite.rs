@@ -205,15 +205,19 @@ fn locate<'i>(
         })
     } else {
         let first = image.first_fragment(pixel_data);
-        let decoder =
-            decoder_of(first, source, geometry.frame_bytes()).ok_or_else(|| TranscodeError::NoCodec {
-                source_syntax: source.to_owned(),
-                target: target.to_owned(),
-            })?;
+        let decoder_of = |first: &[u8]| decoder_of(first, source, geometry.frame_bytes());
+        let no_codec = || TranscodeError::NoCodec {
+            source_syntax: source.to_owned(),
+            target: target.to_owned(),
+        };
+        let decoder = decoder_of(first).ok_or_else(no_codec)?;
         let fragments = image.frames_of_fragments(pixel_data, count, decoder)?;
         let first = fragments.first().map(|first| image.frame_of(first));
+        let first = first.as_deref().unwrap_or_default();
+        // Its first fragment may have been too short to tell.
+        let decoder = decoder_of(first).ok_or_else(no_codec)?;
         let description = decoder
-            .describe(first.as_deref().unwrap_or_default(), geometry)
+            .describe(first, geometry)
             .map_err(|error| TranscodeError::codec(0, error))?;
         image.photometric_of(description.colour)?;
         Ok(Frames::Encapsulated {
