@@ -179,11 +179,43 @@ fn codestream(frame: &[u8]) -> Result<&[u8], CodecError> {
     if !frame.starts_with(JP2_SIGNATURE) {
         return Ok(frame);
     }
-    frame
-        .windows(4)
-        .position(|four| four == CODESTREAM)
-        .and_then(|begin| frame.get(begin..))
+    codestream_box(frame)
+        .or_else(|| {
+            // Boxes that lie about their lengths.
+            let begin = frame.windows(4).position(|four| four == CODESTREAM)?;
+            frame.get(begin..)
+        })
         .ok_or_else(|| CodecError::damaged(CODEC, "no codestream behind the JP2 header"))
+}
+
+/// The contents of the first box with a codestream (ISO/IEC 15444-1 I.4), and what is behind it.
+fn codestream_box(frame: &[u8]) -> Option<&[u8]> {
+    let mut rest = frame;
+    loop {
+        let (&length, behind) = rest.split_first_chunk()?;
+        let (kind, contents) = behind.split_first_chunk::<4>()?;
+        if kind == b"jp2c" && contents.starts_with(CODESTREAM) {
+            return Some(contents);
+        }
+        // 0 is a box up to the end, 1 one whose length follows.
+        let length = match u32::from_be_bytes(length) {
+            1 => usize::try_from(u64::from_be_bytes(*contents.first_chunk()?)).ok()?,
+            length => length as usize,
+        };
+        rest = rest.get(length..).filter(|_| length >= 8)?;
+    }
+}
+
+/// Where the next marker of a main header is. ISO/IEC 15444-1 A.1.3: some markers have no segment.
+fn next_marker(
+    at: usize,
+    marker: u16,
+    length: impl Fn() -> Result<u16, CodecError>,
+) -> Result<usize, CodecError> {
+    if matches!(marker, 0xFF30..=0xFF3F) {
+        return Ok(at + 2);
+    }
+    Ok(at + 2 + usize::from(length()?))
 }
 
 /// The coding style of the main header (ISO/IEC 15444-1 A.6.1).
@@ -215,7 +247,7 @@ fn read_style(frame: &[u8]) -> Result<Style, CodecError> {
             SOT => return Err(CodecError::damaged(CODEC, "no coding style in the header")),
             _ => {}
         }
-        at += 2 + usize::from(word(at + 2)?);
+        at = next_marker(at, marker, || word(at + 2))?;
     }
 }
 
@@ -246,7 +278,7 @@ fn check_tiles(frame: &[u8]) -> Result<(), CodecError> {
     let tiles = across(8, 24, 32)? * across(12, 28, 36)?;
     let mut at = 2;
     while word(at)? != SOT {
-        at += 2 + usize::from(word(at + 2)?);
+        at = next_marker(at, word(at)?, || word(at + 2))?;
     }
     let mut found = HashSet::new();
     // Where the next tile-part should be and is not, the last one ended.

@@ -5,14 +5,14 @@ use std::ffi::{c_void, CStr};
 
 use charls_sys as charls;
 
+use crate::markers::{scans, segments, trimmed, Padding, Part, Segment, APP8, END_OF_IMAGE, SOF55, SOI, SOS};
 use crate::samples::{bits_needed, from_cells, interleave, to_cells, words};
 use crate::{decode_whole, CodecError, Decode, Description, Encode, Geometry};
 
 const CODEC: &str = "JPEG-LS";
-const SOS: u8 = 0xDA;
-const SOF55: u8 = 0xF7;
 const BEGIN_OF_IMAGE: &[u8] = b"\xFF\xD8\xFF";
-const END_OF_IMAGE: &[u8] = b"\xFF\xD9";
+/// ISO/IEC 14495-1 A.1: behind FF, a bit of 0 is put among the samples.
+const LEAST_MARKER: u8 = 0x80;
 
 pub(crate) struct JpegLs;
 
@@ -51,28 +51,60 @@ impl Decode for JpegLs {
         native: &mut [u8],
     ) -> Result<(), CodecError> {
         let frame = &terminated(frame);
-        decode(frame, geometry, native).or_else(|error| match without_padding(frame) {
-            Some(shorter) => decode(&shorter, geometry, native).map_err(|_| error),
-            None => Err(error),
+        decode(frame, geometry, native).or_else(|error| {
+            for padding in PADDING {
+                if decode(&tidied(frame, padding)?, geometry, native).is_ok() {
+                    return Ok(());
+                }
+            }
+            Err(error)
         })
     }
+}
+
+/// The last byte of a scan may be zero: of zeros behind it, it cannot be told which are padding, so each is tried.
+const PADDING: [Padding; 3] = [Padding::All, Padding::Zeros(0), Padding::Zeros(1)];
+
+/// The same frame for `CharLS`, which wants the next marker at once behind a scan: without zeros there, and without metadata.
+fn tidied(frame: &[u8], padding: Padding) -> Result<Vec<u8>, CodecError> {
+    let mut stream = vec![0xFF, SOI];
+    let mut components = 0;
+    for segment in segments(CODEC, frame) {
+        let segment = segment?;
+        let Segment {
+            marker,
+            body,
+            whole,
+            begin,
+        } = segment;
+        if marker == SOF55 {
+            components = body.get(5).copied().unwrap_or(0);
+        }
+        if marker == SOS {
+            for part in scans(frame, begin, LEAST_MARKER).parts {
+                match part {
+                    Part::Segment(segment) if segment.is_metadata() => {}
+                    Part::Segment(segment) => stream.extend_from_slice(segment.whole),
+                    Part::Entropy(scan) => stream.extend_from_slice(trimmed(scan, padding)),
+                }
+            }
+        } else if !segment.is_metadata() || (marker == APP8 && components > 1 && body.starts_with(b"mrfx")) {
+            // HP's colour transform is in APP8, and none of one component.
+            stream.extend_from_slice(whole);
+        }
+    }
+    stream.extend_from_slice(&END_OF_IMAGE);
+    Ok(stream)
 }
 
 /// With an end of image: without one `CharLS` counts to 2^31 behind the end of a stream that is cut short.
 fn terminated(frame: &[u8]) -> Cow<'_, [u8]> {
     let end = frame.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1);
-    if frame[..end].ends_with(END_OF_IMAGE) {
+    if frame[..end].ends_with(&END_OF_IMAGE) {
         Cow::Borrowed(frame)
     } else {
-        Cow::Owned([frame, END_OF_IMAGE].concat())
+        Cow::Owned([frame, &END_OF_IMAGE].concat())
     }
-}
-
-/// Some encoders end the last scan with a zero byte too many, and `CharLS` wants the next marker at once.
-fn without_padding(frame: &[u8]) -> Option<Vec<u8>> {
-    let end = frame.iter().rposition(|&byte| byte != 0)? + 1;
-    let scan = frame[..end].strip_suffix(b"\0\xFF\xD9")?;
-    Some([scan, END_OF_IMAGE].concat())
 }
 
 fn decode(frame: &[u8], geometry: &Geometry, native: &mut [u8]) -> Result<(), CodecError> {
@@ -250,17 +282,9 @@ impl Encode for JpegLs {
 /// Marker segments up to the first scan.
 fn first_scan(frame: &[u8]) -> Result<Scan, CodecError> {
     let cut = || CodecError::damaged(CODEC, "the header is cut short");
-    let mut at = 2;
     let mut is_jpeg_ls = false;
-    loop {
-        while frame.get(at) == Some(&0xFF) && frame.get(at + 1) == Some(&0xFF) {
-            at += 1;
-        }
-        let Some(&[0xFF, marker, high, low]) = frame.get(at..at + 4) else {
-            return Err(cut());
-        };
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        let body = frame.get(at + 4..at + 2 + length).ok_or_else(cut)?;
+    for segment in segments(CODEC, frame) {
+        let Segment { marker, body, .. } = segment?;
         is_jpeg_ls |= marker == SOF55;
         if marker == SOS {
             if !is_jpeg_ls {
@@ -277,8 +301,8 @@ fn first_scan(frame: &[u8]) -> Result<Scan, CodecError> {
                 by_plane: interleave == 0,
             });
         }
-        at += 2 + length;
     }
+    Err(cut())
 }
 
 fn check(code: charls::charls_jpegls_errc) -> Result<(), CodecError> {

@@ -26,6 +26,7 @@ mod jpeg2000;
 mod jpeg_ls;
 mod jpeg_xl;
 pub mod mapping;
+mod markers;
 mod native;
 mod rle;
 mod samples;
@@ -254,6 +255,29 @@ pub fn decoder(transfer_syntax: &str) -> Option<&'static dyn Decode> {
         ENCAPSULATED_UNCOMPRESSED => &native::Uncompressed,
         DEFLATED_FRAME => &native::Deflated,
         _ => return None,
+    })
+}
+
+/// The decoder of a frame of an encapsulated transfer syntax, which is another one where the frame begins as those of another codec
+/// do: there are devices that mislabel them, and readers that look at the frame. `native_bytes`: what it decodes to.
+#[must_use]
+pub fn decoder_of(frame: &[u8], transfer_syntax: &str, native_bytes: usize) -> Option<&'static dyn Decode> {
+    let labelled = decoder(transfer_syntax)?;
+    if transfer_syntax == ENCAPSULATED_UNCOMPRESSED && frame.len() == native_bytes.next_multiple_of(2) {
+        // Samples may look like anything.
+        return Some(labelled);
+    }
+    Some(if jpeg::Jpeg.begins(frame) {
+        match markers::start_of_frame(frame) {
+            Some(markers::SOF55) => &jpeg_ls::JpegLs,
+            // It may be behind the first fragment.
+            None if labelled.begins(frame) => labelled,
+            _ => &jpeg::Jpeg,
+        }
+    } else if jpeg2000::Jpeg2000.begins(frame) {
+        &jpeg2000::Jpeg2000
+    } else {
+        labelled
     })
 }
 

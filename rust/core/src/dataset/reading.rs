@@ -68,7 +68,7 @@ enum Look {
 
 /// The push parser. See the module documentation.
 #[derive(Clone, Debug)]
-#[allow(clippy::struct_excessive_bools)] // four facts about what came so far, each by itself
+#[allow(clippy::struct_excessive_bools)] // facts about what came so far, each by itself
 pub(super) struct Reading {
     encoding: Encoding,
     limits: ScanLimits,
@@ -83,6 +83,7 @@ pub(super) struct Reading {
     elements: u64,
     pixel_data: bool,
     encapsulated: bool,
+    fragments: bool,
     anomalies: Anomalies,
     /// Bytes of group 0002 before all other elements, as soon as another one came.
     file_meta_bytes: u64,
@@ -118,6 +119,7 @@ impl Reading {
             elements: 0,
             pixel_data: false,
             encapsulated: false,
+            fragments: false,
             anomalies: Anomalies::default(),
             file_meta_bytes: 0,
             past_file_meta: false,
@@ -181,6 +183,18 @@ impl Reading {
         Ok(None)
     }
 
+    /// Passes over bytes of a value that is skipped.
+    pub(super) fn pass_over(&mut self, bytes: u64) -> Result<(), ScanError> {
+        match self.state {
+            State::Skip { left } if bytes <= left => {
+                self.position += bytes;
+                self.pass(left - bytes, |left| State::Skip { left })
+            }
+            _ if bytes == 0 => Ok(()),
+            _ => Err(ScanError::BeyondContainer),
+        }
+    }
+
     /// Ends the data set.
     pub(super) fn finish(&mut self) -> Result<(), ScanError> {
         self.close_finished()?;
@@ -233,6 +247,11 @@ impl Reading {
     /// Whether they were encapsulated.
     pub(super) fn has_encapsulated_pixel_data(&self) -> bool {
         self.encapsulated
+    }
+
+    /// Whether anything was encapsulated, at any depth.
+    pub(super) fn has_fragments(&self) -> bool {
+        self.fragments
     }
 
     pub(super) fn anomalies(&self) -> Anomalies {

@@ -184,6 +184,22 @@ impl Scanner {
         self.reading.into_captured()
     }
 
+    /// Passes over bytes of a value that are somewhere else.
+    pub(crate) fn pass_over(&mut self, bytes: u64) {
+        let passed = match self.others {
+            _ if self.failed.is_some() => return,
+            None => self.reading.pass_over(bytes),
+            Some(_) => Err(ScanError::BeyondContainer),
+        };
+        self.failed = passed.err();
+    }
+
+    /// Whether encapsulated pixel data were seen, at any depth.
+    #[must_use]
+    pub fn has_fragments(&self) -> bool {
+        self.reading.has_fragments()
+    }
+
     /// Whether a top-level Pixel Data element was seen.
     #[must_use]
     pub fn has_pixel_data(&self) -> bool {

@@ -98,11 +98,6 @@ impl<'d> Walk<'d> {
         }
     }
 
-    /// How the data set is encoded, and how unknown value representations in it are read, as far as one was met.
-    pub(crate) fn encoding(&self) -> Encoding {
-        self.encoding
-    }
-
     /// Where the next token begins.
     pub(crate) fn position(&self) -> usize {
         self.at
@@ -111,6 +106,11 @@ impl<'d> Walk<'d> {
     /// Sequences, items and fragments that are open.
     pub(crate) fn depth(&self) -> usize {
         self.open.len()
+    }
+
+    /// How what comes next is encoded.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.open.last().map_or(self.encoding, |open| open.encoding)
     }
 
     /// The next token; none at the end.
@@ -316,10 +316,14 @@ pub(crate) struct TopLevel {
     pub(crate) whole: Range<usize>,
     /// The value of an element that is neither a sequence nor encapsulated.
     pub(crate) value: Option<Range<usize>>,
+    /// Whether it is encapsulated pixel data itself.
+    pub(crate) is_encapsulated: bool,
     /// The items of encapsulated pixel data, the offset table first.
     pub(crate) fragments: Vec<Range<usize>>,
     /// Its headers are as PS3.5 wants them.
     pub(crate) is_regular: bool,
+    /// Whether encapsulated pixel data lie in an item of it, at any depth.
+    pub(crate) holds_encapsulated: bool,
 }
 
 /// The next element at the top of a data set.
@@ -331,23 +335,26 @@ pub(crate) fn next_top_level(walk: &mut Walk<'_>) -> Result<Option<TopLevel>, Sc
         return Ok(None);
     };
     let (begin, oddities) = walk.begun;
-    let (tag, vr, value) = match token {
-        Token::Element { tag, vr, value } => (tag, vr, Some(value)),
-        Token::Sequence { tag } => (tag, Some(VR::SQ), None),
-        Token::Fragments { tag, vr } => (tag, vr, None),
+    let (tag, vr, value) = match &token {
+        Token::Element { tag, vr, value } => (*tag, *vr, Some(value.clone())),
+        Token::Sequence { tag } => (*tag, Some(VR::SQ), None),
+        Token::Fragments { tag, vr } => (*tag, *vr, None),
         _ => return Err(ScanError::ItemStructure),
     };
     let mut element = TopLevel {
         tag,
         vr,
-        whole: begin..begin,
+        whole: begin..walk.position(),
         value,
+        is_encapsulated: matches!(token, Token::Fragments { .. }),
         fragments: Vec::new(),
+        holds_encapsulated: false,
         is_regular: true,
     };
     while walk.depth() > 0 {
         match walk.next()? {
             Some(Token::Fragment(range)) if walk.depth() == 1 => element.fragments.push(range),
+            Some(Token::Fragments { .. }) => element.holds_encapsulated = true,
             Some(_) => {}
             None => return Err(ScanError::Truncated),
         }

@@ -35,6 +35,8 @@ pub(super) struct Image<'d> {
     pub(super) has_float_pixels: bool,
     /// Pixel Data.
     pub(super) pixel_data: Option<TopLevel>,
+    /// The groups of sequences in which encapsulated pixel data lie.
+    pub(super) groups_of_nested: Vec<u16>,
 }
 
 impl<'d> Image<'d> {
@@ -57,6 +59,7 @@ impl<'d> Image<'d> {
             extended_offsets: None,
             has_float_pixels: false,
             pixel_data: None,
+            groups_of_nested: Vec::new(),
         };
         let mut walk = Walk::new(dataset, encoding);
         let mut seen = HashSet::new();
@@ -64,6 +67,9 @@ impl<'d> Image<'d> {
             // Readers would not agree on which of two counts.
             if matches!(element.tag.0, 0x0028 | 0x7FE0) && !seen.insert(element.tag) {
                 return Err(TranscodeError::Attribute("an element of the image occurs twice"));
+            }
+            if element.holds_encapsulated {
+                image.groups_of_nested.push(element.tag.0);
             }
             match element.tag {
                 tags::ROWS => image.rows = image.number(&element),
@@ -160,6 +166,12 @@ impl<'d> Image<'d> {
         number_of_frames(self.number_of_frames)
             .and_then(|frames| usize::try_from(frames).ok())
             .ok_or(TranscodeError::Attribute("Number of Frames is not a number"))
+    }
+
+    /// The first fragment of the first frame, empty where there is none.
+    pub(super) fn first_fragment(&self, pixel_data: &TopLevel) -> &'d [u8] {
+        let first = pixel_data.fragments.get(1).cloned();
+        first.map(|range| self.bytes(range)).unwrap_or_default()
     }
 
     /// The fragments of each frame of encapsulated Pixel Data.

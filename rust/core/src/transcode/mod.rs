@@ -2,7 +2,7 @@
 //!
 //! [`plan`] decides whether, `image` reads the attributes and finds the frames, `frames` runs the codecs on several
 //! frames at a time, `rewrite` puts the data set together, and `convert` changes the encoding of elements where the target has
-//! another. [`worker`] is this in a process of its own, [`pool`] the supervisor of such processes.
+//! another. `nested` does the same with icons and other images in items, and `proof` looks at what was written. [`worker`] is this in a process of its own, [`pool`] the supervisor of such processes.
 //!
 //! The result is exact or there is none: damage, contradiction and doubt are errors, and the original is kept.
 
@@ -10,9 +10,11 @@ mod cells;
 mod convert;
 mod frames;
 mod image;
+mod nested;
 pub mod output;
 pub mod plan;
 pub mod pool;
+mod proof;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use storescp_codecs::CodecError;
 
 use crate::dataset::scan::ScanError;
-use crate::transfer_syntax::is_deflated;
+use crate::transfer_syntax::{is_deflated, is_native, Encoding};
 use output::Output;
 
 /// Why a data set is not transcoded. The texts carry no patient data.
@@ -155,12 +157,28 @@ pub fn transcode(
     };
     if is_deflated(job.target) {
         let mut deflated = output::Deflated::new(out);
-        let mut report = rewrite::rewrite(&dataset, job, &mut deflated, progress)?;
+        let mut report = proven(&dataset, job, &mut deflated, progress)?;
         deflated.finish()?;
         report.bytes = out.position();
         return Ok(report);
     }
-    rewrite::rewrite(&dataset, job, out, progress)
+    proven(&dataset, job, out, progress)
+}
+
+/// The data set rewritten, and a native result followed to its end.
+fn proven(
+    dataset: &[u8],
+    job: &Job<'_>,
+    out: &mut dyn Output,
+    progress: &mut dyn FnMut(),
+) -> Result<Report, TranscodeError> {
+    if !is_native(job.target) {
+        return rewrite::rewrite(dataset, job, out, progress);
+    }
+    let mut native = proof::NativeOutput::new(out, Encoding::of(job.target));
+    let report = rewrite::rewrite(dataset, job, &mut native, progress)?;
+    native.finish()?;
+    Ok(report)
 }
 
 fn inflate(dataset: &[u8], most: u64) -> Result<Vec<u8>, TranscodeError> {

@@ -7,12 +7,14 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use dicom_core::VR;
-use storescp_codecs::{decoder, encoder, Colour, Decode, Description, Encode, Geometry};
+use storescp_codecs::{decoder_of, encoder, Colour, Decode, Description, Encode, Geometry};
 
-use self::edits::{is_length_of_a_changed_group, write_edit, Edits};
+use self::edits::is_length_of_a_changed_group;
+pub(super) use self::edits::{write_edit, Edits};
 use super::cells::{self, by_pixel, even, native_bytes, native_frame_of, BitJoin};
 use super::convert::Writer;
 use super::image::Image;
+use super::nested::{Elements, MISLABELLED};
 use super::output::Output;
 use super::{frames, Job, Report, TranscodeError};
 use crate::dataset::header::{ITEM, PIXEL_DATA, SEQUENCE_DELIMITATION, UNDEFINED};
@@ -66,6 +68,9 @@ pub(super) fn rewrite(
     let pixels = match &image.pixel_data {
         Some(pixel_data) if !only_elements => Some(prepare(&image, pixel_data, job)?),
         Some(pixel_data) => {
+            if pixel_data.is_encapsulated {
+                return Err(MISLABELLED);
+            }
             image.has_swapped_words(pixel_data)?;
             None
         }
@@ -75,6 +80,8 @@ pub(super) fn rewrite(
         Some(pixels) => pixels.edits()?,
         None => Edits::new(),
     };
+    let total = pixels.as_ref().map_or(0, Pixels::native_bytes);
+    let mut source = Elements::new(dataset, encoding, job, total);
     let mut writer = Writer::new(out, target.explicit_vr, image.is_signed());
     let mut pending = edits.iter().peekable();
     let mut report = Report::default();
@@ -89,7 +96,7 @@ pub(super) fn rewrite(
             write_edit(&mut writer, *tag, edit.as_ref())?;
             continue;
         }
-        if is_length_of_a_changed_group(element.tag, &edits) {
+        if is_length_of_a_changed_group(element.tag, &edits, &image.groups_of_nested) {
             continue;
         }
         match &pixels {
@@ -98,7 +105,8 @@ pub(super) fn rewrite(
                 report.frames = pixels.count;
             }
             _ => {
-                let whole = dataset.get(element.whole.clone()).unwrap_or_default();
+                let whole = source.whole(&element)?;
+                let whole = whole.as_ref();
                 if encoding == target && element.is_regular && says_its_vr(whole, encoding) {
                     writer.out().write(whole)?;
                 } else {
@@ -110,6 +118,7 @@ pub(super) fn rewrite(
     for (tag, edit) in pending {
         write_edit(&mut writer, *tag, edit.as_ref())?;
     }
+    report.frames += source.frames();
     report.bytes = out.position();
     Ok(report)
 }
@@ -121,7 +130,7 @@ fn says_its_vr(element: &[u8], encoding: Encoding) -> bool {
     !encoding.explicit_vr || vr.iter().all(u8::is_ascii_uppercase)
 }
 
-fn prepare<'i>(
+pub(super) fn prepare<'i>(
     image: &'i Image<'i>,
     pixel_data: &'i TopLevel,
     job: &Job<'_>,
@@ -195,14 +204,20 @@ fn locate<'i>(
             by_plane: geometry.samples_per_pixel > 1 && image.planar_configuration == Some(1),
         })
     } else {
-        let decoder = decoder(source).ok_or_else(|| TranscodeError::NoCodec {
+        let first = image.first_fragment(pixel_data);
+        let decoder_of = |first: &[u8]| decoder_of(first, source, geometry.frame_bytes());
+        let no_codec = || TranscodeError::NoCodec {
             source_syntax: source.to_owned(),
             target: target.to_owned(),
-        })?;
+        };
+        let decoder = decoder_of(first).ok_or_else(no_codec)?;
         let fragments = image.frames_of_fragments(pixel_data, count, decoder)?;
         let first = fragments.first().map(|first| image.frame_of(first));
+        let first = first.as_deref().unwrap_or_default();
+        // Its first fragment may have been too short to tell.
+        let decoder = decoder_of(first).ok_or_else(no_codec)?;
         let description = decoder
-            .describe(first.as_deref().unwrap_or_default(), geometry)
+            .describe(first, geometry)
             .map_err(|error| TranscodeError::codec(0, error))?;
         image.photometric_of(description.colour)?;
         Ok(Frames::Encapsulated {
@@ -236,6 +251,11 @@ impl<'i> Pixels<'i> {
         self.count
     }
 
+    /// Bytes of all frames when they are decoded.
+    pub(super) fn native_bytes(&self) -> u64 {
+        native_bytes(&self.geometry, self.count).unwrap_or(u64::MAX)
+    }
+
     /// The geometry of what the encoder gets.
     pub(super) fn native_geometry(&self) -> Geometry {
         match &self.frames {
@@ -248,7 +268,11 @@ impl<'i> Pixels<'i> {
         }
     }
 
-    fn write(&self, writer: &mut Writer<'_>, progress: &mut dyn FnMut()) -> Result<(), TranscodeError> {
+    pub(super) fn write(
+        &self,
+        writer: &mut Writer<'_>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(), TranscodeError> {
         match self.encoder {
             None => self.write_native(writer, progress),
             Some(encoder) => self.write_encapsulated(encoder, writer, progress),
@@ -260,7 +284,7 @@ impl<'i> Pixels<'i> {
         writer: &mut Writer<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
-        let total = native_bytes(&self.geometry, self.count).unwrap_or(0);
+        let total = self.native_bytes();
         writer.out().expect(total)?;
         let length = u32::try_from(total + total % 2)
             .map_err(|_| TranscodeError::TooLarge("native Pixel Data can hold"))?;
@@ -335,7 +359,7 @@ impl<'i> Pixels<'i> {
         writer: &mut Writer<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<(), TranscodeError> {
-        let total = native_bytes(&self.geometry, self.count).unwrap_or(u64::MAX);
+        let total = self.native_bytes();
         // Lossless: hardly less than half of it, and at times more.
         writer.out().expect(total)?;
         let with_offsets = self.count > 1 && total < LARGEST_WITH_OFFSETS;

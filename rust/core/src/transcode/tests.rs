@@ -1,6 +1,7 @@
 //! Made images through every target and back, offset tables of every kind, and what must be refused.
 
 mod contradictions;
+mod nested;
 
 use std::io::{Read as _, Seek as _, Write as _};
 
@@ -854,11 +855,12 @@ fn every_target_of_the_tests_can_be_encoded_and_there_are_no_others() {
 
 /// Found by fuzzing: fragments of what is not Pixel Data.
 #[test]
-fn fragments_that_implicit_vr_cannot_express_are_an_error() {
+fn fragments_of_what_is_not_pixel_data_are_an_error() {
     let dataset = b"\xE1\x7F\x10\x00OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\x00\xE0\0\0\0\0\xFE\xFF\xDD\xE0\0\0\0\0";
     let to = |target| code_of(change(dataset, RLE, target, 1));
-    assert_eq!(to("1.2.840.10008.1.2"), "attribute");
-    assert_eq!(to("1.2.840.10008.1.2.1"), "none");
+    for target in TARGETS {
+        assert_eq!(to(target), "frames", "{target}");
+    }
 }
 
 /// Found by fuzzing: a time where the data dictionary has a sequence.

@@ -194,6 +194,7 @@ impl Reading {
     }
 
     fn push_fragments(&mut self, tag: Tag, encoding: Encoding) {
+        self.fragments = true;
         self.encapsulated |= tag == PIXEL_DATA && self.stack.is_empty();
         let bound = self.stack.last().map_or(u64::MAX, |frame| frame.bound);
         self.stack.push(Frame {

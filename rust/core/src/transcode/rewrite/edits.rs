@@ -15,9 +15,9 @@ use crate::transcode::image::STALE;
 use crate::transcode::TranscodeError;
 
 /// New values by tag; none: the element goes.
-pub(super) type Edits = BTreeMap<Tag, Option<(VR, Vec<u8>)>>;
+pub(in crate::transcode) type Edits = BTreeMap<Tag, Option<(VR, Vec<u8>)>>;
 
-pub(super) fn write_edit(
+pub(in crate::transcode) fn write_edit(
     writer: &mut Writer<'_>,
     tag: Tag,
     edit: Option<&(VR, Vec<u8>)>,
@@ -28,26 +28,35 @@ pub(super) fn write_edit(
     }
 }
 
-/// Group lengths (gggg,0000) are retired (PS3.5 7.2); one of a group that changes would be wrong.
-pub(super) fn is_length_of_a_changed_group(tag: Tag, edits: &Edits) -> bool {
-    tag.1 == 0 && !edits.is_empty() && (tag.0 == 0x0028 || tag.0 == PIXEL_DATA.0)
+/// Group lengths (gggg,0000) are retired (PS3.5 7.2); one of a group that changes would be wrong. `nested`: the groups in which
+/// pixels in items change.
+pub(super) fn is_length_of_a_changed_group(tag: Tag, edits: &Edits, nested: &[u16]) -> bool {
+    tag.1 == 0 && (!edits.is_empty() && (tag.0 == 0x0028 || tag.0 == PIXEL_DATA.0) || nested.contains(&tag.0))
 }
 
 impl Pixels<'_> {
     /// What changes besides Pixel Data.
     pub(super) fn edits(&self) -> Result<Edits, TranscodeError> {
-        let mut edits: Edits = STALE.iter().map(|&tag| (tag, None)).collect();
-        let mut photometric = self.image.photometric();
+        let mut edits = self.edits_in_an_item()?;
         if let Frames::Encapsulated {
             description,
             fragments,
             ..
         } = &self.frames
         {
-            photometric = self.image.photometric_of(description.colour)?;
             if let Some(method) = description.lossy {
                 self.note_loss(method, fragments, &mut edits);
             }
+        }
+        Ok(edits)
+    }
+
+    /// The same of an image in an item: an icon has no attributes that tell of a loss (PS3.3 C.7.6.1.1.6).
+    pub(in crate::transcode) fn edits_in_an_item(&self) -> Result<Edits, TranscodeError> {
+        let mut edits: Edits = STALE.iter().map(|&tag| (tag, None)).collect();
+        let mut photometric = self.image.photometric();
+        if let Frames::Encapsulated { description, .. } = &self.frames {
+            photometric = self.image.photometric_of(description.colour)?;
         }
         if self.geometry.samples_per_pixel > 1 && self.image.planar_configuration != Some(0) {
             edits.insert(
