@@ -97,6 +97,8 @@ pub struct Summary {
     pub transcode_failures: BTreeMap<String, u64>,
     /// Instances that were stored although something was odd, by the code of the anomaly.
     pub anomalies: BTreeMap<&'static str, u64>,
+    /// SOP Instance UIDs of damaged data sets that are kept in quarantine, the first ones.
+    pub quarantined: Vec<String>,
     /// What was stored of each tenant's study, where the configuration asks for it; the first studies.
     pub transfers: BTreeMap<(String, String), Transfer>,
     /// C-STOREs that failed, of which the first [`crate::events::MOST_NAMED`] were named.

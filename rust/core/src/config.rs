@@ -51,6 +51,16 @@ pub enum Duplicates {
     Reject,
 }
 
+/// What becomes of a data set that would be answered with C000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Malformed {
+    /// It is refused.
+    Refuse,
+    /// It is kept as received, without a record, and answered with B007.
+    Quarantine,
+}
+
 /// Bounds on everything a peer controls. Times in seconds.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -178,12 +188,16 @@ pub struct EngineConfig {
     pub replaced_retention: f64,
     /// Bytes of replaced files that are kept; none: a tenth of the disk.
     pub replaced_max_bytes: Option<u64>,
+    /// Bytes of damaged data sets that are kept in quarantine.
+    pub quarantine_max_bytes: u64,
     /// Free bytes of the file system below which nothing is taken.
     pub min_free_bytes: u64,
     /// Transfer syntaxes that viewers read.
     pub viewer_transfer_syntaxes: HashSet<String>,
     /// Keywords required besides the four UIDs.
     pub required_attributes: Vec<String>,
+    /// What becomes of damaged data sets.
+    pub malformed: Malformed,
     /// Maximum PDU length that we announce.
     pub max_pdu_length: u32,
     /// Abort on a longer P-DATA-TF.

@@ -22,6 +22,7 @@ use crate::outbox::{Disk, Found, Outbox, OutboxError, Settled};
 use crate::recovery::{self, Concerned};
 use crate::stages::Stages;
 use crate::status::Refusal;
+use crate::store::damaged::DamagedUsage;
 use crate::store::quarantine::Evidence;
 use crate::store::replaced::Usage;
 use crate::store::Store;
@@ -103,6 +104,8 @@ pub struct StorageState {
     pub missing: u64,
     /// Files that were replaced, of all storage roots.
     pub replaced: Usage,
+    /// Damaged data sets that are kept, of all storage roots.
+    pub damaged: DamagedUsage,
 }
 
 /// What was found since the start: by the last walk, and by looking again at undecided rows.
@@ -196,7 +199,14 @@ impl Engine {
                 .left
                 .fetch_add(cleared.left.len() as u64, Ordering::Relaxed);
             unusable.extend(cleared.left);
-            if let Err(error) = store.quarantine().recount() {
+            let counted = store.damaged().clear_unfinished().and_then(|(removed, left)| {
+                temporary_files += removed;
+                findings.left.fetch_add(left.len() as u64, Ordering::Relaxed);
+                unusable.extend(left);
+                store.damaged().recount()?;
+                store.quarantine().recount()
+            });
+            if let Err(error) = counted {
                 unusable.push((
                     store.root_path().join(QUARANTINE).display().to_string(),
                     error.to_string(),
@@ -304,6 +314,11 @@ impl Engine {
             state.replaced.bytes += usage.bytes;
             state.replaced.max_bytes += usage.max_bytes;
             state.replaced.replaced += usage.replaced;
+            let kept = store.damaged().usage();
+            state.damaged.data_sets += kept.data_sets;
+            state.damaged.bytes += kept.bytes;
+            state.damaged.max_bytes = state.damaged.max_bytes.saturating_add(kept.max_bytes);
+            state.damaged.since_ms = state.damaged.since_ms.into_iter().chain(kept.since_ms).min();
         }
         state
     }
@@ -318,7 +333,11 @@ impl Engine {
             let (count, problems) = store.replaced().sweep(Utc::now(), &self.recovery_stopped);
             removed += count;
             unreadable.extend(problems.first.into_iter().map(|(inner, why)| (name(&inner), why)));
-            if let Err(error) = store.quarantine().recount() {
+            if let Err(error) = store
+                .quarantine()
+                .recount()
+                .and_then(|()| store.damaged().recount())
+            {
                 unreadable.push((name(QUARANTINE), error.to_string()));
             }
         }

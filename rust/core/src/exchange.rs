@@ -11,7 +11,7 @@ use crate::activity::{LiveAssociation, Shown};
 use crate::association::{Agreement, End, Outcome, Summary};
 use crate::engine::Engine;
 use crate::failpoint;
-use crate::ingest::{Reception, Scratch, Stored};
+use crate::ingest::{Announced, Reception, Scratch, Stored};
 use crate::net::admission::Place;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
@@ -94,6 +94,7 @@ impl<'e> Exchange<'e> {
             transcodes: BTreeMap::new(),
             transcode_failures: BTreeMap::new(),
             anomalies: BTreeMap::new(),
+            quarantined: Vec::new(),
             transfers: BTreeMap::new(),
             refused: 0,
             echoes: 0,
@@ -315,9 +316,14 @@ impl<'e> Exchange<'e> {
         Reception::begin(
             self.engine,
             source,
-            command_tenant,
-            (class, instance),
-            &context.transfer_syntax,
+            Announced {
+                command_tenant,
+                sop_class_uid: class,
+                sop_instance_uid: instance,
+                message_id: Some(request.message_id),
+                transfer_syntax: &context.transfer_syntax,
+                malformed: self.engine.config().malformed,
+            },
             scratch,
         )
     }
@@ -424,6 +430,6 @@ impl Keeper for Exchange<'_> {
 }
 
 /// A panic costs the instance, not the association: it is answered as a bug of ours.
-fn contain<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+pub(crate) fn contain<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Refusal::Bug))
 }

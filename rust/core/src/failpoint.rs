@@ -4,8 +4,8 @@
 //! `STORESCP_FAIL_POINT` arms one: its name, a colon, and how often it is passed before it ends the process, or, with `:panic`
 //! behind it, only the instance, as a bug would.
 
-/// The places, in the order of the commit.
-pub const NAMES: [&str; 18] = [
+/// The places, in the order of the commit; behind them those of a damaged data set that is kept.
+pub const NAMES: [&str; 21] = [
     "received",
     "transcoded",
     "row_written",
@@ -24,6 +24,9 @@ pub const NAMES: [&str; 18] = [
     "commit_begun",
     "commit_done",
     "delivered",
+    "damaged_written",
+    "damaged_noted",
+    "damaged_named",
 ];
 
 /// The places of this build: none but in one for tests.

@@ -1,6 +1,8 @@
 //! The use case: one instance from its command set to "file and record are both durable".
 
 mod commit;
+mod identity;
+mod keep;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -8,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+pub use keep::{Note, TenantFrom};
+
+use crate::config::Malformed;
 use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::dataset::scan::{Captured, ScanLimits};
@@ -42,6 +47,23 @@ pub struct Source {
     pub tenant: Option<TenantId>,
     /// A rule matched, so private elements are not looked at.
     pub tenant_by_rule: bool,
+}
+
+/// What the command set and its presentation context say of an instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Announced<'e> {
+    /// Tenant by the private element of the command set.
+    pub command_tenant: Option<TenantId>,
+    /// Affected SOP Class UID.
+    pub sop_class_uid: Uid,
+    /// Affected SOP Instance UID.
+    pub sop_instance_uid: Uid,
+    /// Message ID; none where there was no command.
+    pub message_id: Option<u16>,
+    /// Transfer syntax of the context.
+    pub transfer_syntax: &'e str,
+    /// What becomes of a data set that is damaged.
+    pub malformed: Malformed,
 }
 
 /// How an accepted instance ended. All of them are answered with success.
@@ -112,18 +134,17 @@ pub struct Scratch {
 pub struct Reception<'e> {
     engine: &'e Engine,
     source: &'e Source,
-    command_tenant: Option<TenantId>,
-    sop_class_uid: Uid,
-    sop_instance_uid: Uid,
+    announced: Announced<'e>,
     trace_id: Uuid,
     scan: DatasetScan,
+    /// Why the scan ended early, where the data set is to be kept nevertheless.
+    damage: Option<Refusal>,
     /// Where it is stored, as far as the tenant is known.
     store: &'e Store,
     in_flight: Option<Taken<'e>>,
     spool: Spool<'e>,
     folder: Option<SeriesFolder>,
     scratch: Scratch,
-    received_transfer_syntax: &'e str,
     transfer_status: TransferStatus,
     began: Instant,
     scanning: Duration,
@@ -139,26 +160,24 @@ impl<'e> Reception<'e> {
     pub fn begin(
         engine: &'e Engine,
         source: &'e Source,
-        command_tenant: Option<TenantId>,
-        identity: (Uid, Uid),
-        transfer_syntax: &'e str,
+        announced: Announced<'e>,
         mut scratch: Scratch,
     ) -> Result<Self, Refusal> {
         engine.admit()?;
+        let transfer_syntax = announced.transfer_syntax;
         let tenants = engine.tenants();
         let known = source
             .tenant
             .as_ref()
             .filter(|_| source.tenant_by_rule || engine.config().private_tenant.is_none());
-        let tenant = known.or(command_tenant.as_ref());
+        let tenant = known.or(announced.command_tenant.as_ref());
         let in_flight = tenant.map_or(Ok(None), |tenant| tenants.enter(tenant))?;
         let store = tenants.store(tenant);
         engine.check_space(store)?;
-        let (sop_class_uid, sop_instance_uid) = identity;
         let trace_id = Uuid::now_v7();
         let header = file_meta::encode(
-            &sop_class_uid,
-            &sop_instance_uid,
+            &announced.sop_class_uid,
+            &announced.sop_instance_uid,
             transfer_syntax,
             &source.calling_ae_title,
         );
@@ -186,17 +205,15 @@ impl<'e> Reception<'e> {
         Ok(Self {
             engine,
             source,
-            command_tenant,
-            sop_class_uid,
-            sop_instance_uid,
+            announced,
             trace_id,
             scan,
+            damage: None,
             store,
             in_flight,
             spool,
             folder: None,
             scratch,
-            received_transfer_syntax: transfer_syntax,
             transfer_status: TransferStatus::NoNeedTransfer,
             began: Instant::now(),
             scanning: Duration::ZERO,
@@ -223,13 +240,18 @@ impl<'e> Reception<'e> {
         if self.received > most {
             return Err(Refusal::TooLarge(most));
         }
-        if self.scan.skipping() > bytes.len() as u64 {
-            return Ok(self.scan.feed(bytes)?);
+        if self.damage.is_some() {
+            return self.check_room();
         }
-        let began = Instant::now();
-        let scanned = self.scan.feed(bytes);
-        self.scanning += began.elapsed();
-        Ok(scanned?)
+        let scanned = if self.scan.skipping() > bytes.len() as u64 {
+            self.scan.feed(bytes)
+        } else {
+            let began = Instant::now();
+            let scanned = self.scan.feed(bytes);
+            self.scanning += began.elapsed();
+            scanned
+        };
+        scanned.or_else(|error| self.note_damage(error.into()))
     }
 
     /// Takes bytes that were looked at.
@@ -239,7 +261,12 @@ impl<'e> Reception<'e> {
 
     /// Takes bytes that were looked at, where they are.
     pub(crate) fn take(&mut self, block: Block) -> Result<(), Refusal> {
-        self.spool.expect(self.received + self.scan.skipping());
+        let to_come = if self.damage.is_none() {
+            self.scan.skipping()
+        } else {
+            0
+        };
+        self.spool.expect(self.received + to_come);
         Ok(self.spool.take_block(block)?)
     }
 
@@ -255,22 +282,15 @@ impl<'e> Reception<'e> {
     pub fn finish(mut self) -> Result<Finished<'e>, Refusal> {
         self.engine.stages().note(Stage::Receive, self.began.elapsed());
         self.engine.stages().note(Stage::Scan, self.scanning);
-        self.scan.finish()?;
         if self.spool.dataset_bytes() != self.received {
             return Err(Refusal::Bug);
         }
-        let tenants = self.engine.tenants();
-        let tenant = self.tenant();
-        let plan = tenants.plan(tenant.as_ref().ok());
-        let mut index = plan.read(self.scan.captured())?;
-        index.anomalies = index.anomalies.and(self.scan.anomalies());
-        if index.sop_class_uid != self.sop_class_uid {
-            return Err(Refusal::IdentityMismatch("SOPClassUID"));
-        }
-        if index.sop_instance_uid != self.sop_instance_uid {
-            return Err(Refusal::IdentityMismatch("SOPInstanceUID"));
-        }
-        let tenant = tenant?;
+        let (index, tenant) = match self.identified() {
+            Err(damage) if self.announced.malformed == Malformed::Quarantine && damage.is_of_damage() => {
+                return Err(self.keep(damage));
+            }
+            identified => identified?,
+        };
         self.settle_tenant(&tenant)?;
         let path = InstancePath::new(
             &tenant,
@@ -304,21 +324,6 @@ impl<'e> Reception<'e> {
         })
     }
 
-    /// A tenant that only the data set names may have its own store and limits.
-    fn settle_tenant(&mut self, tenant: &TenantId) -> Result<(), Refusal> {
-        let tenants = self.engine.tenants();
-        if self.in_flight.is_none() {
-            self.in_flight = tenants.enter(tenant)?;
-        }
-        let store = tenants.store(Some(tenant));
-        if !std::ptr::eq(store, self.store) {
-            self.engine.check_space(store)?;
-            self.spool.move_to(store)?;
-            self.store = store;
-        }
-        Ok(())
-    }
-
     /// Elements of group 0002 at the beginning of the data set go: readers of the file would take them for its own meta information
     /// (PS3.10 7.1), and read the data set by another transfer syntax.
     fn leave_out_file_meta(&mut self) -> Result<(), Refusal> {
@@ -326,10 +331,10 @@ impl<'e> Reception<'e> {
         if count == 0 {
             return Ok(());
         }
-        let transfer_syntax = self.received_transfer_syntax;
+        let transfer_syntax = self.announced.transfer_syntax;
         let header = file_meta::encode(
-            &self.sop_class_uid,
-            &self.sop_instance_uid,
+            &self.announced.sop_class_uid,
+            &self.announced.sop_instance_uid,
             transfer_syntax,
             &self.source.calling_ae_title,
         );
@@ -349,7 +354,7 @@ impl<'e> Reception<'e> {
     /// What viewers cannot read becomes what they can. Where that fails, the original stays, and the record says so.
     fn transcode(&mut self, anomalies: Anomalies) -> Result<Option<Attempt>, Refusal> {
         let engine = self.engine;
-        let source = self.received_transfer_syntax;
+        let source = self.announced.transfer_syntax;
         let target = engine.config().transcoding.target.as_str();
         let error = match planned(engine, source, self.scan.has_pixel_data()) {
             Plan::AsReceived(_) => return Ok(None),
@@ -385,8 +390,8 @@ impl<'e> Reception<'e> {
 
     fn transcoded(&mut self, pool: &'e Pool, target: &'e str) -> Result<Spool<'e>, TranscodeError> {
         let header = file_meta::encode(
-            &self.sop_class_uid,
-            &self.sop_instance_uid,
+            &self.announced.sop_class_uid,
+            &self.announced.sop_instance_uid,
             target,
             &self.source.calling_ae_title,
         );
@@ -402,7 +407,7 @@ impl<'e> Reception<'e> {
             std::mem::take(&mut self.scratch.transcoded),
         )?;
         let task = Task {
-            source: self.received_transfer_syntax,
+            source: self.announced.transfer_syntax,
             target,
             max_decoded_bytes: config.limits.max_decoded_bytes,
             input: self.spool.as_input()?,
@@ -413,22 +418,6 @@ impl<'e> Reception<'e> {
         transcoded?;
         failpoint::hit("transcoded");
         Ok(result)
-    }
-
-    /// A rule wins; else the private element of the command set, then of the data set; else the default.
-    fn tenant(&self) -> Result<TenantId, Refusal> {
-        let by_element = || {
-            let private = self.engine.config().private_tenant.as_ref()?;
-            if self.source.tenant_by_rule {
-                return None;
-            }
-            if let Some(tenant) = self.command_tenant {
-                return Some(Ok(tenant));
-            }
-            let captured = self.scan.captured().last().filter(|value| value.present)?;
-            Some(private.resolve(&captured.bytes))
-        };
-        by_element().unwrap_or_else(|| self.source.tenant.ok_or(Refusal::TenantNotAuthorised(None)))
     }
 }
 

@@ -32,6 +32,7 @@ mod os;
 pub mod outbox;
 pub mod record;
 pub mod recovery;
+pub mod retry;
 pub mod sender;
 pub mod stages;
 pub mod status;

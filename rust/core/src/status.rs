@@ -6,6 +6,9 @@ use crate::store::replaced::ReplacedError;
 /// Success. Answered by one line of the project, after file and record are durable.
 pub const SUCCESS: u16 = 0x0000;
 
+/// Warning: Data Set Does Not Match SOP Class (PS3.4 B.2.3). Senders take it for stored.
+pub const QUARANTINED: u16 = 0xB007;
+
 /// A C-STORE that did not succeed. The text becomes the Error Comment: at most 64 characters, no patient data.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -57,6 +60,18 @@ pub enum Refusal {
     /// A UID of the data set breaks the grammar.
     #[error("{0} breaks the UID grammar")]
     DatasetUid(&'static str),
+    /// One of the two above, and `dicom_store_scp.malformed` has the data set kept as received: it is in quarantine, durably, under
+    /// this name.
+    #[error("in quarantine: {reason}")]
+    Quarantined {
+        /// Name of the entry.
+        name: String,
+        /// Why it would be refused.
+        reason: Box<Refusal>,
+    },
+    /// The same, but the quarantine has reached `storage.quarantine_max_bytes`.
+    #[error("quarantine is full: {0}")]
+    QuarantineFull(Box<Refusal>),
     /// Affected SOP Instance UID of the command breaks the grammar.
     #[error("AffectedSOPInstanceUID breaks the UID grammar")]
     CommandInstanceUid,
@@ -105,7 +120,8 @@ impl Refusal {
             | Self::AttributeMissing(_)
             | Self::AttributeInvalid(_)
             | Self::DuplicateRejected => 0xA900,
-            Self::Malformed(_) | Self::DatasetUid(_) => 0xC000,
+            Self::Malformed(_) | Self::DatasetUid(_) | Self::QuarantineFull(_) => 0xC000,
+            Self::Quarantined { .. } => QUARANTINED,
             Self::CommandInstanceUid => 0x0117,
             Self::ClassMismatch => 0x0122,
             Self::TenantNotAuthorised(_) => 0x0124,
@@ -122,6 +138,12 @@ impl Refusal {
             Self::TenantNotAuthorised(value) => value.as_deref(),
             _ => None,
         }
+    }
+
+    /// Whether what is refused is damaged, so that it may be kept instead.
+    #[must_use]
+    pub fn is_of_damage(&self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::DatasetUid(_))
     }
 
     /// One of each kind, for tables of what there is.
@@ -146,6 +168,11 @@ impl Refusal {
             Self::DuplicateRejected,
             Self::Malformed(ScanError::Truncated),
             Self::DatasetUid("StudyInstanceUID"),
+            Self::Quarantined {
+                name: String::new(),
+                reason: Box::new(Self::Malformed(ScanError::Truncated)),
+            },
+            Self::QuarantineFull(Box::new(Self::Malformed(ScanError::Truncated))),
             Self::CommandInstanceUid,
             Self::ClassMismatch,
             Self::TenantNotAuthorised(None),

@@ -146,6 +146,7 @@ impl Tenants {
                 retention: Engine::seconds(config.replaced_retention),
                 max_bytes: config.replaced_max_bytes,
             },
+            quarantine_max_bytes: config.quarantine_max_bytes,
         };
         let mut open = |root: &Path| -> Result<Arc<Store>, TenantsError> {
             let failed = |error| TenantsError::Root(root.to_owned(), error);

@@ -28,6 +28,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let config = serde_json::json!({
         "root": root.path().join("data"), "durability": "none", "duplicates": "replace", "min_free_bytes": 0,
         "create": true, "replaced_retention": 0.0, "replaced_max_bytes": null,
+        "malformed": "refuse", "quarantine_max_bytes": 1 << 20,
         "viewer_transfer_syntaxes": ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"], "required_attributes": [],
         "max_pdu_length": 16384, "strict": false, "spool_memory_bytes": 4096,
         "limits": {

@@ -11,9 +11,10 @@ use storescp_core::association::{receive, Agreement, Summary};
 use storescp_core::config::EngineConfig;
 use storescp_core::engine::{self, StartError, Transcoded};
 use storescp_core::events::Wanted;
-use storescp_core::ingest::{Reception, Scratch, Source};
+use storescp_core::ingest::{Announced, Reception, Scratch, Source};
 use storescp_core::layout::TenantId;
 use storescp_core::outbox::Topic;
+use storescp_core::retry::Tenancy;
 use storescp_core::status::{Refusal, SUCCESS};
 use storescp_core::uid::Uid;
 
@@ -38,6 +39,7 @@ pub struct AssociationSummary {
     transcodes: Vec<(String, String, String, u64)>,
     transcode_failures: Vec<(String, u64)>,
     anomalies: Vec<(&'static str, u64)>,
+    quarantined: Vec<String>,
     transfers: Vec<TransferredStudy>,
     refused: u64,
     echoes: u64,
@@ -94,6 +96,10 @@ pub struct StorageState {
     replaced_bytes: u64,
     replaced_max_bytes: u64,
     replaced_total: u64,
+    damaged: u64,
+    damaged_bytes: u64,
+    damaged_max_bytes: u64,
+    damaged_since: Option<f64>,
 }
 
 /// One C-STORE, for the log.
@@ -221,6 +227,7 @@ impl From<Summary> for AssociationSummary {
             transcodes: flat(summary.transcodes),
             transcode_failures: summary.transcode_failures.into_iter().collect(),
             anomalies: summary.anomalies.into_iter().collect(),
+            quarantined: summary.quarantined,
             transfers: summary
                 .transfers
                 .into_iter()
@@ -310,9 +317,14 @@ impl Engine {
                 let mut reception = Reception::begin(
                     &engine,
                     &source,
-                    None,
-                    (class, instance),
-                    transfer_syntax,
+                    Announced {
+                        command_tenant: None,
+                        sop_class_uid: class,
+                        sop_instance_uid: instance,
+                        message_id: None,
+                        transfer_syntax,
+                        malformed: engine.config().malformed,
+                    },
                     Scratch::default(),
                 )?;
                 reception.append(dataset)?;
@@ -366,6 +378,13 @@ impl Engine {
             replaced_bytes: state.replaced.bytes,
             replaced_max_bytes: state.replaced.max_bytes,
             replaced_total: state.replaced.replaced,
+            damaged: state.damaged.data_sets,
+            damaged_bytes: state.damaged.bytes,
+            damaged_max_bytes: state.damaged.max_bytes,
+            damaged_since: state
+                .damaged
+                .since_ms
+                .map(|since| Duration::from_millis(since).as_secs_f64()),
         })
     }
 
@@ -436,6 +455,36 @@ impl Engine {
         Ok(outcomes
             .into_iter()
             .map(|(path, outcome)| (path, outcome.err().map(|error| error.to_string())))
+            .collect())
+    }
+
+    /// Stores a damaged data set that is in quarantine: None where it is stored, else why it stays. `tenant` and whether a rule
+    /// names it count where the note names none.
+    #[allow(clippy::needless_pass_by_value)] // PyO3 converts a path to an owned one
+    fn retry(
+        &self,
+        py: Python<'_>,
+        root: PathBuf,
+        name: &str,
+        tenant: Option<&str>,
+        by_rule: bool,
+    ) -> PyResult<Option<String>> {
+        let engine = self.inner()?;
+        let tenant = tenant.and_then(|tenant| TenantId::parse(tenant).ok());
+        let tenancy = tenant.map(|tenant| Tenancy { tenant, by_rule });
+        let outcome = run(py, || {
+            Ok::<_, std::convert::Infallible>(engine.retry(&root, name, tenancy))
+        })?;
+        Ok(outcome.err().map(|stays| stays.to_string()))
+    }
+
+    /// Takes up at most `most` wishes for damaged data sets to be stored: name, and why it stays, or None.
+    fn retry_wished(&self, py: Python<'_>, most: u32) -> PyResult<Vec<(String, Option<String>)>> {
+        let engine = self.inner()?;
+        let outcomes = run(py, || engine.retry_wished(most))?;
+        Ok(outcomes
+            .into_iter()
+            .map(|(name, outcome)| (name, outcome.err().map(|stays| stays.to_string())))
             .collect())
     }
 

@@ -141,6 +141,11 @@ impl Reading {
         self.encoding.unknown_vr
     }
 
+    /// Whether it stands inside a value that is captured.
+    pub(super) fn is_inside_value(&self) -> bool {
+        matches!(self.state, State::Capture { .. })
+    }
+
     /// Takes the next bytes. Stops before a header whose value representation is unknown, unless it is decided how to read it;
     /// then the bytes from there on are returned, to be fed again.
     pub(super) fn feed<'b>(

@@ -178,6 +178,12 @@ impl Scanner {
         self.reading.captured()
     }
 
+    /// Whether the last of them is not whole: the scan stands inside a captured value.
+    #[must_use]
+    pub fn is_inside_value(&self) -> bool {
+        self.others.is_some() || self.reading.is_inside_value()
+    }
+
     /// The same, when the scan is over.
     #[must_use]
     pub fn into_captured(self) -> Vec<Captured> {

@@ -103,6 +103,12 @@ impl DatasetScan {
         self.scanner.captured()
     }
 
+    /// Whether one of them may not be whole: the scan stands inside a captured value.
+    #[must_use]
+    pub fn is_inside_value(&self) -> bool {
+        self.scanner.is_inside_value()
+    }
+
     /// The same, when the scan is over.
     #[must_use]
     pub fn into_captured(self) -> Vec<Captured> {

@@ -10,11 +10,13 @@ use crate::dataset::index::InstanceIndex;
 use crate::events::{InstanceFact, MOST_NAMED};
 use crate::ingest::Attempt;
 use crate::layout::TenantId;
-use crate::status::{Refusal, SUCCESS};
+use crate::status::{Refusal, QUARANTINED, SUCCESS};
 use crate::transcode::TranscodeError;
 
 /// Studies kept for the summary.
 const MOST_STUDIES: usize = 10_000;
+/// Damaged data sets named in the summary.
+const MOST_QUARANTINED: usize = 10;
 /// Different failures kept for the summary.
 const FAILURE_KINDS: usize = 16;
 
@@ -69,7 +71,12 @@ impl Exchange<'_> {
         let tenant = tenant.or(self.agreement.source.tenant.as_ref());
         let tenant = tenant.map_or("", TenantId::as_str);
         self.engine.count(status, tenant, request.bytes);
-        self.live.answered(refusal.is_none());
+        if status != QUARANTINED {
+            self.live.answered(refusal.is_none());
+        }
+        if let Some(Refusal::Quarantined { .. }) = refusal {
+            self.note_quarantined(request);
+        }
         *self.summary.statuses.entry(status).or_default() += 1;
         let comment = refusal.map(Refusal::comment).unwrap_or_default();
         if refusal.is_some() {
@@ -103,6 +110,17 @@ impl Exchange<'_> {
             calling_ae_title: source.calling_ae_title.clone(),
             tenant_value,
         });
+    }
+
+    fn note_quarantined(&mut self, request: &Request) {
+        let quarantined = &mut self.summary.quarantined;
+        if let Some(uid) = request
+            .sop_instance_uid
+            .as_ref()
+            .filter(|_| quarantined.len() < MOST_QUARANTINED)
+        {
+            quarantined.push(uid.to_string());
+        }
     }
 
     fn show(

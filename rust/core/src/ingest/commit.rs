@@ -256,7 +256,7 @@ impl Reception<'_> {
             tenant,
             index,
             file: (&file_path, size),
-            transfer_syntaxes: (self.received_transfer_syntax, self.spool.transfer_syntax()),
+            transfer_syntaxes: (self.announced.transfer_syntax, self.spool.transfer_syntax()),
             transfer_status: self.transfer_status,
             created,
             sender: (

@@ -28,7 +28,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use fresh::Fresh;
 use journal::{Journal, Place, Syncing};
-pub use rows::{Backlog, ClaimedRow, Disk, Found, Lag, NewRow, Newest, Settled};
+pub use rows::{Backlog, ClaimedRow, Disk, Found, Lag, NewRow, Newest, RetryWish, Settled};
 pub use schema::MIGRATIONS;
 pub use topic::Topic;
 use writer::{Lazy, LazyQueue, Op, Reply, Writer};
@@ -181,6 +181,8 @@ impl Outbox {
         if !synchronous {
             connection.pragma_update(None, "synchronous", "OFF")?;
         }
+        // Nobody waits for these answers any more.
+        connection.execute("DELETE FROM quarantine_retry WHERE outcome IS NOT NULL", [])?;
         let journal = Journal::create(folder, synchronous)
             .map_err(|error| OutboxError::of_disk(format_args!("the journal: {error}"), &error))?;
         begin_log(&mut connection)?;

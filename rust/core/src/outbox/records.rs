@@ -3,7 +3,7 @@
 use rusqlite::OptionalExtension as _;
 
 use super::writer::Op;
-use super::{lock, Newest, Outbox, OutboxError};
+use super::{lock, Newest, Outbox, OutboxError, RetryWish};
 use crate::store::path_hash;
 
 /// Rows that are read at a time: the publisher waits for the reader meanwhile.
@@ -101,6 +101,35 @@ impl Outbox {
         let mut statement = reader.prepare_cached("SELECT id, path FROM republish ORDER BY id LIMIT ?1")?;
         let wishes = statement.query_map([most], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(wishes.collect::<Result<_, _>>()?)
+    }
+
+    /// Entries of the quarantine that operators want to be stored, and that were not tried yet.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn retry_wishes(&self, most: u32) -> Result<Vec<RetryWish>, OutboxError> {
+        let reader = lock(&self.reader);
+        let mut statement = reader.prepare_cached(
+            "SELECT id, root, name, tenant, by_rule FROM quarantine_retry WHERE outcome IS NULL ORDER BY id LIMIT ?1",
+        )?;
+        let wishes = statement.query_map([most], |row| {
+            Ok(RetryWish {
+                id: row.get(0)?,
+                root: row.get(1)?,
+                name: row.get(2)?,
+                tenant: row.get(3)?,
+                by_rule: row.get(4)?,
+            })
+        })?;
+        Ok(wishes.collect::<Result<_, _>>()?)
+    }
+
+    /// Tells whoever asked what became of an entry: an empty text where it is stored, else why not.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn answer_retry(&self, id: i64, outcome: String) -> Result<(), OutboxError> {
+        self.ask(|reply| Op::AnswerRetry { id, outcome, reply })
     }
 
     /// Removes wishes that were taken up.

@@ -72,6 +72,21 @@ pub struct Newest {
     pub digest: [u8; 16],
 }
 
+/// A damaged data set in quarantine that an operator wants to be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryWish {
+    /// Row id.
+    pub id: i64,
+    /// Storage root.
+    pub root: String,
+    /// Name of the entry.
+    pub name: String,
+    /// Tenant, for an entry whose note names none.
+    pub tenant: Option<String>,
+    /// Whether a rule names that tenant.
+    pub by_rule: bool,
+}
+
 /// What was decided about rows that an interruption left undecided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {

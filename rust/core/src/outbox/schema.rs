@@ -5,10 +5,11 @@ use rusqlite::Connection;
 use super::OutboxError;
 
 /// Script `n` brings a database of version `n` to version `n + 1`; an empty one has version 0.
-pub const MIGRATIONS: [&str; 3] = [
+pub const MIGRATIONS: [&str; 4] = [
     include_str!("schema_1.sql"),
     include_str!("schema_2.sql"),
     include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
 ];
 
 /// Brings the database to the version of this program.

@@ -99,6 +99,11 @@ pub(super) enum Op {
         ids: Vec<i64>,
         reply: Reply<()>,
     },
+    AnswerRetry {
+        id: i64,
+        outcome: String,
+        reply: Reply<()>,
+    },
     /// What was decided about undecided rows of a path: one is publishable, the others go.
     Settled {
         keep: Option<i64>,
@@ -474,6 +479,12 @@ impl Writer {
                 }
                 Ok(0)
             }
+            Op::AnswerRetry { id, outcome, .. } => {
+                self.connection
+                    .prepare_cached("UPDATE quarantine_retry SET outcome = ?1 WHERE id = ?2")?
+                    .execute(params![outcome, id])?;
+                Ok(0)
+            }
             Op::Prune { before, most, .. } => {
                 let pruned = self
                     .connection
@@ -520,6 +531,7 @@ impl Op {
             | Self::Reject { reply, .. }
             | Self::Republish { reply, .. }
             | Self::ForgetWishes { reply, .. }
+            | Self::AnswerRetry { reply, .. }
             | Self::Settled { reply, .. }
             | Self::Flush(reply) => reply.send(answer.map(|_| ())).is_ok(),
             Self::AdoptRetries(reply) | Self::Prune { reply, .. } => reply

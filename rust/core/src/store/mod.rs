@@ -3,6 +3,7 @@
 //! [`spool`] takes the bytes as they arrive, [`folders`] finds or makes the place without following a link,
 //! and [`Store`] owns what both share. The order of the commit is in [`crate::ingest`].
 
+pub mod damaged;
 mod direct;
 pub mod folders;
 mod identity;
@@ -29,6 +30,7 @@ use crate::config::Durability;
 use crate::digest::{self, Digest, Digester};
 use crate::file_meta;
 use crate::layout::{InstancePath, INCOMING, OUTBOX};
+use damaged::DamagedDataSets;
 use direct::Direct;
 use folders::{Folders, SeriesFolder};
 use nameless::Nameless;
@@ -58,6 +60,7 @@ pub struct Store {
     lock_seed: RandomState,
     free: FreeSpace,
     quarantine: Quarantine,
+    damaged: DamagedDataSets,
     replaced: Replaced,
     _exclusive: File,
 }
@@ -72,6 +75,8 @@ pub struct StoreOptions {
     pub create: bool,
     /// How long and how much is kept of files that were replaced.
     pub replaced: ReplacedLimits,
+    /// Bytes of damaged data sets that are kept.
+    pub quarantine_max_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -149,6 +154,7 @@ impl Store {
         };
         Ok(Self {
             quarantine: Quarantine::new(root),
+            damaged: DamagedDataSets::new(root, durability, options.quarantine_max_bytes),
             replaced: Replaced::open(&root_fd, options.replaced, durability)?,
             root_path: root.to_owned(),
             root_text: root.display().to_string(),
@@ -305,6 +311,12 @@ impl Store {
     #[must_use]
     pub fn quarantine(&self) -> &Quarantine {
         &self.quarantine
+    }
+
+    /// Damaged data sets that are kept.
+    #[must_use]
+    pub fn damaged(&self) -> &DamagedDataSets {
+        &self.damaged
     }
 
     /// Files that were replaced.

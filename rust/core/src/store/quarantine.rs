@@ -2,6 +2,7 @@
 //! record says. Nothing is deleted; an operator decides (`storescpd quarantine`).
 //!
 //! An entry is two files named by the trace id of the record: `.dcm`, moved here as it was found, and `.json`, which says why.
+//! Damaged data sets lie in the same folder: [`super::damaged`].
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -13,6 +14,7 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::damaged;
 use super::folders::Folders;
 use crate::digest::Digest;
 use crate::layout::QUARANTINE;
@@ -81,7 +83,10 @@ impl Quarantine {
         match fs::read_dir(self.folder()) {
             Ok(entries) => {
                 for entry in entries {
-                    files += u64::from(entry?.path().extension().is_some_and(|ending| ending == "dcm"));
+                    let name = entry?.file_name();
+                    let is_file = Path::new(&name).extension().is_some_and(|ending| ending == "dcm");
+                    let is_damaged = name.as_encoded_bytes().starts_with(damaged::PREFIX.as_bytes());
+                    files += u64::from(is_file && !is_damaged);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -190,6 +190,18 @@ impl<'s> Spool<'s> {
         Ok(())
     }
 
+    /// Gives back what is reserved behind the end: more bytes were announced than came.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn give_reserved_back(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.as_ref().filter(|_| self.reserved > self.size) {
+            file.set_len(self.size)?;
+            self.reserved = self.size;
+        }
+        Ok(())
+    }
+
     /// The temporary file, which is made if there is none yet.
     fn made_file(&mut self) -> io::Result<&File> {
         if self.file.is_none() {
@@ -256,8 +268,16 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says; the temporary file is gone then.
     pub fn publish(&mut self, folder: &SeriesFolder, file_name: &str) -> io::Result<()> {
+        self.publish_in(folder.series(), file_name)
+    }
+
+    /// The same in a folder that is none of a series.
+    ///
+    /// # Errors
+    /// As [`Spool::publish`].
+    pub(crate) fn publish_in(&mut self, folder: BorrowedFd<'_>, file_name: &str) -> io::Result<()> {
         if let Some(file) = self.file.as_ref().filter(|_| !self.is_named) {
-            match os::give_name(file, folder.series(), file_name) {
+            match os::give_name(file, folder, file_name) {
                 Err(Errno::EXIST) => self.name_temporarily()?,
                 named => {
                     named?;
@@ -266,12 +286,7 @@ impl<'s> Spool<'s> {
                 }
             }
         }
-        rustix::fs::renameat(
-            self.store.incoming(),
-            self.name.as_str(),
-            folder.series(),
-            file_name,
-        )?;
+        rustix::fs::renameat(self.store.incoming(), self.name.as_str(), folder, file_name)?;
         self.published = true;
         Ok(())
     }

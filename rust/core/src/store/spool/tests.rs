@@ -86,6 +86,7 @@ fn options(durability: Durability) -> StoreOptions {
             retention: Duration::ZERO,
             max_bytes: None,
         },
+        quarantine_max_bytes: 1 << 20,
     }
 }
 
