@@ -186,6 +186,7 @@ class AssociationSummary:
     transcodes: list[tuple[str, str, str, int]]
     transcode_failures: list[tuple[str, int]]
     anomalies: list[tuple[str, int]]
+    quarantined: list[str]
     transfers: list[tuple[str, str, str, str | None, list[tuple[str, int]]]]
     refused: int
     echoes: int
@@ -230,6 +231,10 @@ class StorageState:
     replaced_bytes: int
     replaced_max_bytes: int
     replaced_total: int
+    damaged: int
+    damaged_bytes: int
+    damaged_max_bytes: int
+    damaged_since: float | None
 
 @final
 class InstanceFact:
@@ -321,6 +326,8 @@ class Engine:
     def recover(self) -> Recovery | None: ...
     def stop_recovery(self) -> None: ...
     def republish_wished(self, most: int) -> list[tuple[str, str | None]]: ...
+    def retry(self, root: str | PathLike[str], name: str, tenant: str | None, by_rule: bool) -> str | None: ...
+    def retry_wished(self, most: int) -> list[tuple[str, str | None]]: ...
     def counters(self) -> tuple[int, list[tuple[int, str, int]]]: ...
     def transcodes(self) -> list[tuple[str, str, str, int]]: ...
     def anomalies(self) -> list[tuple[str, int]]: ...

@@ -32,6 +32,23 @@ _ALWAYS_REQUIRED = {
 # Error Comments of C-STORE responses by what they contain; the first that fits.
 _REFUSALS: tuple[tuple[str, Advice], ...] = (
     (
+        "in quarantine: ",
+        Advice(
+            "The data set is damaged. It is kept in quarantine as received, without a record; the sender takes it for "
+            "stored and may delete it.",
+            "Have it sent again undamaged while the sender has it. 'storescpd quarantine list' shows it, and "
+            "'storescpd quarantine retry' stores it when it can be read.",
+        ),
+    ),
+    (
+        "quarantine is full",
+        Advice(
+            "The data set is damaged, and the quarantine has reached storage.quarantine_max_bytes: it is not kept.",
+            "Do not delete it on the sender. Look at 'storescpd quarantine list', and make room with 'storescpd "
+            "quarantine retry' and 'forget', or raise the limit.",
+        ),
+    ),
+    (
         "less free space than configured",
         Advice(
             "The file system of the storage root has less room than storage.min_free_bytes.",
@@ -402,6 +419,11 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("evaluation.", "Make a licence with 'storescpd license issue' and a configuration to leave evaluation mode."),
     ("configuration.", "Correct it in the configuration."),
     ("http.", "Set http.token, or bind http.host to 127.0.0.1."),
+    (
+        "quarantine.waits",
+        "Look at each with 'storescpd quarantine list', and have it sent again while senders have it.",
+    ),
+    ("quarantine.", "Look at the disk of the storage root: entries stay in quarantine until they are stored."),
     ("recovery.", "Run 'storescpd verify' to see each file."),
     ("storage.low_space", "Make room on the disk, or lower storage.min_free_bytes."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),

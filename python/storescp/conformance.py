@@ -19,6 +19,7 @@ _STATUS_MEANINGS = {
     0x0000: "Success",
     0xA700: "Refused: Out of Resources",
     0xA900: "Error: Data Set Does Not Match SOP Class",
+    0xB007: "Warning: Data Set Does Not Match SOP Class",
     0xC000: "Error: Cannot Understand",
     0x0110: "Failure: Processing failure",
     0x0117: "Failure: Invalid SOP Instance",
@@ -257,7 +258,18 @@ class Statement:
             "Storage Level 2 (Full): all attributes are stored, standard extended and private ones included. Where no "
             "transcoding applies, the bytes of the data set are stored as they were received.",
         )
-        self._claim("no-coercion", "No attribute is coerced: B000, B006 and B007 are never answered.")
+        self._claim("no-coercion", "No attribute is coerced: B000 and B006 are never answered.")
+        self._claim(
+            "damaged-data-sets",
+            {
+                "refuse": "A damaged data set is answered with C000, and nothing of it is kept. B007 is never sent.",
+                "quarantine": "A damaged data set, which would be answered with C000, is kept as received, durably, "
+                "without a record, and answered with B007. It is not stored: it is in no folder of a tenant, and its "
+                "record is not published. Senders take B007 for stored and may delete the instance. A receiver that "
+                "forwards must not take B007 for delivered. At the bound `storage.quarantine_max_bytes` (here: "
+                f"{storage.quarantine_max_bytes}) it is answered with C000.",
+            }[scp.malformed],
+        )
         self._claim(
             "files",
             "A file has a preamble of zeros, File Meta Information of this implementation and the data set; its "
@@ -294,7 +306,8 @@ class Statement:
         )
         self._end_of_list()
         rows = [(0x0000, "stored, or stored already")]
-        rows += [(status, comment) for status, comment in _core.refusals()]
+        keeps = scp.malformed == "quarantine"
+        rows += [(status, comment) for status, comment in _core.refusals() if keeps or "quarantine" not in comment]
         self._table(
             "statuses",
             "Status codes of C-STORE responses. Behind the first, each comes with an Error Comment (0000,0902) "

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from storescp.settings import Settings
@@ -52,6 +53,10 @@ class StorageState:
     replaced_bytes: int = 0
     replaced_max_bytes: int = 0
     replaced_total: int = 0  # replacements since the start
+    damaged: int = 0  # damaged data sets in quarantine
+    damaged_bytes: int = 0
+    damaged_max_bytes: int = 0
+    damaged_since: float | None = None  # when the oldest of them came; seconds since 1970
 
 
 class QueuedRecord(Protocol):
@@ -159,6 +164,15 @@ class Engine(RecordQueue, Protocol):
     def storage_state(self) -> StorageState | _core.StorageState:
         """What is known of the storage; does not touch the disk."""
 
+    def retry(self, root: Path, name: str, tenant: str | None, by_rule: bool) -> str | None:
+        """Stores a damaged data set that is in the quarantine of a root: None where it is stored, else why it stays.
+
+        `tenant`, and whether a rule names it, count where its note names none.
+        """
+
+    def retry_wished(self, most: int) -> list[tuple[str, str | None]]:
+        """Takes up at most `most` wishes for damaged data sets to be stored: name, and why it stays, or None."""
+
     def outbox_is_alive(self) -> bool:
         """Whether the outbox can still take rows."""
 
@@ -189,9 +203,11 @@ def engine_config(settings: Settings) -> str:
             "duplicates": storage.duplicates,
             "replaced_retention": storage.replaced_retention,
             "replaced_max_bytes": storage.replaced_max_bytes,
+            "quarantine_max_bytes": storage.quarantine_max_bytes,
             "min_free_bytes": storage.min_free_bytes,
             "viewer_transfer_syntaxes": list(settings.transcoding.viewer_transfer_syntaxes),
             "required_attributes": list(scp.required_attributes),
+            "malformed": scp.malformed,
             "max_pdu_length": scp.max_pdu_length,
             "strict": scp.strict,
             "spool_memory_bytes": storage.spool_memory_bytes,

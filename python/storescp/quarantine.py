@@ -1,7 +1,7 @@
-"""The quarantine: files that lay in the place of an instance with other bytes than recorded.
+"""The quarantine: files that a start put aside, and damaged data sets that were kept instead of being refused.
 
-An entry of `.quarantine/` in a storage root is two files: `NAME.dcm` is the file as it was found, `NAME.json` is the
-note of why it is there. NAME is the trace id of the record that was not published.
+An entry of `.quarantine/` in a storage root is two files: `NAME.dcm` is the file, `NAME.json` is the note of why it is
+there. NAME is the trace id of the record that was not published; that of a damaged data set begins with `damaged-`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from storescp.durable import sync_folder
 from storescp.errors import StorescpError
 
 QUARANTINE = ".quarantine"
+DAMAGED = "damaged-"
 FILE, NOTE = ".dcm", ".json"
 
 
@@ -51,6 +52,16 @@ class Entry:
         return self.root / QUARANTINE / f"{self.name}{FILE}"
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether it is a damaged data set, and no file that a start put aside."""
+        return self.name.startswith(DAMAGED)
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOP Instance UID of a damaged data set, as its sender announced it."""
+        return self._text("affected_sop_instance_uid")
+
+    @property
     def path(self) -> str:
         """Where the file was found, relative to the storage root; empty where no note says so."""
         return self._text("path")
@@ -58,7 +69,7 @@ class Entry:
     @property
     def quarantined_at(self) -> str:
         """RFC 3339, UTC; empty where no note says so."""
-        return self._text("quarantined_at")
+        return self._text("received_at" if self.is_damaged else "quarantined_at")
 
     @property
     def reason(self) -> str:
@@ -67,7 +78,7 @@ class Entry:
         return reason if self.has_file else f"{reason}; the file is missing"
 
     def _text(self, key: str) -> str:
-        return "" if self.note is None else str(self.note.get(key, ""))
+        return "" if self.note is None else str(self.note.get(key) or "")
 
 
 def entries(roots: Iterable[Path]) -> Iterator[Entry]:
@@ -86,7 +97,10 @@ def entries(roots: Iterable[Path]) -> Iterator[Entry]:
             raise StorescpError(f"{folder}: {error.strerror}") from None
         names = {name.removesuffix(suffix) for name in found for suffix in (FILE, NOTE) if name.endswith(suffix)}
         for name in sorted(names):
-            yield Entry(name, root, f"{name}{FILE}" in found, _read_note(folder / f"{name}{NOTE}"))
+            has_file = f"{name}{FILE}" in found
+            # The note of a damaged data set gets its name first: alone it is not there yet, or never was acknowledged.
+            if has_file or not name.startswith(DAMAGED):
+                yield Entry(name, root, has_file, _read_note(folder / f"{name}{NOTE}"))
 
 
 def forget(entry: Entry) -> None:

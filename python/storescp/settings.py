@@ -256,6 +256,11 @@ class DicomStoreScp(Section):
     max_associations: Annotated[int, Field(ge=1, le=10000)] = Field(
         100, description="maximum number of associations at once"
     )
+    malformed: Literal["refuse", "quarantine"] = Field(
+        "refuse",
+        description="what becomes of a damaged data set: `refuse`: it is answered with C000; `quarantine`: it is kept "
+        "in `.quarantine/` without a record and answered with B007, which senders take for stored",
+    )
     required_attributes: tuple[Keyword, ...] = Field(
         (),
         description="keywords of the attributes without which an instance is refused; SOP Class, SOP Instance, Study "
@@ -314,6 +319,11 @@ class Storage(Section):
     )
     replaced_max_bytes: PositiveSize | None = Field(
         None, description="maximum bytes that `.replaced/` may hold; without it a tenth of the disk"
+    )
+    quarantine_max_bytes: PositiveSize = Field(
+        10 << 30,
+        description="maximum bytes of damaged data sets that `.quarantine/` of a storage root may hold; beyond it they "
+        "are refused",
     )
     min_free_bytes: Annotated[int, Field(ge=0, le=MOST), BYTES] = Field(
         1 << 30, description="free bytes on the disk of the storage root below which no instance is accepted"

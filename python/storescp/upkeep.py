@@ -24,6 +24,8 @@ _END_SECONDS = 5.0
 _HOURLY_SECONDS = 3600.0
 _FIRST_PAUSE_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
+_RETRY_SECONDS = 1.0
+_RETRY_DATA_SETS = 100
 _DATE = re.compile(r"(?<=/)\d{8}(?=/)")
 
 
@@ -94,6 +96,7 @@ class Upkeep:
         self._is_first_count = True
         self._stopping = threading.Event()
         self._recovery = threading.Thread(target=self._recover, name="storescp-recovery")
+        self._retries = threading.Thread(target=self._retry, name="storescp-retry", daemon=True)
         # A disk that hangs must not keep the process from ending.
         self._hourly = [
             threading.Thread(target=self._every_hour, args=(what,), name=f"storescp-{name}", daemon=True)
@@ -103,6 +106,7 @@ class Upkeep:
     def start(self) -> None:
         """Begins."""
         self._recovery.start()
+        self._retries.start()
         for thread in self._hourly:
             thread.start()
 
@@ -112,7 +116,7 @@ class Upkeep:
         if isinstance(self._engine, _core.Engine):
             self._engine.stop_recovery()
         self._recovery.join()
-        for thread in self._hourly:
+        for thread in (self._retries, *self._hourly):
             thread.join(_END_SECONDS)
 
     def _every_hour(self, what: Callable[[], None]) -> None:
@@ -136,6 +140,20 @@ class Upkeep:
         if removed:
             log.info("replaced.removed", files=removed, text="replaced files were older than replaced_retention")
         _tell_unreadable(len(unreadable), unreadable)
+        state = self._engine.storage_state()
+        if state.damaged and state.damaged_since is not None:
+            since = datetime.fromtimestamp(state.damaged_since, UTC).isoformat(timespec="seconds")
+            text = "damaged data sets wait in quarantine; their senders take them for stored"
+            log.warning("quarantine.waits", data_sets=state.damaged, since=since, text=text)
+
+    def _retry(self) -> None:
+        """Stores damaged data sets that operators want to be stored."""
+        while not self._stopping.wait(_RETRY_SECONDS):
+            try:
+                for name, stays in self._engine.retry_wished(_RETRY_DATA_SETS):
+                    log.info("quarantine.stays" if stays else "quarantine.stored", name=name, reason=stays)
+            except StorescpError as error:
+                log.warning("quarantine.retry_failed", text="it is tried again", reason=str(error))
 
     def _measure(self) -> None:
         """What was deleted beneath a tenant gives its quota back; the start has just counted."""

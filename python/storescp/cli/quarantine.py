@@ -1,14 +1,15 @@
-"""Commands about files in quarantine."""
+"""Commands about the quarantine."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from storescp import _core
-from storescp.cli.common import config_option, configuration
+from storescp.cli.common import EXIT_FOUND, config_option, configuration
 from storescp.errors import CoreError, StorescpError
 from storescp.quarantine import Entry, entries, forget
 from storescp.settings import Settings
@@ -16,7 +17,7 @@ from storescp.settings import Settings
 
 @click.group("quarantine")
 def quarantine_group() -> None:
-    """Files that were put aside at a start.
+    """Files put aside, and damaged data sets.
 
     It works while the service runs.
     """
@@ -27,15 +28,17 @@ def quarantine_group() -> None:
 @config_option
 @click.pass_context
 def quarantine_list(context: click.Context, config: Path | None, as_json: bool) -> None:
-    """One line for each file: name, time, where it lay, the reason."""
+    """One line for each entry: name, time, where the file lay or which instance it is, the reason."""
     found = entries(storage_roots(configuration(context, config).settings))
     if as_json:
         document = [
             {
                 "name": entry.name,
+                "kind": "damaged data set" if entry.is_damaged else "file put aside",
                 "storage_root": str(entry.root),
                 "quarantined_at": entry.quarantined_at or None,
                 "path": entry.path or None,
+                "sop_instance_uid": entry.sop_instance_uid or None,
                 "reason": entry.reason,
                 "has_file": entry.has_file,
             }
@@ -90,13 +93,42 @@ def quarantine_forget(
     click.echo(f"{len(chosen)} removed", err=True)
 
 
+@quarantine_group.command("retry")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="All damaged data sets.")
+@config_option
+@click.pass_context
+def quarantine_retry(context: click.Context, config: Path | None, names: tuple[str, ...], everything: bool) -> None:
+    """Try to store damaged data sets, as if they came now.
+
+    What is stored leaves the quarantine. Exit 1 where something stays.
+    """
+    from storescp.retry import retry  # noqa: PLC0415
+
+    if everything == bool(names):
+        raise click.UsageError("give names, or --all")
+    settings = configuration(context, config).settings
+    chosen = entries(storage_roots(settings)) if everything else _named(settings, names)
+    damaged = [entry for entry in chosen if entry.is_damaged]
+    foreign = sorted(set(names) - {entry.name for entry in damaged})
+    if foreign:
+        raise StorescpError(f"put aside at a start, and no damaged data set: {', '.join(foreign)}")
+    stored = stay = 0
+    for entry, stays in retry(settings, damaged, engine=context.find_root().obj["engine"]):
+        stored, stay = stored + (stays is None), stay + (stays is not None)
+        outcome = "stored" if stays is None else f"stays   {stays}"
+        click.echo(f"{entry.name}  {entry.sop_instance_uid or '-'}  {outcome}")
+    click.echo(f"{stored} stored, {stay} stay in quarantine", err=True)
+    context.exit(EXIT_FOUND if stay else 0)
+
+
 def storage_roots(settings: Settings) -> set[Path]:
     """All storage roots: the one of the configuration, and those of tenants."""
     own = {entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
     return {settings.storage.root, *own}
 
 
-def _named(settings: Settings, names: tuple[str, ...] | list[str]) -> list[Entry]:
+def _named(settings: Settings, names: Sequence[str]) -> list[Entry]:
     chosen = [entry for entry in entries(storage_roots(settings)) if entry.name in names]
     missing = sorted(set(names) - {entry.name for entry in chosen})
     if missing:
@@ -105,7 +137,7 @@ def _named(settings: Settings, names: tuple[str, ...] | list[str]) -> list[Entry
 
 
 def _line(entry: Entry) -> str:
-    return f"{entry.name}  {entry.quarantined_at or '-'}  {entry.path or '-'}  {entry.reason}"
+    return f"{entry.name}  {entry.quarantined_at or '-'}  {entry.path or entry.sop_instance_uid or '-'}  {entry.reason}"
 
 
 def _pretty(entry: Entry) -> str:

@@ -115,6 +115,22 @@ _REPLACED_LIMIT = Family(
     GaugeMetricFamily, "storescp_replaced_limit_bytes", "Bytes of replaced files that may be kept."
 )
 _REPLACED = Family(CounterMetricFamily, "storescp_replaced", "Files that another instance took the place of.")
+_DAMAGED = Family(
+    GaugeMetricFamily,
+    "storescp_quarantined_data_sets",
+    "Damaged data sets that wait in quarantine. Their senders take them for stored.",
+)
+_DAMAGED_BYTES = Family(
+    GaugeMetricFamily, "storescp_quarantined_bytes", "Bytes of damaged data sets that wait in quarantine."
+)
+_DAMAGED_LIMIT = Family(
+    GaugeMetricFamily, "storescp_quarantined_limit_bytes", "Bytes of damaged data sets that may wait in quarantine."
+)
+_DAMAGED_SINCE = Family(
+    GaugeMetricFamily,
+    "storescp_quarantined_oldest_timestamp_seconds",
+    "When the oldest damaged data set in quarantine came; left out where there is none.",
+)
 _STALE = Family(
     GaugeMetricFamily,
     "storescp_scrape_stale",
@@ -135,6 +151,7 @@ FINDINGS = ("quarantined", "changed", "missing", "unreadable", "undecided")
 METRICS = (
     _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _FREE,
     _FINDINGS, _REPLACED_FILES, _REPLACED_BYTES, _REPLACED_LIMIT, _REPLACED,
+    _DAMAGED, _DAMAGED_BYTES, _DAMAGED_LIMIT, _DAMAGED_SINCE,
     _PENDING, _OLDEST, _SET_ASIDE, _STALE, _PUBLISHED, _LICENCE, _READY, _BUILD,
 )  # fmt: skip
 
@@ -218,6 +235,11 @@ class ServiceCollector(Collector):
         yield _REPLACED_BYTES.of(state.replaced_bytes)
         yield _REPLACED_LIMIT.of(state.replaced_max_bytes)
         yield _REPLACED.of(state.replaced_total)
+        yield _DAMAGED.of(state.damaged)
+        yield _DAMAGED_BYTES.of(state.damaged_bytes)
+        yield _DAMAGED_LIMIT.of(state.damaged_max_bytes)
+        if state.damaged_since is not None:
+            yield _DAMAGED_SINCE.of(state.damaged_since)
 
     def _process(self) -> Iterable[Metric]:
         yield _LICENCE.of(self._probe.licence.licence.not_after.timestamp())

@@ -19,6 +19,7 @@ _SHOWN = 15
 # A traceback is for the log: what an exception quotes may be anything.
 _OF_A_LINE = frozenset({"timestamp", "level", "logger", "event", "text", "exception", "exc_info"})
 _FRESH_SECONDS = 0.9
+_QUARANTINED = 0xB007  # a damaged data set that is kept
 
 
 class Status:
@@ -182,6 +183,10 @@ class Status:
             "replaced_files": state.replaced_files,
             "replaced_bytes": state.replaced_bytes,
             "replaced_max_bytes": state.replaced_max_bytes,
+            "damaged": state.damaged,
+            "damaged_bytes": state.damaged_bytes,
+            "damaged_max_bytes": state.damaged_max_bytes,
+            "damaged_since": state.damaged_since,
         }
 
     def _licence(self) -> dict[str, Any]:
@@ -214,7 +219,15 @@ def _tenants(engine: _core.Engine) -> list[dict[str, Any]]:
     tenants: dict[str, dict[str, Any]] = {}
     for tenant in sorted({*quotas, *(tenant for _, tenant, _ in stored)}):
         used, most = quotas.get(tenant, (None, None))
-        tenants[tenant] = {"tenant": tenant, "stored": 0, "refused": 0, "used_bytes": used, "quota_bytes": most}
+        tenants[tenant] = {
+            "tenant": tenant,
+            "stored": 0,
+            "quarantined": 0,
+            "refused": 0,
+            "used_bytes": used,
+            "quota_bytes": most,
+        }
     for status, tenant, count in stored:
-        tenants[tenant]["refused" if status else "stored"] += count
+        kind = {0: "stored", _QUARANTINED: "quarantined"}.get(status, "refused")
+        tenants[tenant][kind] += count
     return list(tenants.values())

@@ -10,6 +10,8 @@ import structlog
 from storescp import _core, advice
 
 log = structlog.get_logger("storescp.network")
+# B007: a damaged data set that is kept.
+_EVENTS = {0x0000: "instance.stored", 0xB007: "instance.quarantined"}
 
 
 class Fact(Protocol):
@@ -86,7 +88,7 @@ def tell(fact: Fact, *, explains: bool) -> None:
     if explains and fact.status:
         details["text"] = advice.of_refusal(fact.comment, fact.status, fact.tenant_value).text()
     level(
-        "instance.refused" if fact.status else "instance.stored",
+        _EVENTS.get(fact.status, "instance.refused"),
         association=fact.association,
         peer=fact.address,
         calling_ae=fact.calling_ae_title,

@@ -43,7 +43,8 @@ from storescp.network.negotiation import (
 )
 from storescp.network.pure_intake import Intake
 from storescp.network.report import Report
-from storescp.pure.engine import SUCCESS, Outcome, PureEngine, Source, is_uid
+from storescp.pure.engine import SUCCESS, Outcome, PureEngine, is_uid
+from storescp.pure.source import Source
 from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.network")
@@ -273,7 +274,8 @@ class PureListener:
         calling, called = str(proposal.calling_ae_title).strip(), str(proposal.called_ae_title).strip()
         address = str(event.assoc.requestor.address)
         tenancy = self._admission.tenancy(called, calling, Peer(address, int(event.assoc.requestor.port or 0)))
-        return Source(calling, called, address, tenancy.tenant, tenancy.by_rule)
+        message_id = int(cast(C_STORE, event.request).MessageID or 0)
+        return Source(calling, called, address, tenancy.tenant, tenancy.by_rule, message_id=message_id)
 
     def _tell(self, event: evt.Event, source: Source, outcome: Outcome, size: int, seconds: float) -> None:
         """The line of an instance; the first refused ones of an association are named."""

@@ -230,6 +230,8 @@ def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: i
         details["transcode_failures"] = dict(summary.transcode_failures)
     if summary.anomalies:
         details["anomalies"] = dict(summary.anomalies)
+    if summary.quarantined:
+        details["quarantined"] = summary.quarantined
     if summary.oversized_pdus:
         details["oversized_pdus"] = summary.oversized_pdus
     if summary.identical or summary.kept:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 
 import structlog
 
@@ -14,6 +15,15 @@ from storescp import _core
 from storescp.engine import MOST_NAMED, StartUp, StorageState
 from storescp.errors import CoreError, TemporaryFailure, is_temporary
 from storescp.pure import record
+from storescp.pure.damaged import (
+    CANNOT_UNDERSTAND,
+    DamagedDataSets,
+    StaysError,
+    note_of,
+    refusal_of_full_quarantine,
+    refusal_of_kept,
+    source_of,
+)
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
 from storescp.pure.reconcile import Reconciler
@@ -25,9 +35,11 @@ from storescp.pure.refusal import (
     unrecorded_refusal,
 )
 from storescp.pure.replaced import REPLACED, ReplacedFiles
+from storescp.pure.source import Source
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset, reason_of, split_file
 from storescp.pure.structure import ANOMALIES, WalkLimits, inflate, walk
 from storescp.pure.transcode import EXPLICIT, TranscodeError, can_transcode, to_explicit
+from storescp.quarantine import DAMAGED, QUARANTINE
 from storescp.settings import TENANT_ID, Settings
 
 log = structlog.get_logger("storescp.pure")
@@ -35,18 +47,6 @@ SUCCESS = 0x0000
 _MAY_PASS = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Who sends, and for which tenant."""
-
-    calling_ae_title: str
-    called_ae_title: str
-    address: str
-    tenant: str | None
-    tenant_by_rule: bool = False
-    command_tenant: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,13 @@ class PureEngine:
             self._reconciler = Reconciler(self._store, self._outbox, durability=self._storage.durability)
             reconciled = self._reconciler.start()
             removed, left = self._store.clear_incoming()
+            self._damaged = DamagedDataSets(
+                self._store, root, self._storage.durability, self._storage.quarantine_max_bytes
+            )
+            unfinished, also_left = self._damaged.clear_unfinished()
+            removed, left = removed + unfinished, [*left, *also_left]
+            with contextlib.suppress(OSError):  # told of by the sweep, which follows at once
+                self._damaged.count()
             self._start_up = replace(
                 reconciled, temporary_files=removed, unusable=left[:MOST_NAMED], unusable_count=len(left)
             )
@@ -151,7 +158,10 @@ class PureEngine:
         try:
             self._take(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
         except Refusal as refusal:
-            return Outcome(refusal.status, refusal.comment, refusal.tenant_value)
+            answer = refusal
+            if refusal.status == CANNOT_UNDERSTAND and self._settings.dicom_store_scp.malformed == "quarantine":
+                answer = self._keep_damaged(refusal, dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
+            return Outcome(answer.status, answer.comment, answer.tenant_value)
         except OSError as error:
             failure = storage_refusal(error)
             return Outcome(failure.status, failure.comment)
@@ -185,10 +195,16 @@ class PureEngine:
         """Removes replaced files whose retention has ended, and counts the others anew."""
         with self._store.one_writer:
             self._reconciler.count_quarantined()
+            removed, unreadable = 0, []
             try:
-                return self._replaced.sweep(), []
+                removed = self._replaced.sweep()
             except OSError as error:
-                return 0, [(REPLACED, reason_of(error))]
+                unreadable.append((REPLACED, reason_of(error)))
+            try:
+                self._damaged.count()
+            except OSError as error:
+                unreadable.append((QUARANTINE, reason_of(error)))
+            return removed, unreadable
 
     def storage_state(self) -> StorageState:
         """What is known of the storage."""
@@ -200,6 +216,10 @@ class PureEngine:
             replaced_bytes=self._replaced.bytes,
             replaced_max_bytes=self._replaced.max_bytes,
             replaced_total=self._replaced.total,
+            damaged=self._damaged.usage.data_sets,
+            damaged_bytes=self._damaged.usage.bytes,
+            damaged_max_bytes=self._damaged.max_bytes,
+            damaged_since=self._damaged.usage.since,
         )
 
     def outbox_is_alive(self) -> bool:
@@ -241,6 +261,43 @@ class PureEngine:
         """None: wishes wait for the Rust engine."""
         del most
         return []
+
+    def retry(self, root: Path, name: str, tenant: str | None, by_rule: bool) -> str | None:
+        """Stores a damaged data set that is in quarantine: None where it is stored, else why it stays."""
+        if not root.exists() or not root.samefile(self._storage.root):
+            return "it is not in quarantine"
+        try:
+            note, dataset, size = self._damaged.read(name)
+            source = source_of(note, tenant, by_rule=by_rule)
+            sop_class, sop_instance = note.affected_sop_class_uid, note.affected_sop_instance_uid
+            self._take(dataset, sop_class, sop_instance, note.transfer_syntax_uid, source)
+        except StaysError as stays:
+            return str(stays)
+        except Refusal as refusal:
+            return f"{refusal.status:04X} {refusal.comment}"
+        except OSError as error:
+            failure = storage_refusal(error)
+            return f"{failure.status:04X} {failure.comment}"
+        try:
+            self._damaged.remove(name, size)
+        except OSError as error:
+            return f"it is stored, but cannot be removed from quarantine: {reason_of(error)}"
+        return None
+
+    def retry_wished(self, most: int) -> list[tuple[str, str | None]]:
+        """Takes up at most `most` wishes for damaged data sets to be stored: name, and why it stays, or None."""
+        outcomes = []
+        try:
+            for row_id, root, name, tenant, by_rule in self._outbox.retry_wishes(most):
+                outcome = self.retry(Path(root), name, tenant, by_rule)
+                self._outbox.answer_retry(row_id, outcome or "")
+                outcomes.append((name, outcome))
+        except sqlite3.Error as error:
+            raise CoreError(f"outbox: {error}") from None
+        if any(outcome is None for _, outcome in outcomes):
+            with contextlib.suppress(OSError):  # the next sweep says so
+                self._damaged.count()
+        return outcomes
 
     def outbox_prune(self, before: int, most: int) -> int:
         """Takes the payload of rows that were delivered long ago."""
@@ -301,6 +358,33 @@ class PureEngine:
             except TranscodeError as error:
                 log.info("transcode.failed", source=transfer_syntax, reason=type(error.__cause__ or error).__name__)
         return _Pixels(dataset, transfer_syntax, transfer_syntax, "Failed")
+
+    def _keep_damaged(
+        self, damage: Refusal, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source
+    ) -> Refusal:
+        """Keeps a damaged data set as received; the answer."""
+        try:
+            tenant: str | None = self._tenant(source, damage.values)
+        except Refusal:
+            tenant = None
+        private = None if self._private_tag is None else damage.values.get(self._private_tag)
+        content = file_meta(sop_class, sop_instance, transfer_syntax, source.calling_ae_title) + dataset
+        whose = (tenant, None if tenant is None else self._tenant_from(source, private), private)
+        note = note_of(damage, (sop_class, sop_instance, transfer_syntax), source, whose, content)
+        name = f"{DAMAGED}{record.uuid7()}"
+        try:
+            if not self._damaged.keep(name, content, note.encode()):
+                return refusal_of_full_quarantine(damage)
+        except OSError as error:
+            return storage_refusal(error)
+        return refusal_of_kept(damage)
+
+    def _tenant_from(self, source: Source, private: bytes | None) -> str:
+        if source.tenant_by_rule:
+            return "rule"
+        if self._private_tag is not None and source.command_tenant is not None:
+            return "command set"
+        return "default" if private is None else "data set"
 
     def _tenant(self, source: Source, values: dict[int, bytes]) -> str:
         tenant = source.tenant

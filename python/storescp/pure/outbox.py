@@ -82,6 +82,8 @@ class Outbox:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._migrate()
         self._adopt_journal(path.parent)
+        # Nobody waits for these answers any more.
+        self._connection.execute("DELETE FROM quarantine_retry WHERE outcome IS NOT NULL")
         self._pending, self._dead, self._bytes = self._connection.execute(
             "SELECT coalesce(sum(pending <> 0), 0), coalesce(sum(pending = 0), 0), "
             f"coalesce(sum({_PAYLOAD_BYTES}), 0) FROM instance WHERE pending <> 0 OR dead <> 0"
@@ -228,6 +230,21 @@ class Outbox:
             connection.execute("DELETE FROM retry")
             self._lock.notify_all()
             return len(wanted)
+
+    def retry_wishes(self, most: int) -> list[tuple[int, str, str, str | None, bool]]:
+        """Entries of the quarantine that are to be stored: id, root, name, tenant, whether a rule names it."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT id, root, name, tenant, by_rule FROM quarantine_retry WHERE outcome IS NULL "
+                "ORDER BY id LIMIT ?",
+                (most,),
+            ).fetchall()
+        return [(row_id, root, name, tenant, bool(by_rule)) for row_id, root, name, tenant, by_rule in rows]
+
+    def answer_retry(self, row_id: int, outcome: str) -> None:
+        """Tells whoever asked what became of an entry: an empty text where it is stored, else why not."""
+        with self._lock:
+            self._connection.execute("UPDATE quarantine_retry SET outcome = ? WHERE id = ?", (outcome, row_id))
 
     def prune(self, before: int, most: int) -> int:
         """Takes the payload of rows that were delivered long ago."""

@@ -15,6 +15,8 @@ class Refusal(Exception):
         super().__init__(comment)
         self.status = status
         self.tenant_value = tenant_value
+        # Values of the data set that were found before it turned out to be damaged.
+        self.values: dict[int, bytes] = {}
 
     @property
     def comment(self) -> str:

@@ -18,7 +18,7 @@ import xxhash
 
 from storescp import _core
 from storescp.durable import sync_folder
-from storescp.quarantine import FILE, NOTE, QUARANTINE
+from storescp.quarantine import DAMAGED, FILE, NOTE, QUARANTINE
 from storescp.root_identity import make_identity, read_identity
 
 log = structlog.get_logger("storescp.pure")
@@ -328,9 +328,10 @@ class Store:
             os.close(quarantine)
 
     def count_quarantined(self) -> int:
-        """Files in quarantine; none where they cannot be counted."""
+        """Files that were put aside; none where they cannot be counted."""
         try:
-            return sum(name.endswith(FILE) for name in os.listdir(self._root_path / QUARANTINE))
+            names = os.listdir(self._root_path / QUARANTINE)
+            return sum(name.endswith(FILE) and not name.startswith(DAMAGED) for name in names)
         except FileNotFoundError:
             return 0
         except OSError as error:

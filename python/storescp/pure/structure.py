@@ -119,6 +119,9 @@ def walk(data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: Walk
         found = _one_of(
             [_Walk(data, transfer_syntax, wanted, limits, way) for way in ("future", "short", "absent")], str(unknown)
         )
+    except Refusal as refusal:
+        refusal.values = found.values
+        raise
     odd = found.odd_pixel_data
     if found.pixel_data and (
         transfer_syntax in _NATIVE if found.encapsulated else _is_standard_encapsulated(transfer_syntax)

@@ -10,6 +10,7 @@ let before = null;
 
 const whole = new Intl.NumberFormat("en");
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const dayAndTime = new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "short", hour12: false });
 const day = new Intl.DateTimeFormat([], { dateStyle: "medium" });
 
 function bytes(count) {
@@ -30,6 +31,7 @@ function duration(seconds) {
   return `${Math.floor(seconds / 86400)} days`;
 }
 
+const moment = (seconds) => dayAndTime.format(new Date(seconds * 1000));
 const time = (seconds) => clock.format(new Date(seconds * 1000));
 
 // --- elements
@@ -151,7 +153,8 @@ function showAssociations(now) {
 
 function showInstances(now) {
   table("latest", now.latest, (one) => one.number, (one) => {
-    const answer = one.status !== "0000" ? badge(`${one.status} refused`, "bad")
+    const answer = one.status === "B007" ? badge("B007 in quarantine", "warn")
+      : one.status !== "0000" ? badge(`${one.status} refused`, "bad")
       : one.transcode_failure ? badge("stored, not transcoded", "warn") : badge("stored", "good");
     const syntax = one.transcoded ? `${one.received_as}, stored as ${one.stored_as}` : one.received_as;
     const picture = one.has_picture
@@ -215,8 +218,9 @@ const FINDINGS = {
 };
 
 function showStorage(now) {
-  const { findings, replaced_files: files, replaced_bytes: kept, replaced_max_bytes: most } = now.storage;
+  const { findings, replaced_files: files, replaced_bytes: kept, replaced_max_bytes: most, damaged, damaged_bytes: held, damaged_max_bytes: bound } = now.storage;
   const rows = Object.entries(FINDINGS).map(([kind, [name, text]]) => ({ name, text, count: findings[kind] }));
+  rows.push({ name: "Damaged", text: `Damaged data sets in quarantine, which senders take for stored, ${bytes(held)} of ${bytes(bound)}: storescpd quarantine list`, count: damaged });
   rows.push({ name: "Replaced", text: `Kept for a while in .replaced: ${bytes(kept)} of ${bytes(most)}`, count: files, isFine: true });
   table("storage", rows, (one) => one.name, (one) => element("tr", {}, cell(one.name),
     element("td", { class: "number" }, one.count && !one.isFine ? badge(whole.format(one.count), "bad") : whole.format(one.count)),
@@ -234,7 +238,10 @@ function show(now) {
   $("patient-note").hidden = now.shows_patient_data;
   $("title").textContent = now.ae_title;
   document.title = `${now.ready ? "" : "(!) "}${now.ae_title} - storescp`;
-  setState(now.ready ? "ready" : "down", now.ready ? "Ready" : `Not ready: ${now.reasons.join(", ")}`);
+  const { damaged, damaged_since: since } = now.storage;
+  const waits = damaged ? `; ${whole.format(damaged)} damaged data set${damaged === 1 ? " waits" : "s wait"} in quarantine${since === null ? "" : ` since ${moment(since)}`}` : "";
+  // Without a state of its own it has the colour of a warning.
+  setState(!now.ready ? "down" : damaged ? "attention" : "ready", (now.ready ? "Ready" : `Not ready: ${now.reasons.join(", ")}`) + waits);
   $("facts").textContent = `version ${now.version}, listens on ${now.host}, durability ${now.durability}, up ${duration(now.now - now.began)}`;
   showTiles(now);
   showCharts();
