@@ -86,6 +86,11 @@ def test_the_statement_is_that_of_the_configuration() -> None:
     statement = Statement(settings).markdown
     assert "At most 7 associations" in statement
     assert "1.2.840.10008.1.2.4.90 |" not in statement
+    assert "B007 is never sent" in statement
+    assert "| B007 |" not in statement
+    keeping = Statement(Settings(dicom_store_scp=DicomStoreScp(malformed="quarantine"))).markdown
+    assert "| B007 | Warning: Data Set Does Not Match SOP Class | in quarantine: " in keeping
+    assert "must not take B007 for delivered" in keeping
     assert "1.2.840.10008.1.2.2 |" in statement
     for number in (
         "## 1 ",

@@ -25,7 +25,7 @@ StartService = Callable[..., ServiceProcess]
 # What survives the end of the process does so at each of them; a file has a name from the start at the first alone.
 DURABILITIES = [{"STORESCP_LOCAL_STORAGE__DURABILITY": durability} for durability in ("full", "none")]
 ONLY_WHERE_SYNCED = {"data_written", "journal_written", "journal_synced"}
-ONLY_WHERE_REPLACED = "put_aside"  # test_replaced.py
+ELSEWHERE = {"put_aside", "damaged_written", "damaged_noted", "damaged_named"}  # test_replaced.py, test_damaged.py
 
 
 @pytest.mark.timeout(0)
@@ -98,7 +98,7 @@ def slice_to_transcode_now_and_then(ledger: Ledger) -> Make:
 
 @pytest.mark.timeout(0)
 def test_kill_at_each_step_of_the_commit(start_service: StartService, fail_points: dict[str, str]) -> None:
-    names = [name for name in names_of_fail_points(fail_points) if name != ONLY_WHERE_REPLACED]
+    names = [name for name in names_of_fail_points(fail_points) if name not in ELSEWHERE]
     repeats = rounds(20, 1)
     row = Row(f"R2 kill at each of {len(names)} fail points", repeats * len(names))
     ledger = Ledger()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from storescp.pure.store import file_meta
+from support.damage import KEEPS, QUARANTINED, send, truncated
 from support.instances import CT, ct_slice
 from support.licences import licence_issued, section
 from support.load import again_and_again
@@ -159,6 +160,20 @@ def test_a_licence_that_has_ended_is_shown_on_a_page_that_is_ready(start_service
         assert "storescpd license issue --client-id ID DIR" in note
         assert "SIGHUP" in note
     assert complaints == []
+
+
+def test_damaged_data_sets_are_in_the_verdict(start_service: StartService) -> None:
+    service = start_service(env=HTTP | KEEPS)
+    port = http_port(service)
+    assert [answer.status for answer in send(service, truncated(1), truncated(2))] == [QUARANTINED] * 2
+    with chromium() as (page, complaints):
+        show(page, port, ready=False)
+        page.wait_for_selector("#state[data-state=attention]", timeout=15000)
+        assert "Ready; 2 damaged data sets wait in quarantine since " in page.inner_text("#state")
+        assert "B007 in quarantine" in page.inner_text("#latest-table")
+        assert "storescpd quarantine retry" in page.inner_text("#warnings")
+        assert "Damaged" in page.inner_text("#storage-table")
+        assert complaints == []
 
 
 def test_the_page_asks_for_the_token(start_service: StartService) -> None:

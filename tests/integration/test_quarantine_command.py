@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     for instance in INSTANCES:
         leave_undecided(root, path_of(instance))
         with (root / path_of(instance)).open("ab") as file:
-            file.write(b"\0\0")
+            file.write(b"\1\1")
     with opened("python", root) as engine:
         assert engine.start_up().quarantined_count == COUNT
     _, second, third = names(root)

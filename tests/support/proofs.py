@@ -25,6 +25,11 @@ ELSEWHERE: dict[str, list[str]] = {
         "hostile/test_audit.py::test_messages_go_to_syslog_over_tcp_and_tls",
         "hostile/test_audit.py::test_messages_go_to_a_file",
     ],
+    "damaged-data-sets": [
+        "integration/test_damaged.py::test_each_kind_of_damage_is_kept_as_received_with_its_note",
+        "integration/test_damaged.py::test_it_is_refused_unless_configured",
+        "integration/test_damaged.py::test_the_bound_holds_also_after_a_restart_and_operators_make_room",
+    ],
     "private-attributes": ["integration/test_storage.py::test_tenant_of_the_private_element"],
 }
 
