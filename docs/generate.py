@@ -273,6 +273,9 @@ def _field(found: dict[str, Any], schema: dict[str, Any]) -> tuple[str, str]:
         return "constant", f"`{json.dumps(found['const'])}`"
     if "enum" in found:
         return "one of", ", ".join(f"`{value}`" for value in found["enum"])
+    if found["type"] == "array":
+        codes = ", ".join(f"`{code}`" for code in found["items"]["enum"])
+        return "list", f"{found['description']}; of {codes}"
     kinds = found["type"] if isinstance(found["type"], list) else [found["type"]]
     names = {"string": "text", "integer": "number", "null": "null"}
     content = [found["description"]]
