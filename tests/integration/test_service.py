@@ -345,9 +345,14 @@ def test_outbox_status_works_while_the_service_runs(scp: ServiceProcess) -> None
         assert association.store(1, CT, instance.sop_instance, instance.dataset).status == 0
         association.release()
     scp.records(count=1)
-    result = run_in_process("-o", str(scp.root), "outbox", "status")
-    assert result.returncode == 0
-    assert "instances 1" in result.stdout
+
+    def shows_one() -> bool:
+        result = run_in_process("-o", str(scp.root), "outbox", "status")
+        assert result.returncode == 0
+        return "instances 1\n" in result.stdout
+
+    # Its record is published out of memory, a moment before its row is in the database.
+    wait_until(shows_one)
     assert run_in_process("-o", str(scp.root / "nothing"), "outbox", "status").returncode == 1
 
 
