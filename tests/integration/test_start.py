@@ -136,7 +136,8 @@ def test_a_root_that_cannot_be_one_is_exit_78(tmp_path: Path, place: str) -> Non
     code, said = both("-o", str(roots[place]))
     assert code == 78
     assert "storage.root" in said
-    assert str(roots[place]) in said
+    # Values are shown up to a length.
+    assert str(roots[place])[:150] in said
 
 
 @pytest.mark.parametrize("locked", [".", "data", "data/.outbox"])

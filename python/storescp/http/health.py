@@ -149,7 +149,7 @@ _BUILD = Family(GaugeMetricFamily, "storescp_build_info", "What runs.", ("versio
 # Of `StorageState`: what needs an operator.
 FINDINGS = ("quarantined", "changed", "missing", "unreadable", "undecided")
 METRICS = (
-    _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _FREE,
+    _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _ANOMALIES, _FREE,
     _FINDINGS, _REPLACED_FILES, _REPLACED_BYTES, _REPLACED_LIMIT, _REPLACED,
     _DAMAGED, _DAMAGED_BYTES, _DAMAGED_LIMIT, _DAMAGED_SINCE,
     _PENDING, _OLDEST, _SET_ASIDE, _STALE, _PUBLISHED, _LICENCE, _READY, _BUILD,

@@ -250,7 +250,7 @@ class _Walk:
         form = "short" if vr in _SHORT else "long"
         if form == "long" and vr not in _KNOWN_LONG:
             form = self._form_of(tag, vr)
-            if tag == PIXEL_DATA:
+            if tag == PIXEL_DATA and form != "absent":
                 self.odd_pixel_data = True
             self.anomalies.add("illegal_vr")
             vr = b"UN"

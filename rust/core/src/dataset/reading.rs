@@ -397,7 +397,7 @@ impl Reading {
                 let at = self.position;
                 self.position += size as u64;
                 if has_illegal_vr {
-                    self.note_illegal_vr(tag);
+                    self.note_illegal_vr(tag, vr);
                 }
                 let taken = self.element(tag, vr, length, encoding, at);
                 self.or_passed_over(taken)

@@ -185,8 +185,9 @@ impl Reading {
         Ok(())
     }
 
-    pub(super) fn note_illegal_vr(&mut self, tag: Tag) {
-        if tag == PIXEL_DATA {
+    pub(super) fn note_illegal_vr(&mut self, tag: Tag, vr: Option<VR>) {
+        // In the implicit form nothing is unclear.
+        if tag == PIXEL_DATA && vr.is_some() {
             self.anomalies.insert_in_pixel_data(Anomaly::IllegalVr);
         } else {
             self.anomalies.insert(Anomaly::IllegalVr);
