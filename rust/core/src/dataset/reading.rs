@@ -330,6 +330,12 @@ impl Reading {
                         return (Look::Incomplete(needed), rest);
                     }
                 }
+                Look::Unknown(header) => {
+                    // Its last byte is fed again, so that there is one even where the piece ends with it.
+                    self.header_len -= 1;
+                    let fed = bytes.len() - rest.len();
+                    return (Look::Unknown(header), bytes.get(fed - 1..).unwrap_or_default());
+                }
                 look => return (look, rest),
             }
         }

@@ -209,6 +209,16 @@ fn illegal_value_representations_are_read_as_others_read_them() {
 }
 
 #[test]
+fn an_illegal_value_representation_may_end_the_data_set() {
+    let last = [
+        short(0x0020, 0x000D, *b"UI", b"1.2.3\0"),
+        short(0x4A00, 0, *b"J\0", b""),
+    ]
+    .concat();
+    assert_eq!(anomalies(&last), ["illegal_vr"]);
+}
+
+#[test]
 fn an_illegal_value_representation_that_no_reading_explains_is_named() {
     for vr in [*b"??", *b"  ", [0, 0]] {
         let bytes = with_sequence(&odd(vr, &[&[0, 0, 20, 0, 0, 0][..], HISTORY].concat()));
