@@ -49,7 +49,7 @@ class CoreBug(StorescpError):
 
 
 class LicenceError(StorescpError):
-    """The licence does not allow to serve. The text never shows the expected values."""
+    """The licence does not allow to serve. The text never shows a hash code."""
 
 
 class BindError(StorescpError):
