@@ -78,8 +78,8 @@ def test_a_peer_that_is_no_dicom_service_is_named(command: str, answer: bytes) -
     [
         ((2, 3, 1), "it is busy, full or stopping for the time being; trying again later may help"),
         ((2, 3, 2), "it has as many associations as it allows; trying again later may help"),
-        ((1, 1, 7), "it does not know the called AE title (--called)"),
-        ((1, 1, 3), "it does not accept the calling AE title (--calling)"),
+        ((1, 1, 7), "it does not know the called AE title ANY-SCP (--called)"),
+        ((1, 1, 3), "it does not accept the calling AE title STORESCU (--calling)"),
         ((1, 2, 9), "for a reason that PS3.8 does not know"),
     ],
 )
