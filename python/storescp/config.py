@@ -24,6 +24,7 @@ from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Settings
 
 ENV_PREFIX = "STORESCP_"
+_ENVIRONMENT = "environment"
 _DELIMITER = "__"
 _CERTIFICATE_DEFAULTS = {"client_certificate": "client.pem", "ca_certificate": "ca.pem"}
 # Kubernetes sets these in every pod beside a service whose name begins with "storescp".
@@ -77,6 +78,11 @@ class Configuration:
         """Where the value of a key comes from, or its table where it has no value."""
         return _nearest_source(tuple(key.split(".")), self.layers)
 
+    def is_given(self, key: str) -> bool:
+        """Whether an option or the file has a value for a key."""
+        location = tuple(key.split("."))
+        return _source_of(location, [layer for layer in self.layers if layer.name != _ENVIRONMENT]) is not None
+
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Every key with its value, secrets masked, and its source."""
         for key, value in _flatten(self.settings):
@@ -110,7 +116,7 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
     problems: list[ConfigProblem] = []
     layers = [
         _source("option", _nest(options), problems),
-        _source("environment", _environment(warnings, problems), problems),
+        _source(_ENVIRONMENT, _environment(warnings, problems), problems),
     ]
     if file is not None:
         layers.append(_read_file(file, warnings, problems))
@@ -194,7 +200,7 @@ def _environment(warnings: list[str], problems: list[ConfigProblem]) -> Layer:
             except (ValueError, RecursionError):
                 is_list = info is not None and _mentions(info.annotation, tuple)
                 expected = f"{_list_expected(info)} in JSON" if info is not None and is_list else "a table in JSON"
-                problems.append(ConfigProblem(".".join(location), None, expected, "environment"))
+                problems.append(ConfigProblem(".".join(location), None, expected, _ENVIRONMENT))
                 continue
         table = layer
         for part in location[:-1]:

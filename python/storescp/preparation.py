@@ -33,7 +33,7 @@ from storescp.licence import Licence
 from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.network.identity import Users
 from storescp.network.tls import load_tls
-from storescp.roots import check_root, make_root, storage_roots
+from storescp.roots import IN_USE, check_root, make_root, storage_roots
 from storescp.settings import Settings
 
 if TYPE_CHECKING:
@@ -205,7 +205,9 @@ def _open_engine(settings: Settings, engine: str) -> Engine:
 
             return PureEngine(settings)
         return _core.Engine(engine_config(settings))
-    except TemporaryFailure:
+    except TemporaryFailure as error:
+        if str(error).endswith(IN_USE):
+            raise TemporaryFailure(f"{error}: stop it, or give this one another storage.root (-o)") from None
         raise
     except CoreError as error:
         problem = ConfigProblem(key, str(root), f"a usable storage root ({error})", "configuration")
