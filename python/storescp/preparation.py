@@ -63,7 +63,10 @@ class Prepared:
             ConfigError: the storage root cannot be used.
             TemporaryFailure: the storage root cannot be used now.
         """
-        return self.opening.result()
+        try:
+            return self.opening.result()
+        except ConfigError as error:
+            raise _with_sources(error, self.configuration) from None
 
 
 @dataclass
@@ -127,7 +130,10 @@ def prepare(configuration: Configuration, engine_name: str) -> Iterator[Prepared
     settings = configuration.settings
     checked = check(configuration, engine_name)
     _raise_descriptor_limit()
-    licence = checked.licence or evaluation_licence(settings)
+    try:
+        licence = checked.licence or evaluation_licence(settings)
+    except ConfigError as error:
+        raise _with_sources(error, configuration) from None
     watch = LicenceWatch(licence, configuration)
     kafka = _kafka_sink(settings)
     trail = Trail(settings)

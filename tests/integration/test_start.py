@@ -149,6 +149,7 @@ def test_a_root_where_no_folder_can_be_made_is_exit_78(engine: str) -> None:
     assert done.returncode == 78
     [line] = done.stderr.splitlines()
     assert "storage.root = /proc/data: expected a folder that can be " in line
+    assert line.endswith(" (from option)")
 
 
 @pytest.mark.parametrize("locked", [".", "data", "data/.outbox"])
