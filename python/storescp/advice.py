@@ -306,7 +306,8 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
         ),
         "malformed_request": Advice(
             "What came is not an A-ASSOCIATE-RQ.",
-            "Is the sender a DICOM device, and does it mean this port? TLS has its own port or takes this one.",
+            "Is the sender a DICOM device? TLS connections go to tls.port; where tls.port is not set, the DICOM port "
+            "takes TLS only.",
         ),
         "request_timeout": Advice(
             "The connection was opened and no whole request came in time.",

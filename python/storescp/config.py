@@ -21,9 +21,11 @@ from pydantic.fields import FieldInfo
 
 from storescp import masking, rdkafka
 from storescp.errors import ConfigError, ConfigProblem
+from storescp.expected import examples, of_type
 from storescp.settings import OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Settings
 
 ENV_PREFIX = "STORESCP_"
+_ENVIRONMENT = "environment"
 _DELIMITER = "__"
 _CERTIFICATE_DEFAULTS = {"client_certificate": "client.pem", "ca_certificate": "ca.pem"}
 # Kubernetes sets these in every pod beside a service whose name begins with "storescp".
@@ -77,6 +79,11 @@ class Configuration:
         """Where the value of a key comes from, or its table where it has no value."""
         return _nearest_source(tuple(key.split(".")), self.layers)
 
+    def is_given(self, key: str) -> bool:
+        """Whether an option or the file has a value for a key."""
+        location = tuple(key.split("."))
+        return _source_of(location, [layer for layer in self.layers if layer.name != _ENVIRONMENT]) is not None
+
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Every key with its value, secrets masked, and its source."""
         for key, value in _flatten(self.settings):
@@ -110,7 +117,7 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
     problems: list[ConfigProblem] = []
     layers = [
         _source("option", _nest(options), problems),
-        _source("environment", _environment(warnings, problems), problems),
+        _source(_ENVIRONMENT, _environment(warnings, problems), problems),
     ]
     if file is not None:
         layers.append(_read_file(file, warnings, problems))
@@ -192,9 +199,7 @@ def _environment(warnings: list[str], problems: list[ConfigProblem]) -> Layer:
             try:
                 value = json.loads(text)
             except (ValueError, RecursionError):
-                is_list = info is not None and _mentions(info.annotation, tuple)
-                expected = f"{_list_expected(info)} in JSON" if info is not None and is_list else "a table in JSON"
-                problems.append(ConfigProblem(".".join(location), None, expected, "environment"))
+                problems.append(_no_json(name, text, location, info))
                 continue
         table = layer
         for part in location[:-1]:
@@ -203,6 +208,15 @@ def _environment(warnings: list[str], problems: list[ConfigProblem]) -> Layer:
             table = inner if isinstance(inner, dict) else {}
         table[location[-1]] = value
     return layer
+
+
+def _no_json(name: str, text: str, location: Location, info: FieldInfo | None) -> ConfigProblem:
+    """A variable whose value is not JSON; the value is shown where no secret may be in it."""
+    key, source = ".".join(location), f"{_ENVIRONMENT} variable {name}"
+    if info is None or not _mentions(info.annotation, tuple):
+        return ConfigProblem(key, None, "a table in JSON", source)
+    shown = None if _model_of(info.annotation) else _shortened(json.dumps(text))
+    return ConfigProblem(key, shown, f"{_list_expected(info)} in JSON", source)
 
 
 def _of_no_section(name: str, text: str) -> Iterator[str]:
@@ -416,26 +430,22 @@ def _problem(kind: str, message: str, location: Location, value: Any, layers: Se
         return ConfigProblem(key, None, f"a known key{_did_you_mean(_similar_keys(location))}", source)
     if kind == "missing":
         return ConfigProblem(key, None, "a value (the key is missing)", source)
-    expected = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    info = _field_at(location)
     if kind in ("model_type", "model_attributes_type"):
-        expected = "a table"
+        wanted = "a table"
     elif kind == "tuple_type":
-        info = _field_at(location)
-        expected = "a list" if info is None else _list_expected(info)
-    return ConfigProblem(key, _show_given(location, value), expected, source)
+        wanted = "a list" if info is None else _list_expected(info)
+    else:
+        said = message.removeprefix("Value error, ").removeprefix("Input should be ")
+        wanted = of_type(kind, info) or said
+    return ConfigProblem(key, _show_given(location, value), wanted, source)
 
 
 def _list_expected(info: FieldInfo) -> str:
     """What a list is called, with an example."""
     if _model_of(info.annotation) is not None:
         return "a list of tables"
-    return f"a list, for example {json.dumps(_examples(info.annotation))}"
-
-
-def _examples(annotation: Any) -> list[Any]:
-    """Those of the values of a list."""
-    own = [one for part in getattr(annotation, "__metadata__", ()) for one in getattr(part, "examples", None) or ()]
-    return own or next((found for found in map(_examples, get_args(annotation)) if found), [])
+    return f"a list, for example {json.dumps(examples(info.annotation))}"
 
 
 def _similar_keys(location: Location) -> list[str]:
@@ -444,7 +454,8 @@ def _similar_keys(location: Location) -> list[str]:
     parent = _field_at(above) if above else None
     model = _model_of(parent.annotation) if parent is not None else None if above else Settings
     if model is not None:
-        names = {key: ".".join((*above, key)) for key in model.model_fields}
+        is_in_list = any(part.isdecimal() for part in above)
+        names = {key: key if is_in_list else ".".join((*above, key)) for key in model.model_fields}
         if not above:
             names |= OTHER_SECTION_NAMES
         for other, key in OTHER_KEY_NAMES.items():
@@ -526,7 +537,10 @@ def _show_given(location: Location, value: Any) -> str | None:
         return masking.MASK
     if not _is_plain(value) or _may_hold_secret(info.annotation):
         return None
-    shown = json.dumps(value, default=str)
+    return _shortened(json.dumps(value, default=str))
+
+
+def _shortened(shown: str) -> str:
     return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
 
 
@@ -550,9 +564,21 @@ def _nearest_source(location: Location, layers: Sequence[Source]) -> str:
     """Where a key comes from, or the table or list that it is in."""
     while location:
         if source := _source_of(location, layers):
-            return source
+            return _variable(location, layers) if source.partition(",")[0] == _ENVIRONMENT else source
         location = location[:-1]
     return "default"
+
+
+def _variable(location: Location, layers: Sequence[Source]) -> str:
+    """The variable of the environment that sets a key, or the table or list that it is in."""
+    written = next((layer.written for layer in layers if layer.name == _ENVIRONMENT), {}).get(location[:2])
+    parts = (*written.split("."), *location[2:]) if written else location
+    present = {name.upper(): name for name in os.environ}
+    for length in range(len(parts), 0, -1):
+        name = f"{ENV_PREFIX}{_DELIMITER.join(parts[:length])}".upper()
+        if name in present:
+            return f"{_ENVIRONMENT} variable {present[name]}"
+    return _ENVIRONMENT
 
 
 def _source_of(location: Location, layers: Sequence[Source]) -> str | None:

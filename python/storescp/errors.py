@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from storescp.expected import place
+
 # Only a person can mend these: a permission, or a path that is wrong.
 _LASTING = frozenset(
     {
@@ -49,7 +51,7 @@ class CoreBug(StorescpError):
 
 
 class LicenceError(StorescpError):
-    """The licence does not allow to serve. The text never shows the expected values."""
+    """The licence does not allow to serve. The text never shows a hash code."""
 
 
 class BindError(StorescpError):
@@ -66,7 +68,8 @@ class ConfigProblem:
     source: str
 
     def __str__(self) -> str:
-        given = self.key if self.value is None else f"{self.key} = {self.value}"
+        named = place(self.key)
+        given = named if self.value is None else f"{named} = {self.value}"
         return f"{given}: expected {self.expected} (from {self.source})"
 
 

@@ -22,6 +22,8 @@ WARN_BEFORE = timedelta(days=30)
 _LONGEST_CHAIN = 5
 _DER_UTF8_STRING = 0x0C
 _COMMON_NAME_CHARACTERS = 64  # RFC 5280 A.1, ub-common-name
+_COMPARE = "Compare with 'storescpd license show'"
+_CORRECT_PATH = "Correct the path"
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ def read_certificates(file: Path, what: str) -> list[x509.Certificate]:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise LicenceError(f"{what} {file} cannot be read: {error.strerror}") from None
+        raise LicenceError(
+            f"{what} {file} cannot be read: {error.strerror}. {_CORRECT_PATH}, or its permissions"
+        ) from None
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError:
-        raise LicenceError(f"{what} {file} holds no PEM certificate") from None
+        raise LicenceError(f"{what} {file} holds no PEM certificate. {_CORRECT_PATH}") from None
 
 
 def read_licence(client_certificate: Path, hash_code_oid: str) -> tuple[Licence, list[x509.Certificate]]:
@@ -88,7 +92,8 @@ def read_licence(client_certificate: Path, hash_code_oid: str) -> tuple[Licence,
     try:
         extension = leaf.extensions.get_extension_for_oid(x509.ObjectIdentifier(hash_code_oid))
     except x509.ExtensionNotFound:
-        raise LicenceError(f"{called} has no extension {hash_code_oid} (the hash code)") from None
+        reason = f"{called} has no extension {hash_code_oid} (the hash code)"
+        raise LicenceError(f"{reason}. {_CORRECT_PATH} or hash_code_oid") from None
     except ValueError:
         raise LicenceError(f"the extensions of {called} cannot be read") from None
     if not isinstance(extension.value, x509.UnrecognizedExtension):
@@ -122,28 +127,39 @@ def validate_client_certificate(
     Whether the licence has ended is not an error here: the caller decides what that means (`Licence.has_ended`).
 
     Raises:
-        LicenceError: with one clear line that never shows the expected values.
+        LicenceError: with one clear line that never shows a hash code.
     """
     now = now or datetime.now(UTC)
     licence, certificates = read_licence(client_certificate, hash_code_oid)
     called = f"the client certificate {client_certificate}"
     _check_purpose(certificates[0], called)
-    authorities = _chain(certificates, read_certificates(ca_certificate, "the CA certificate"))
+    anchors = read_certificates(ca_certificate, "the CA certificate")
+    authorities = _chain(certificates, anchors)
     if authorities is None:
-        raise LicenceError(f"{called} was not issued by the configured CA {ca_certificate}")
+        raise LicenceError(f"{called} was not issued by the configured CA {ca_certificate}: {_names(licence, anchors)}")
     begin = max(licence.not_before, *(authority.not_valid_before_utc for authority in authorities))
     end = min(licence.not_after, *(authority.not_valid_after_utc for authority in authorities))
     if begin > end:
         raise LicenceError(f"{called} and the certificates of its CA {ca_certificate} are never valid together")
     if now < begin:
-        raise LicenceError(f"the licence {client_certificate} is not valid before {shown(begin)}")
+        reason = f"the licence {client_certificate} is not valid before {shown(begin)}"
+        raise LicenceError(f"{reason}. Look at the clock: it is {shown(now)}")
     same_client = hmac.compare_digest(licence.client_id.encode(), client_id.encode())
     same_hash = hmac.compare_digest(licence.hash_code.encode(), license_key.encode())
     if not same_client:
-        raise LicenceError(f"the common name of {called} is not the configured client_id")
+        found = f"the common name {licence.client_id!r} of {called}"
+        raise LicenceError(f"{found} is not the configured client_id {client_id!r}. {_COMPARE}")
     if not same_hash:
-        raise LicenceError(f"the hash code of {called} is not the configured license_key")
+        raise LicenceError(f"the hash code of {called} is not the configured license_key. {_COMPARE}")
     return replace(licence, not_before=begin, not_after=end)
+
+
+def _names(licence: Licence, anchors: list[x509.Certificate]) -> str:
+    """Who issued a client certificate and who was configured, for an error."""
+    configured = " and ".join(dict.fromkeys(anchor.subject.rfc4514_string() for anchor in anchors))
+    if licence.issuer == configured:
+        return f"both are named {configured}, with different keys. {_CORRECT_PATH}"
+    return f"its issuer is {licence.issuer}, and the configured CA is {configured}. {_CORRECT_PATH}"
 
 
 def _chain(certificates: list[x509.Certificate], anchors: list[x509.Certificate]) -> list[x509.Certificate] | None:
@@ -227,7 +243,9 @@ def issue_licence(client_id: str, days: int, directory: Path) -> IssuedLicence:
     names = ("ca.pem", "ca.key", "client.pem", "client.key")
     existing = [name for name in names if (directory / name).exists()]
     if existing:
-        raise LicenceError(f"{directory} holds {', '.join(existing)} already; a licence is never overwritten")
+        raise LicenceError(
+            f"{directory} holds {', '.join(existing)} already; a licence is never overwritten. Choose another folder"
+        )
     now = datetime.now(UTC)
     begin, end = now - timedelta(minutes=5), now + timedelta(days=days)
     ca_key, client_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

@@ -183,19 +183,16 @@ def checked_licence(settings: Settings) -> Licence:
     if section is None:
         raise LicenceError(
             "the configuration has no [dicom_license_server] section. Make a licence and add what is printed:\n"
-            "  python -m storescp license issue --client-id ID DIRECTORY\n"
-            "  python -m storescp license verify -c CONFIG"
+            "  storescpd license issue --client-id ID DIRECTORY\n"
+            "  storescpd license verify -c CONFIG"
         )
-    try:
-        return validate_client_certificate(
-            client_certificate=section.client_certificate,
-            ca_certificate=section.ca_certificate,
-            client_id=section.client_id,
-            license_key=section.license_key.get_secret_value(),
-            hash_code_oid=section.hash_code_oid,
-        )
-    except LicenceError as error:
-        raise LicenceError(f"{error}. {RENEW_AND_START}") from None
+    return validate_client_certificate(
+        client_certificate=section.client_certificate,
+        ca_certificate=section.ca_certificate,
+        client_id=section.client_id,
+        license_key=section.license_key.get_secret_value(),
+        hash_code_oid=section.hash_code_oid,
+    )
 
 
 def configured_licence(settings: Settings, now: datetime | None = None) -> Licence:

@@ -11,8 +11,8 @@ from storescp.errors import LinkError
 _REJECTIONS = {
     (1, 1): "it gives no reason",
     (1, 2): "it does not know the application context",
-    (1, 3): "it does not accept the calling AE title (--calling)",
-    (1, 7): "it does not know the called AE title (--called)",
+    (1, 3): "it does not accept the calling AE title {calling} (--calling)",
+    (1, 7): "it does not know the called AE title {called} (--called)",
     (2, 1): "it gives no reason",
     (2, 2): "it does not know the protocol version",
     (3, 1): "it is busy, full or stopping for the time being",
@@ -53,6 +53,14 @@ class Link(Protocol):
         """Host name or address."""
 
     @property
+    def calling(self) -> str:
+        """Our AE title."""
+
+    @property
+    def called(self) -> str:
+        """The AE title that the peer was called by."""
+
+    @property
     def tls(self) -> object | None:
         """What encrypts."""
 
@@ -77,6 +85,7 @@ def no_association(link: Link, error: LinkError, connect_seconds: float, wait_se
 def _rejection(link: Link, error: LinkError) -> str:
     result, *cause = error.numbers
     why = _REJECTIONS.get((cause[0], cause[1]), "for a reason that PS3.8 does not know")
+    why = why.format(calling=link.calling, called=link.called)
     if tuple(cause) == _NO_REASON:
         # So are users answered that are missing or wrong: there is no reason of its own for them.
         why += "; it may not accept the user" if link.user else "; it may ask for a user (--user)"

@@ -15,10 +15,10 @@ from pydicom.filereader import read_partial
 
 from storescp import _core
 from storescp.errors import LinkError, StorescpError
+from storescp.file_faults import CUT_SHORT, HEAD_BYTES, header_fault, lacks_prefix
 from storescp.link_failures import no_association, said_of_connection
 
 _SOP_INSTANCE_UID = 0x00080018
-_PREAMBLE_BYTES = 128  # PS3.10 7.1
 _MAX_CONTEXTS = 128
 _TIMEOUT_SECONDS = 60
 _CONNECT_SECONDS = 10
@@ -114,20 +114,31 @@ def read_header(path: Path) -> OutgoingFile:
         raise PeerError(f"{path}: not a file")
     try:
         with path.open("rb") as file:
-            has_prefix = file.read(_PREAMBLE_BYTES + 4)[_PREAMBLE_BYTES:] == b"DICM"
+            fault = lacks_prefix(file.read(HEAD_BYTES))
     except OSError as error:
         raise PeerError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not has_prefix:
-        raise PeerError(f"{path}: not a DICOM file (PS3.10)")
+    if fault:
+        raise PeerError(f"{path}: {fault}")
+    passed: list[int] = []
+
+    def is_behind(tag: int, _vr: str | None, _length: int) -> bool:
+        if tag > _SOP_INSTANCE_UID:
+            passed.append(tag)
+        return bool(passed)
+
     try:
         with path.open("rb") as file:
-            dataset = read_partial(file, stop_when=lambda tag, _vr, _length: tag > _SOP_INSTANCE_UID)
+            dataset = read_partial(file, stop_when=is_behind)
         sop_class, sop_instance = str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", ""))
         syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     except Exception:  # noqa: BLE001 - pydicom raises whatever a damaged file leads to
-        raise PeerError(f"{path}: a DICOM file whose header is damaged") from None
-    if not sop_class or not sop_instance or not syntax:
-        raise PeerError(f"{path}: names no SOP class, SOP instance or transfer syntax")
+        raise PeerError(f"{path}: {header_fault(path)}") from None
+    if not syntax:
+        raise PeerError(f"{path}: {header_fault(path)}")
+    if not sop_class or not sop_instance:
+        # Where no element follows, the file ends before its UIDs.
+        missing = "SOP class" if not sop_class else "SOP instance"
+        raise PeerError(f"{path}: {f'a DICOM file that names no {missing}' if passed else CUT_SHORT}")
     return OutgoingFile(path, sop_class, sop_instance, syntax, path.stat().st_size)
 
 

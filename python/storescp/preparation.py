@@ -33,7 +33,7 @@ from storescp.licence import Licence
 from storescp.licensing import LicenceWatch, configured_licence, evaluation_licence
 from storescp.network.identity import Users
 from storescp.network.tls import load_tls
-from storescp.roots import check_root, make_root, storage_roots
+from storescp.roots import IN_USE, check_root, make_root, storage_roots
 from storescp.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,10 @@ class Prepared:
             ConfigError: the storage root cannot be used.
             TemporaryFailure: the storage root cannot be used now.
         """
-        return self.opening.result()
+        try:
+            return self.opening.result()
+        except ConfigError as error:
+            raise _with_sources(error, self.configuration) from None
 
 
 @dataclass
@@ -127,7 +130,10 @@ def prepare(configuration: Configuration, engine_name: str) -> Iterator[Prepared
     settings = configuration.settings
     checked = check(configuration, engine_name)
     _raise_descriptor_limit()
-    licence = checked.licence or evaluation_licence(settings)
+    try:
+        licence = checked.licence or evaluation_licence(settings)
+    except ConfigError as error:
+        raise _with_sources(error, configuration) from None
     watch = LicenceWatch(licence, configuration)
     kafka = _kafka_sink(settings)
     trail = Trail(settings)
@@ -205,7 +211,9 @@ def _open_engine(settings: Settings, engine: str) -> Engine:
 
             return PureEngine(settings)
         return _core.Engine(engine_config(settings))
-    except TemporaryFailure:
+    except TemporaryFailure as error:
+        if str(error).endswith(IN_USE):
+            raise TemporaryFailure(f"{error}: stop it, or give this one another storage.root (-o)") from None
         raise
     except CoreError as error:
         problem = ConfigProblem(key, str(root), f"a usable storage root ({error})", "configuration")

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from storescp.errors import ConfigError, TemporaryFailure, start_failure
+from storescp.errors import ConfigError, ConfigProblem, TemporaryFailure, start_failure
 from storescp.files import check_folder
 from storescp.settings import Settings
 
 IDENTITY = Path(".outbox", "identity")
 _OUR_FOLDERS = (".incoming", ".outbox")
+# As the core says it too.
+IN_USE = "another process serves this storage root"
 
 
 def storage_roots(settings: Settings) -> Iterator[tuple[str, Path]]:
@@ -56,6 +58,11 @@ def make_root(settings: Settings) -> None:
     if create:
         try:
             root.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            # Not for want of a mount: the folder above is there, and takes none, as /proc.
+            above = _first_that_exists(root.parents)
+            expected = f"a folder that can be made: {above} takes no folder ({error.strerror})"
+            raise ConfigError(ConfigProblem(key, str(root), expected, "configuration")) from None
         except OSError as error:
             raise root_failure(key, root, error) from None
 

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
 from storescp import _core, quantities
+from storescp.names import transfer_syntax_like
 from storescp.network.identity import SubjectPattern
 
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -63,14 +64,20 @@ TARGETS = tuple(uid for uid, _name, _decodes, encodes in _core.transfer_syntaxes
 
 def _uid(text: str) -> str:
     if len(text) > _UID_CHARACTERS or not _UID.fullmatch(text):
-        raise ValueError("a UID: digits and dots, at most 64 characters")
+        raise ValueError(f"a UID: digits and dots, at most 64 characters{_did_you_mean(text)}")
     return text
 
 
 def _target(text: str) -> str:
     if text not in TARGETS:
-        raise ValueError("a lossless transfer syntax that can be encoded: " + ", ".join(sorted(TARGETS)))
+        expected = "a lossless transfer syntax that can be encoded: " + ", ".join(sorted(TARGETS))
+        raise ValueError(f"{expected}{_did_you_mean(text)}")
     return text
+
+
+def _did_you_mean(text: str) -> str:
+    found = None if _UID.fullmatch(text) else transfer_syntax_like(text)
+    return "" if found is None else f"; did you mean {found[0]} ({found[1]})?"
 
 
 def ae_title(text: str) -> str:

@@ -15,11 +15,10 @@ from pathlib import Path
 from storescp import _core
 from storescp.engine import pool_config
 from storescp.errors import CoreError, StorescpError
+from storescp.file_faults import HEAD_BYTES, header_fault
 from storescp.files import find_files
 from storescp.pure.store import file_meta, locate_dataset
 from storescp.settings import Settings
-
-_HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,16 @@ def read_source(path: Path) -> Source:
     """Reads the header of a file.
 
     Raises:
-        StorescpError: it cannot be read, or is no PS3.10 file.
+        StorescpError: it cannot be read, or is no whole PS3.10 file.
     """
     try:
         with path.open("rb") as file:
-            found = locate_dataset(file.read(_HEAD_BYTES))
+            found = locate_dataset(file.read(HEAD_BYTES))
+        fault = header_fault(path) if found is None or not found.transfer_syntax else None
     except OSError as error:
-        raise StorescpError(error.strerror or str(error)) from None
-    if found is None or not found.transfer_syntax:
-        raise StorescpError("not a PS3.10 file")
+        raise StorescpError(f"cannot be read: {error.strerror or error}") from None
+    if found is None or fault is not None:
+        raise StorescpError(fault)
     return Source(path, found.transfer_syntax, found.sop_class_uid, found.sop_instance_uid, found.offset)
 
 

@@ -132,7 +132,7 @@ def test_a_token_is_asked_for_where_it_is_configured(start_service: StartService
 def test_a_port_that_is_taken_is_exit_69(start_service: StartService) -> None:
     first = start_service(env=HTTP)
     port = http_port(first)
-    with pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1:{port}"):
+    with pytest.raises(AssertionError, match=rf"cannot listen on 127.0.0.1:{port}: .*; .* \(http.port\)"):
         start_service(root=first.root.parent / "other", env={"STORESCP_HTTP__PORT": str(port)})
 
 

@@ -15,6 +15,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, StoragePresentationContexts, evt
 
+from storescp.file_faults import CUT_SHORT
 from storescp.peer import OutgoingFile, Peer, PeerError, read_header, send
 from support.command import Done, run_in_process
 from support.peers import answering
@@ -22,6 +23,7 @@ from support.service import ServiceProcess
 
 CT_FILE = Path(str(get_testdata_file("CT_small.dcm")))
 ANSWERS_HTTP = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+END_OF_HEADER = 336  # of CT_FILE
 COMMANDS = ["echo", "send"]
 
 
@@ -78,8 +80,8 @@ def test_a_peer_that_is_no_dicom_service_is_named(command: str, answer: bytes) -
     [
         ((2, 3, 1), "it is busy, full or stopping for the time being; trying again later may help"),
         ((2, 3, 2), "it has as many associations as it allows; trying again later may help"),
-        ((1, 1, 7), "it does not know the called AE title (--called)"),
-        ((1, 1, 3), "it does not accept the calling AE title (--calling)"),
+        ((1, 1, 7), "it does not know the called AE title ANY-SCP (--called)"),
+        ((1, 1, 3), "it does not accept the calling AE title STORESCU (--calling)"),
         ((1, 2, 9), "for a reason that PS3.8 does not know"),
     ],
 )
@@ -177,6 +179,40 @@ def test_what_is_no_dicom_file_is_skipped_and_the_rest_is_sent(scp: ServiceProce
     assert len(scp.files()) == 1
 
 
+@pytest.mark.parametrize(
+    ("length", "fault"),
+    [(131, "not a DICOM file (PS3.10)"), (132, CUT_SHORT), (200, CUT_SHORT), (300, CUT_SHORT), (340, CUT_SHORT)],
+)
+def test_a_file_that_is_cut_short_is_told_in_the_same_words_by_send_and_inspect(
+    tmp_path: Path, length: int, fault: str
+) -> None:
+    cut = tmp_path / "cut.dcm"
+    cut.write_bytes(CT_FILE.read_bytes()[:length])
+    sent = run_in_process("send", "127.0.0.1", "104", str(cut))
+    assert (sent.returncode, sent.stderr.splitlines()[0]) == (1, f"skipped   {cut}: {fault}")
+    inspected = run_in_process("inspect", str(cut))
+    assert inspected.returncode == 1
+    if length < END_OF_HEADER:
+        assert inspected.stderr == f"storescp: {cut}: {fault}\n"
+    else:
+        assert "would be refused" in inspected.stdout
+
+
+def test_a_dicom_file_is_told_by_what_it_lacks(tmp_path: Path) -> None:
+    whole = CT_FILE.read_bytes()
+    for element, fault in (
+        (b"\x02\x00\x10\x00UI", "a DICOM file that names no transfer syntax"),
+        (b"\x08\x00\x18\x00UI", "a DICOM file that names no SOP instance"),
+    ):
+        # Another element in its place: a private one.
+        other = element[:2] + b"\x19\x00UI"
+        lacking = tmp_path / "lacking.dcm"
+        lacking.write_bytes(whole.replace(element, other))
+        with pytest.raises(PeerError) as error:
+            read_header(lacking)
+        assert str(error.value) == f"{lacking}: {fault}"
+
+
 def test_several_associations_send_each_file_once(scp: ServiceProcess, tmp_path: Path) -> None:
     copies(tmp_path / "files", 12)
     done = run_in_process("send", "127.0.0.1", str(scp.port), "--associations", "3", str(tmp_path / "files"))
@@ -205,7 +241,10 @@ def test_a_folder_without_dicom_files_is_nothing_to_send(tmp_path: Path) -> None
     for given in (tmp_path, tmp_path / "pipe"):
         done = run_in_process("send", "127.0.0.1", "104", str(given))
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.splitlines()[-1] == "storescp: there is nothing to send: no DICOM file was found"
+        assert (
+            done.stderr.splitlines()[-1]
+            == "storescp: there is nothing to send: no DICOM file was found that can be read"
+        )
 
 
 def test_associations_that_fail_alike_are_told_in_one_line(tmp_path: Path) -> None:

@@ -225,6 +225,22 @@ def test_verify_tells_of_a_folder_that_cannot_be_read(scp: ServiceProcess) -> No
     assert done.stdout == f"unreadable  {closed}  (Permission denied)\n"
 
 
+@pytest.mark.parametrize("command", [*ON_A_ROOT, ("quarantine", "list")], ids=" ".join)
+def test_the_root_is_named_where_neither_an_option_nor_the_file_does(
+    tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = f"storage root {tmp_path / 'storescp-data'}"
+    assert run_in_process(*command).stderr.splitlines()[0] == named
+    assert named not in run_in_process("-o", "storescp-data", *command).stderr
+    (tmp_path / "c.toml").write_text("[storage]\ndurability = 'full'\n")
+    assert run_in_process("-c", "c.toml", *command).stderr.splitlines()[0] == named
+    (tmp_path / "c.toml").write_text("[storage]\nroot = 'data'\n")
+    assert "storage root " not in run_in_process("-c", "c.toml", *command).stderr
+    elsewhere = run_in_process(*command, env={"STORESCP_STORAGE__ROOT": "/elsewhere"})
+    assert elsewhere.stderr.splitlines()[0] == "storage root /elsewhere"
+
+
 def test_a_database_that_is_damaged_inside_is_told_in_a_line(scp: ServiceProcess) -> None:
     for number in range(20):
         store(scp, number)

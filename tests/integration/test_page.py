@@ -87,6 +87,8 @@ def test_the_page_under_load_is_right_and_accessible(
         notes = page.inner_text("#warnings")
         assert "A900 SOPInstanceUID of the data set differs from the command" in notes
         assert "The sender calls itself 'OTHER', which may not come in." in notes
+        assert page.inner_text("#warnings strong:has-text('rejected')") == "An association was rejected"
+        assert "event: association.rejected" in notes
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         # Paused, the page stays as it is while it is examined.
         page.click("#pause")
@@ -183,6 +185,11 @@ def test_the_page_asks_for_the_token(start_service: StartService) -> None:
     assert [get(port, path)[0] for path in ("/status", "/events", "/thumbnails/1")] == [401] * 3
     with chromium() as (page, _):
         show(page, port, ready=False)
+        page.wait_for_selector("#token")
+        parts = [f"#{part}-none" for part in ("attention", "associations", "latest", "tenants")]
+        assert [page.inner_text(part) for part in parts] == ["Not known yet."] * 4
+        assert page.is_hidden("#patient-note")
         page.fill("#token", "secret")
         page.keyboard.press("Enter")
         page.wait_for_selector("#state[data-state=ready]", timeout=15000)
+        assert page.inner_text("#latest-none") == "None yet."

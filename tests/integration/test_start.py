@@ -41,6 +41,7 @@ def both(*options: str, env: dict[str, str] | None = None, wrapper: Sequence[str
     assert (start.returncode, start.stderr) == (check.returncode, check.stderr.replace(about, ""))
     assert start.stdout == ""
     assert "storage.root" in check.stdout
+    assert "a start would succeed" not in check.stdout
     return start.returncode, start.stderr
 
 
@@ -57,13 +58,16 @@ def test_a_root_that_another_process_serves_is_exit_75(start_service: StartServi
     [line] = result.stderr.splitlines()
     assert line.startswith("storescp: temporary failure: ")
     assert str(scp.root) in line
-    assert "another process serves this storage root" in line
+    assert line.endswith(
+        "another process serves this storage root: stop it, or give this one another storage.root (-o)"
+    )
 
 
 def test_check_config_beside_a_running_service_finds_nothing_and_takes_no_lock(start_service: StartService) -> None:
     scp = start_service()
     before = tree(scp.root)
-    assert run_in_process("-o", scp.root, "check-config").returncode == 0
+    done = run_in_process("-o", scp.root, "check-config")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "a start would succeed")
     assert tree(scp.root) == before
 
 
@@ -138,6 +142,15 @@ def test_a_root_that_cannot_be_one_is_exit_78(tmp_path: Path, place: str) -> Non
     assert "storage.root" in said
     # Values are shown up to a length.
     assert str(roots[place])[:150] in said
+
+
+@ENGINES
+def test_a_root_where_no_folder_can_be_made_is_exit_78(engine: str) -> None:
+    done = storescp("-p", "0", "-o", "/proc/data", "--engine", engine)
+    assert done.returncode == 78
+    [line] = done.stderr.splitlines()
+    assert "storage.root = /proc/data: expected a folder that can be " in line
+    assert line.endswith(" (from option)")
 
 
 @pytest.mark.parametrize("locked", [".", "data", "data/.outbox"])

@@ -51,7 +51,7 @@ def test_a_folder_is_mirrored_and_what_fails_is_named(tmp_path: Path) -> None:
     result = run_in_process("transcode", source, target, "--to", EXPLICIT)
     assert result.returncode == 1
     assert result.stdout.startswith("4 transcoded, 1 not, ")
-    assert f"not transcoded {source}/note.txt: not a PS3.10 file" in result.stderr
+    assert f"not transcoded {source}/note.txt: not a DICOM file (PS3.10)" in result.stderr
     found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
     assert found == [f"{number}/x.dcm" for number in range(4)]
     again = run_in_process("transcode", source / "0", target / "0", "--to", EXPLICIT)

@@ -43,7 +43,11 @@ class Key:
     @property
     def place(self) -> str:
         """As a message names it."""
-        return f"{self.table}.0.{self.name}" if self.in_list else str(self)
+        return self.place_named(self.name)
+
+    def place_named(self, name: str) -> str:
+        """The place of another name in the same table."""
+        return f"{name} in entry 1 of {self.table}" if self.in_list else f"{self.table}.{name}"
 
     @property
     def is_secret(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from storescp import _core
 from storescp.audit.trail import Trail
 from storescp.engine import engine_config
+from storescp.errors import BindError
 from storescp.network.admission import Admission
 from storescp.network.contexts import VERIFICATION, Offer
-from storescp.network.listener import Listener
+from storescp.network.listener import CLEAR_PORT, HTTP_PORT, TLS_PORT, Listener, bind, bind_error
 from storescp.network.negotiation import Negotiator
 from storescp.settings import Settings
 from support import scu
@@ -49,6 +51,26 @@ def echo(listener: Listener) -> None:
 
 class Fault(Exception):
     """Of what a worker depends on."""
+
+
+@pytest.mark.parametrize("setting", [CLEAR_PORT, TLS_PORT, HTTP_PORT])
+def test_a_port_that_is_taken_is_told_with_its_setting(setting: str) -> None:
+    with bind("127.0.0.1", 0, setting) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BindError) as error:
+            bind("127.0.0.1", port, setting)
+    assert str(error.value) == (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or set another port "
+        f"({setting})"
+    )
+
+
+def test_a_port_that_needs_a_privilege_says_so() -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    said = str(bind_error("0.0.0.0", 104, CLEAR_PORT, refused))
+    assert "ports below 1024 need a privilege (CAP_NET_BIND_SERVICE)" in said
+    assert "(dicom_store_scp.port or -p)" in said
+    assert "privilege" not in str(bind_error("0.0.0.0", 1024, CLEAR_PORT, refused))
 
 
 def test_no_fault_ends_a_worker(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

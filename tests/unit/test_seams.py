@@ -24,7 +24,7 @@ from support.instances import CT
 def test_the_backlog_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(socket.socket, "listen", lambda _self, backlog=0: asked.append(backlog))
-    bind("127.0.0.1", 0).close()
+    bind("127.0.0.1", 0, "http.port").close()
     assert asked == [BACKLOG]
 
 

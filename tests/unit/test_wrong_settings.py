@@ -81,9 +81,8 @@ def test_a_value_of_the_wrong_type(key: Key, check: Check, file: Path) -> None:
 def test_a_name_that_is_not_known(key: Key, check: Check, file: Path) -> None:
     done = check(key.toml(f"{key.name}x", CANARY))
     assert done.returncode == 78
-    assert line_about(f"{key.place}x", done) == (
-        f"{key.place}x: expected a known key; did you mean {key.place}? (from {file})"
-    )
+    place, meant = key.place_named(f"{key.name}x"), key.name if key.in_list else key.place
+    assert line_about(place, done) == f"{place}: expected a known key; did you mean {meant}? (from {file})"
     assert CANARY not in done.stdout + done.stderr
 
 
@@ -433,12 +432,61 @@ def test_what_must_be_a_list_is_told_with_an_example_that_is_accepted(key: Key, 
     load({}, file)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[dicom_store_scp]\nport = '104x'", 'dicom_store_scp.port = "104x": expected a whole number, for example 11111'),
+        ("[dicom_store_scp]\nport = 1.5", "dicom_store_scp.port = 1.5: expected a whole number, for example 11111"),
+        ("[dicom_store_scp]\nstrict = 'maybe'", 'dicom_store_scp.strict = "maybe": expected true or false'),
+        ("[dicom_store_scp]\nstrict = 2", "dicom_store_scp.strict = 2: expected true or false"),
+        ("[dicom_store_scp]\nae_title = ['A']", 'dicom_store_scp.ae_title = ["A"]: expected text, for example "STORE-SCP"'),
+        ("[dicom_store_scp]\nallowed_calling_ae_titles = ['A', 7]",
+         'entry 2 of dicom_store_scp.allowed_calling_ae_titles = 7: expected text, for example "CT1"'),
+        ("[transcoding]\nviewer_transfer_syntaxes = ['ExplicitVR']",
+         ('entry 1 of transcoding.viewer_transfer_syntaxes = "ExplicitVR": expected a UID: digits and dots, at most 64 '
+         "characters; did you mean 1.2.840.10008.1.2.1 (Explicit VR Little Endian)?")),
+        ("[transcoding]\nviewer_transfer_syntaxes = ['???']", "expected a UID: digits and dots, at most 64 characters"),
+        ("[[tls.clients]]\nsubject = 'CN=a'\ncalling_ae_titles = ['A', 7]",
+         'entry 2 of calling_ae_titles in entry 1 of tls.clients = 7: expected text, for example "CT1"'),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_told_in_words(text: str, said: str, check: Check, file: Path) -> None:
+    done = check(f"{text}\n")
+    assert done.returncode == 78
+    assert f"{said} (from {file})" in done.stderr
+
+
+def test_a_target_that_is_a_name_is_told_with_its_uid(check: Check) -> None:
+    line = line_about("transcoding.target", check("[transcoding]\ntarget = 'JPEG 2000'\n"))
+    assert "did you mean 1.2.840.10008.1.2.4.90 (JPEG 2000 Image Compression (Lossless Only))?" in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("STORESCP_DICOM_STORE_SCP__PORT", "x", 'dicom_store_scp.port = "x"'),
+        ("STORESCP_LOCAL_STORAGE__DURABILITY", "x", 'storage.durability = "x"'),
+        ("STORESCP_TENANTS__KNOWN", "a", 'tenants.known = "a"'),
+        ("STORESCP_TENANTS", '{"known": 7}', "tenants.known = 7"),
+        ("STORESCP_KAFKA__BROKERS", "a:70000", 'kafka.brokers = "a:70000"'),
+    ],
+)
+def test_a_wrong_variable_is_told_with_its_name_and_value(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as error:
+        load({}, None)
+    assert str(error.value).startswith(f"{said}: expected ")
+    assert str(error.value).endswith(f"(from environment variable {variable})")
+
+
 def test_each_entry_of_a_list_is_told_with_the_file_that_it_comes_from(check: Check, file: Path) -> None:
     entry = "[[tenants.rules]]\ntenant_id = '../x'\n"
     done = check(entry + entry)
     assert done.returncode == 78
     for number in range(2):
-        assert f"(from {file})" in line_about(f"tenants.rules.{number}.tenant_id", done)
+        assert f"(from {file})" in line_about(f"tenant_id in entry {number + 1} of tenants.rules", done)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,8 @@ def _run_service(context: click.Context, early_hangups: Sequence[int]) -> NoRetu
 def check_config(context: click.Context, config: Path | None) -> None:
     """Print every value, and what refuses a start.
 
-    Each value with the place where it comes from; secrets are masked. The exit code is that of a start.
+    Each value with the place where it comes from; secrets are masked. The exit code is that of a start, which also
+    needs a free port and a storage root that no other process serves.
     """
     from storescp.preparation import check  # noqa: PLC0415 - other commands start faster without it
 
@@ -199,6 +200,7 @@ def check_config(context: click.Context, config: Path | None) -> None:
     if found.evaluation:
         click.echo("no configuration file and no licence section: evaluation mode", err=True)
     check(found, context.find_root().obj["engine"])
+    click.echo("a start would succeed")
 
 
 @click.command("conformance")

@@ -43,6 +43,18 @@ def configuration_with_problems(context: click.Context, config: Path | None = No
     return examine(state["options"], config or state["config"])
 
 
+def settings_on_root(context: click.Context, config: Path | None) -> Settings:
+    """The settings for a command about a storage root, which it names where neither an option nor the file does.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    found = configuration(context, config)
+    if not found.is_given("storage.root"):
+        click.echo(f"storage root {printable(str(found.settings.storage.root))}", err=True)
+    return found.settings
+
+
 @contextlib.contextmanager
 def opened_outbox(settings: Settings, *, write: bool = False) -> Iterator[sqlite3.Connection]:
     """The database of the storage root, for a command.

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from storescp import _core
-from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox, printable
+from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox, printable, settings_on_root
 from storescp.cli.progress import progress
 from storescp.errors import CoreError, StorescpError
 from storescp.names import name_of
@@ -113,7 +113,7 @@ def verify_command(context: click.Context, config: Path | None, republish: str |
     """
     from storescp import verify  # noqa: PLC0415
 
-    settings = configuration(context, config).settings
+    settings = settings_on_root(context, config)
     own_roots = {entry.tenant_id: entry.storage_root for entry in settings.tenants.settings if entry.storage_root}
     roots = verify.Roots(settings.storage.root, own_roots)
     found: list[verify.Looked] = []

@@ -45,8 +45,8 @@ def echo_command(peer: Peer) -> None:
 def send_command(context: click.Context, peer: Peer, files: tuple[Path, ...], associations: int) -> None:
     """Send files, or all of folders, to HOST PORT.
 
-    They are sent as they are. Files that are no DICOM files are skipped. Exit 1 where a file was skipped, refused or
-    not sent.
+    They are sent as they are. Files that are no DICOM files, or are damaged, are skipped. Exit 1 where a file was
+    skipped, refused or not sent.
     """
     from storescp.files import find_files  # noqa: PLC0415
     from storescp.peer import PeerError, read_header, send  # noqa: PLC0415
@@ -60,7 +60,7 @@ def send_command(context: click.Context, peer: Peer, files: tuple[Path, ...], as
             unreadable += 1
             click.echo(f"skipped   {printable(str(error))}", err=True)
     if not outgoing:
-        raise StorescpError("there is nothing to send: no DICOM file was found")
+        raise StorescpError("there is nothing to send: no DICOM file was found that can be read")
     total = sum(file.bytes for file in outgoing)
     with transfer("sending", len(outgoing), total) as advance:
         report = send(peer, outgoing, advance, associations=associations)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from storescp import _core
-from storescp.cli.common import EXIT_FOUND, config_option, configuration
+from storescp.cli.common import EXIT_FOUND, config_option, settings_on_root
 from storescp.errors import CoreError, StorescpError
 from storescp.quarantine import Entry, entries, forget
 from storescp.settings import Settings
@@ -29,7 +29,7 @@ def quarantine_group() -> None:
 @click.pass_context
 def quarantine_list(context: click.Context, config: Path | None, as_json: bool) -> None:
     """One line for each entry: name, time, where the file lay or which instance it is, the reason."""
-    found = entries(storage_roots(configuration(context, config).settings))
+    found = entries(storage_roots(settings_on_root(context, config)))
     if as_json:
         document = [
             {
@@ -59,7 +59,7 @@ def quarantine_show(context: click.Context, config: Path | None, name: str) -> N
 
     Exit 1 where there is no such entry.
     """
-    for entry in _named(configuration(context, config).settings, [name]):
+    for entry in _named(settings_on_root(context, config), [name]):
         click.echo(f"file      {entry.file}")
         click.echo(_examined(entry))
         click.echo(f"note      {entry.reason}" if entry.note is None else _pretty(entry))
@@ -80,7 +80,7 @@ def quarantine_forget(
     """
     if everything == bool(names):
         raise click.UsageError("give names, or --all")
-    settings = configuration(context, config).settings
+    settings = settings_on_root(context, config)
     chosen = list(entries(storage_roots(settings))) if everything else _named(settings, names)
     for entry in chosen:
         click.echo(_line(entry))
@@ -107,7 +107,7 @@ def quarantine_retry(context: click.Context, config: Path | None, names: tuple[s
 
     if everything == bool(names):
         raise click.UsageError("give names, or --all")
-    settings = configuration(context, config).settings
+    settings = settings_on_root(context, config)
     chosen = entries(storage_roots(settings)) if everything else _named(settings, names)
     damaged = [entry for entry in chosen if entry.is_damaged]
     foreign = sorted(set(names) - {entry.name for entry in damaged})

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from storescp import logs
-from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox
+from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox, settings_on_root
 from storescp.errors import ConfigError, ConfigProblem
 from storescp.settings import Settings
 
@@ -32,7 +32,7 @@ def outbox_status(context: click.Context, config: Path | None, as_json: bool) ->
     """For each topic: records pending, age of the oldest, records set aside, the last error."""
     from storescp import outbox  # noqa: PLC0415
 
-    settings = configuration(context, config).settings
+    settings = settings_on_root(context, config)
     with opened_outbox(settings) as connection:
         topics = [outbox.topic_status(connection, number, topic) for number, topic in enumerate(_topics(settings))]
         instances = outbox.count_instances(connection)
@@ -60,7 +60,7 @@ def outbox_list(context: click.Context, config: Path | None, limit: int, dead: b
     """Records that a topic has not got, oldest first: state, trace id, file, topics, the reason."""
     from storescp import outbox  # noqa: PLC0415
 
-    settings = configuration(context, config).settings
+    settings = settings_on_root(context, config)
     with opened_outbox(settings) as connection:
         for kind in (True,) if dead else (True, False):
             for entry in outbox.entries(connection, _topics(settings), dead=kind, limit=limit):
@@ -79,7 +79,7 @@ def outbox_retry(context: click.Context, config: Path | None, trace_ids: tuple[s
 
     if everything == bool(trace_ids):
         raise click.UsageError("give trace ids, or --all")
-    settings = configuration(context, config).settings
+    settings = settings_on_root(context, config)
     with opened_outbox(settings, write=True) as connection:
         count = outbox.request_retry(connection, None if everything else trace_ids)
     click.echo(f"{count} to be tried again")

@@ -9,7 +9,7 @@ import uvicorn
 from storescp.http.app import make_app
 from storescp.http.connections import Connection, Server
 from storescp.http.health import Probe
-from storescp.network.listener import BACKLOG, bind
+from storescp.network.listener import BACKLOG, HTTP_PORT, bind
 from storescp.settings import Http
 
 _STOP_SECONDS = 5.0
@@ -24,7 +24,7 @@ class HttpServer:
         Raises:
             BindError: the address is taken or not ours.
         """
-        self._socket = bind(settings.host, settings.port)
+        self._socket = bind(settings.host, settings.port, HTTP_PORT)
         self._stopping = threading.Event()
         config = uvicorn.Config(
             make_app(probe, settings, self._stopping.is_set),

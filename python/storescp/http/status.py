@@ -11,6 +11,7 @@ from typing import Any
 from storescp import _core, advice
 from storescp.http.health import FINDINGS, Probe
 from storescp.http.storage import Storage
+from storescp.http.titles import title_of
 from storescp.logs import Warned
 from storescp.names import name_of
 
@@ -149,6 +150,7 @@ class Status:
         return {
             "level": str(line.get("level")),
             "event": event,
+            "title": title_of(event),
             "advice": told,
             "details": details,
             "count": kind.count,

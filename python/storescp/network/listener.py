@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -23,12 +24,14 @@ from storescp.settings import Settings
 
 log = structlog.get_logger("storescp.network")
 BACKLOG = 512
+CLEAR_PORT, TLS_PORT, HTTP_PORT = "dicom_store_scp.port or -p", "tls.port", "http.port"
+_FIRST_FREE_PORT = 1024
 _WAIT_SECONDS = 60.0
 _REPORT_SECONDS = 1.0
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """A listening socket. `setting` is what sets the port, as an error names it.
 
     Raises:
         BindError: the address is taken or not ours.
@@ -42,9 +45,23 @@ def bind(host: str, port: int) -> socket.socket:
             dualstack_ipv6=is_v6 and socket.has_dualstack_ipv6(),
         )
     except (OSError, ValueError, OverflowError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        # `create_server` adds the address behind it.
-        raise BindError(f"cannot listen on {host}:{port}: {reason.partition(' (while ')[0]}") from None
+        raise bind_error(host, port, setting, error) from None
+
+
+def bind_error(host: str, port: int, setting: str, error: Exception) -> BindError:
+    """Why an address cannot be listened on, and what to change."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    # `create_server` adds the address behind it.
+    text = f"cannot listen on {host}:{port}: {reason.partition(' (while ')[0]}"
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        text += f"; stop what listens there, or set another port ({setting})"
+    elif number == errno.EACCES and port < _FIRST_FREE_PORT:
+        text += (
+            f"; ports below {_FIRST_FREE_PORT} need a privilege (CAP_NET_BIND_SERVICE): grant it, or set another port "
+            f"({setting})"
+        )
+    return BindError(text)
 
 
 def is_loopback(host: str) -> bool:
@@ -98,15 +115,16 @@ class Listener:
         # Who has to be told before an association begins cannot be left out.
         is_nobody_told = not (trail.is_kept or self._report.explains or admission.users is not None)
         self._desk = _core.Desk(self._gate, admission.core, negotiator.answers, serves=is_nobody_told)
-        ports = [(scp.port, False)]
+        ports = [(scp.port, False, CLEAR_PORT)]
         if settings.tls is not None:
             own_port = settings.tls.port
-            ports = [(scp.port, True)] if own_port is None else [(scp.port, False), (own_port, True)]
+            clear, encrypted_only = (scp.port, False, CLEAR_PORT), (scp.port, True, CLEAR_PORT)
+            ports = [encrypted_only] if own_port is None else [clear, (own_port, True, TLS_PORT)]
         self._sockets: list[socket.socket] = []
         self.addresses: list[Address] = []  # what is listened on, the clear port first
         try:
-            for port, encrypted in ports:
-                listening = bind(host, port)
+            for port, encrypted, setting in ports:
+                listening = bind(host, port, setting)
                 self._sockets.append(listening)
                 bound_host, bound_port = listening.getsockname()[:2]
                 self.addresses.append(Address(str(bound_host), int(bound_port), encrypted))

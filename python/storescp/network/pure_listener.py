@@ -27,12 +27,11 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from storescp import _core
 from storescp.advice import Knock
-from storescp.errors import BindError
 from storescp.network import instances
 from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.identity import Peer
-from storescp.network.listener import BACKLOG, Address
+from storescp.network.listener import BACKLOG, CLEAR_PORT, Address, bind_error
 from storescp.network.negotiation import (
     APPLICATION_CONTEXT_NAME,
     UNKNOWN_APPLICATION_CONTEXT,
@@ -202,8 +201,7 @@ class PureListener:
             blocking = not scp.non_blocking
             self._server = PureServer(ae, address, handlers, admission, offer, self._report, blocking=blocking)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise BindError(f"cannot listen on {host}:{scp.port}: {reason}") from None
+            raise bind_error(host, scp.port, CLEAR_PORT, error) from None
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": _POLL_SECONDS}, name="storescp-accept"
         )

@@ -40,6 +40,7 @@ from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset
 from storescp.pure.structure import ANOMALIES, WalkLimits, inflate, walk
 from storescp.pure.transcode import EXPLICIT, TranscodeError, can_transcode, to_explicit
 from storescp.quarantine import DAMAGED, QUARANTINE
+from storescp.roots import IN_USE
 from storescp.settings import TENANT_ID, Settings
 
 log = structlog.get_logger("storescp.pure")
@@ -126,7 +127,7 @@ class PureEngine:
                 reconciled, temporary_files=removed, unusable=left[:MOST_NAMED], unusable_count=len(left)
             )
         except BlockingIOError:
-            raise TemporaryFailure(f"{root}: another process serves this storage root") from None
+            raise TemporaryFailure(f"{root}: {IN_USE}") from None
         except OSError as error:
             kind = TemporaryFailure if is_temporary(error) or isinstance(error, FileNotFoundError) else CoreError
             raise kind(f"{root}: {error.strerror}") from None

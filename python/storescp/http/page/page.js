@@ -74,6 +74,7 @@ function reconcile(parent, items, keyOf, build) {
 function table(name, items, keyOf, build) {
   const none = $(`${name}-none`);
   if (none) {
+    none.textContent = none.dataset.none;
     none.hidden = items.length > 0;
     $(`${name}-table`).parentElement.hidden = items.length === 0;
   }
@@ -177,11 +178,12 @@ function showAttention(now) {
     when: `${time(one.at)}, ${one.what || one.class}, association ${one.association}`, advice: one.advice, detail: "", at: one.at,
   }));
   const warned = now.warnings.map((one) => ({
-    key: `${one.event} ${one.first}`, level: one.level, title: one.event,
+    key: `${one.event} ${one.first}`, level: one.level, title: one.title,
     when: one.count > 1 ? `${whole.format(one.count)} times, last ${time(one.last)}` : time(one.last),
-    advice: one.advice, detail: Object.entries(one.details).map(([key, value]) => `${key}: ${value}`).join(", "), at: one.last,
+    advice: one.advice, detail: Object.entries({ event: one.event, ...one.details }).map(([key, value]) => `${key}: ${value}`).join(", "), at: one.last,
   }));
   const notes = [...grouped(failed), ...warned].sort((a, b) => b.at - a.at).slice(0, 20);
+  $("attention-none").textContent = $("attention-none").dataset.none;
   $("attention-none").hidden = notes.length > 0;
   reconcile($("warnings"), notes, (note) => note.key, (note) => element("li", { class: note.level },
     element("p", {}, element("strong", {}, note.title), " ", element("span", { class: "when" }, note.when)),
