@@ -26,7 +26,7 @@ $(STAMPS)/venv: pyproject.toml | check-tools
 	@mkdir -p $(STAMPS)
 	@echo "make: preparing the virtual environment .venv (less than a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" "maturin>=1.9,<2"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" "maturin>=1.9,<2"
 	@touch $@
 
 $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
@@ -56,7 +56,7 @@ define install_packages
 endef
 
 $(STAMPS)/test-tools: $(STAMPS)/venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
+	@$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
 	$(call install_packages,$(TEST_TOOLS))
 	@touch $@
 
@@ -156,7 +156,7 @@ fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH 
 	    -max_total_time=$${SECONDS_EACH:-60} -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
 docs: $(STAMPS)/build ## The documentation as a site, in docs/_build
-	$(BIN)/pip install --quiet --disable-pip-version-check --group docs
+	@$(BIN)/pip install --quiet --disable-pip-version-check --group docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 wheel: | check-tools ## Build a wheel into dist/

@@ -217,6 +217,8 @@ _ANOMALIES = (
     "association, in the metric `storescp_anomalies_total` and on the page. An image whose Pixel Data are concerned "
     "is not transcoded: its record says `Failed`."
 )
+# An element of group 0000, which belongs into the command set.
+_GROUP_0000 = (0xC000, "element of a group not allowed in a data set")
 _REFUSED = (
     "An identifying attribute that occurs twice, fewer bytes than declared, a limit, and readings that identify "
     "different instances are still refused with C000."
@@ -229,10 +231,12 @@ def statuses() -> str:
         "# Statuses",
         "",
         "What the Error Comment (0000,0902) of a C-STORE response says, what it means, and what to do.",
+        "Comments vary in their words and name the attribute that is concerned. The table has examples: look up the",
+        "status.",
         "",
     ]
     rows = []
-    for status, comment in _core.refusals():
+    for status, comment in (*_core.refusals(), _GROUP_0000):
         found = advice.of_refusal(comment, status)
         rows.append((f"`{status:04X}`", comment, found.meaning, found.remedy))
     parts.append(_table(("status", "Error Comment", "meaning", "what to do"), rows))
@@ -258,10 +262,43 @@ def record() -> str:
         "# Record",
         "",
         schema["description"] + " All fields are always there. JSON Schema: `storescp/record.schema.json`.",
+        "The schema describes the records of this version, so it allows no other fields and codes.",
         "",
     ]
+    example = json.dumps(_RECORD, indent=2)
     rows = [(f"`{name}`", *_field(found, schema)) for name, found in schema["properties"].items()]
-    return "\n".join([*parts, _table(("field", "type", "content"), rows)])
+    parts.append(_table(("field", "type", "content"), rows))
+    return "\n".join([*parts, "## An example", "", "```json", example, "```", ""])
+
+
+# The record of pydicom's CT_small.dcm.
+_RECORD = {
+    "trace_id": "01a22cc8-2de8-76e3-9644-4e58801f46ac",
+    "worker_node_id": "DICOM_STORE_SCP",
+    "tenant_id": "1234567890",
+    "patient_id": "1CT1",
+    "study_uid": "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322",
+    "series_uid": "1.3.6.1.4.1.5962.1.3.1.1.20040119072730.12322",
+    "sop_uid": "1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322",
+    "file_path": "/data/1234567890/20040119/1.3.6.1.4.1.5962.1.2.1.20040119072730.12322/"
+    "1.3.6.1.4.1.5962.1.3.1.1.20040119072730.12322/1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322.dcm",
+    "file_size": 39206,
+    "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+    "target_ts": "1.2.840.10008.1.2.1",
+    "study_date": "2004-01-19",
+    "transfer_status": "NoNeedTransfer",
+    "number_of_frames": 1,
+    "created_time": "2026-11-30T14:07:26.230303Z",
+    "series_uid_hash": "08990620208495055844",
+    "study_uid_hash": "00332093670316092639",
+    "accession_number": None,
+    "source_ip": "10.1.2.3",
+    "source_ae": "CT1",
+    "schema_version": 1,
+    "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+    "called_ae": "ARCHIVE",
+    "anomalies": [],
+}
 
 
 def _field(found: dict[str, Any], schema: dict[str, Any]) -> tuple[str, str]:
@@ -272,10 +309,10 @@ def _field(found: dict[str, Any], schema: dict[str, Any]) -> tuple[str, str]:
     if "const" in found:
         return "constant", f"`{json.dumps(found['const'])}`"
     if "enum" in found:
-        return "one of", ", ".join(f"`{value}`" for value in found["enum"])
+        return "one of", found.get("description") or ", ".join(f"`{value}`" for value in found["enum"])
     if found["type"] == "array":
         codes = ", ".join(f"`{code}`" for code in found["items"]["enum"])
-        return "list", f"{found['description']}; of {codes}"
+        return "list of texts", f"{found['description']}; of {codes}; [what each means](statuses.md#anomalies)"
     kinds = found["type"] if isinstance(found["type"], list) else [found["type"]]
     names = {"string": "text", "integer": "number", "null": "null"}
     content = [found["description"]]

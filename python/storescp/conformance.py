@@ -241,7 +241,7 @@ class Statement:
             "What is odd in an A-ASSOCIATE-RQ costs the item that it is in and nothing else. A context with an even "
             "identifier gets no result. Contexts that share one, or have no abstract syntax that can be read, get "
             "result 3; those without a transfer syntax that can be read get result 4. The log line of the association "
-            "names each oddity:",
+            "names each oddity. The codes are those of the request; data sets have codes of their own, in the records:",
             ("code", "what is odd", "what becomes of it"),
             (
                 (code, found.meaning, found.remedy)

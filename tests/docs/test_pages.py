@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import get_args
 
+import jsonschema
 import pytest
 from pydantic import BaseModel
 
@@ -135,6 +139,14 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert not re.findall(
         r'<(?:script|link|img)[^>]+(?:src|href)="https?:', (site / "index.html").read_text(encoding="utf-8")
     )
+
+
+def test_the_record_of_the_reference_follows_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    page = importlib.import_module("generate").record()
+    [example] = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    schema = resources.files("storescp").joinpath("record.schema.json").read_text(encoding="utf-8")
+    jsonschema.validate(json.loads(example), json.loads(schema))
 
 
 def test_every_key_of_the_configuration_is_explained() -> None:

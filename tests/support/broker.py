@@ -358,6 +358,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=PROJECT / "target" / "kafka" / "data")
     parser.add_argument("--topics", nargs="*", default=["storage_queue", "log_queue"])
     options = parser.parse_args(list(arguments) if arguments is not None else None)
+    if _is_taken(options.port):
+        # A second `make kafka` has the broker that it asked for.
+        if run(_is_broker(options.port)):
+            print(f"Kafka already runs on 127.0.0.1:{options.port}", flush=True)
+            return
+        sys.exit(f"something already listens on {options.port}, and it is no Kafka broker")
     # As Ctrl-C does: the broker must not outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     broker = KafkaBroker(options.folder, port=options.port).start()
@@ -370,6 +376,26 @@ def main(arguments: Iterable[str] | None = None) -> None:
             broker.process.wait()
     finally:
         broker.stop()
+
+
+def _is_taken(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+async def _is_broker(port: int) -> bool:
+    admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=5000)
+    try:
+        await admin.start()
+    except (KafkaError, OSError):
+        return False
+    else:
+        return True
+    finally:
+        await admin.close()
 
 
 async def _topics(broker: KafkaBroker) -> set[str]:
