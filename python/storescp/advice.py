@@ -76,6 +76,17 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
             "Look at the file with 'storescpd verify', and move it elsewhere.",
         ),
     ),
+    *(
+        (
+            kind,
+            Advice(
+                "The file system has no room left for the file, or its quota for this user is used up.",
+                "Make room on the disk of the storage root, or raise the quota; senders may try again. With a larger "
+                "storage.min_free_bytes the service refuses earlier and leaves room for its own records.",
+            ),
+        )
+        for kind in ("storage: no storage space", "storage: quota exceeded")
+    ),
     (
         "storage:",
         Advice(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
 from storescp.signals import listening
+from storescp.space import SpaceWatch, roots_of
 from storescp.upkeep import Upkeep, announce
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Service:
         self._dead: list[str] = []
         self._events_over = threading.Event()
         self._is_listening = False
+        self._space = SpaceWatch(roots_of(self._settings), self._settings.storage.min_free_bytes)
 
     def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -130,6 +131,8 @@ class Service:
             upkeep = Upkeep(engine, self._licence)
             upkeep.start()
             running.callback(upkeep.stop)
+            self._space.start()
+            running.callback(self._space.stop)
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
@@ -264,20 +267,7 @@ class Service:
                 "set tenants.default or [[tenants.rules]]",
                 tenant=tenants.default,
             )
-        root, least = self._settings.storage.root, self._settings.storage.min_free_bytes
-        try:
-            free = shutil.disk_usage(root).free
-        except OSError as error:
-            log.warning("storage.space_unknown", storage=str(root), reason=error.strerror)
-            return
-        if free < least:
-            log.warning(
-                "storage.low_space",
-                text="no instance is accepted until more space is free on the disk of the storage root",
-                storage=str(root),
-                free_bytes=free,
-                min_free_bytes=least,
-            )
+        self._space.look()
 
     def _hear(self, number: int) -> None:
         if number == signal.SIGHUP:

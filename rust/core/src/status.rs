@@ -153,6 +153,7 @@ impl Refusal {
         let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
         vec![
             Self::Storage(std::io::ErrorKind::StorageFull.into()),
+            Self::Storage(std::io::ErrorKind::PermissionDenied.into()),
             Self::LowSpace,
             Self::Outbox(rusqlite::Error::SqliteFailure(full, None).into()),
             Self::OutboxFull,
