@@ -43,6 +43,7 @@ __all__ = [
     "outbox_migrations",
     "read_journal",
     "read_title",
+    "readable_values",
     "refusals",
     "remove_journal",
     "request_oddities",
@@ -408,6 +409,7 @@ class Sender:
     def release(self) -> None: ...
 
 def examine_file(path: str | PathLike[str], tenant: str) -> tuple[int, bytes, str]: ...
+def readable_values(dataset: bytes, transfer_syntax: str, tags: list[int]) -> list[bytes | None]: ...
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...
 
 @final
