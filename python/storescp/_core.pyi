@@ -183,6 +183,8 @@ class AssociationSummary:
     statuses: list[tuple[int, int]]
     identical: int
     kept: int
+    replaced: int
+    tenants: list[str]
     failures: list[tuple[int, str, int]]
     transcodes: list[tuple[str, str, str, int]]
     transcode_failures: list[tuple[str, int]]
@@ -250,6 +252,8 @@ class InstanceFact:
     address: str
     calling_ae_title: str
     tenant_value: str | None
+    tenant: str | None
+    outcome: str
 
 @final
 class LiveAssociation:

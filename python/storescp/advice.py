@@ -164,7 +164,8 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         "a different instance with this UID",
         Advice(
             "Another instance with the same UIDs is stored, and storage.duplicates is 'reject'.",
-            "Find out which of the two is right: two images must not share a UID.",
+            "Find out which of the two is right: two images must not share a UID. storage.duplicates says what becomes "
+            "of the second: 'reject', 'keep' the stored one, or 'replace' it.",
         ),
     ),
     (
