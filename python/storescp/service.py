@@ -29,6 +29,7 @@ from storescp.notify import Watchdog, notify, notify_reloading
 from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
+from storescp.settings import Settings
 from storescp.signals import listening
 from storescp.space import SpaceWatch, roots_of
 from storescp.upkeep import Upkeep, announce
@@ -68,6 +69,15 @@ def _print(line: str) -> None:
         print(line, flush=True)  # noqa: T201
     except OSError as error:
         log.warning("stdout.not_written", line=line, reason=error.strerror)
+
+
+def _records_to(settings: Settings) -> str:
+    """Where records go, by name."""
+    queue = settings.message_queue
+    topics = f"{queue.topic_main} and {queue.topic_dicom_receive}"
+    if settings.kafka is not None:
+        return f"Kafka at {settings.kafka.brokers}, topics {topics}"
+    return f"JSON lines, files {topics}"
 
 
 class Service:
@@ -219,7 +229,7 @@ class Service:
             log.warning(
                 "evaluation.mode",
                 text="no configuration file: evaluation licence, records go to "
-                f"{'Kafka' if settings.kafka else 'JSON lines'}, reachable on {configuration.host} only",
+                f"{_records_to(settings)}, reachable on {configuration.host} only",
                 storage=str(settings.storage.root),
             )
             if not is_loopback(configuration.host):
@@ -252,6 +262,7 @@ class Service:
             engine=self._prepared.engine_name,
             storage=str(settings.storage.root),
             durability=settings.storage.durability,
+            records=_records_to(settings),
             client_id=self._licence.licence.client_id,
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )
