@@ -415,7 +415,13 @@ def _name(uid: str) -> str:
 
 # Events of the log at warning and above, by their beginning; the first that fits.
 _EVENTS: tuple[tuple[str, str], ...] = (
-    ("publish.rejected", "The broker refused the record for good: see 'storescpd outbox list --dead'."),
+    (
+        "publish.rejected",
+        (
+            "The broker refused the record for good: see 'storescpd outbox list --dead'. When the cause is mended, "
+            "'storescpd outbox retry' has it tried again."
+        ),
+    ),
     ("publish.failed", "Nothing is lost: records wait in the outbox until the topic takes them. The reason says why."),
     ("kafka.client", "What the Kafka client says; see also the state of the topics."),
     ("outbox.damaged", "Run 'storescpd verify' when it is quiet, and look at the disk."),

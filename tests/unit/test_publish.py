@@ -319,6 +319,10 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     ] * 3
     assert operator.entries(TOPICS, dead=False, limit=10) == []
     assert engine.outbox_lag(0) == (0, None, 3)
+    wait_until(lambda: operator.topic_status(0, "main").last_error is not None)
+    told = operator.topic_status(0, "main").last_error
+    assert told in {f"record {one.trace_id} was refused and set aside: too large" for one in dead}
+    assert operator.topic_status(1, "log").last_error is None
     refuses.clear()
     with pytest.raises(StorescpError, match="not set aside"):
         operator.request_retry(["unknown"])

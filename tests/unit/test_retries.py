@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from aiokafka import errors
 from structlog.testing import capture_logs
 
+from storescp import advice
 from storescp.kafka.complaints import COMPLAINTS
+from storescp.publish import kafka
 from storescp.publish.kafka import KafkaSink
 from storescp.publish.retries import Retries
 from storescp.settings import Kafka
@@ -45,3 +48,9 @@ def test_brokers_that_are_away_are_named_and_not_numbered() -> None:
     ):
         COMPLAINTS.emit(logging.LogRecord("aiokafka", logging.ERROR, "", 0, text, None, None))
         assert sink.complaint() == expected
+
+
+def test_a_record_that_is_too_large_names_what_limits_it() -> None:
+    assert "max.message.bytes" in kafka._describe(errors.MessageSizeTooLargeError())
+    assert "max.message.bytes" not in kafka._describe(errors.PolicyViolationError())
+    assert "storescpd outbox retry" in advice.of_event("publish.rejected")

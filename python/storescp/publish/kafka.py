@@ -350,6 +350,8 @@ def _concerns_one_record(sent: _Sent) -> bool:
 def _describe(error: BaseException) -> str:
     text = str(error)
     name = type(error).__name__
+    if isinstance(error, _TOO_LARGE):
+        return f"{name}: the record is larger than max.message.bytes of the topic or message.max.bytes of the broker"
     return text if isinstance(error, TimeoutError) and text else f"{name}: {text}" if text != name else name
 
 

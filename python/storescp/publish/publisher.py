@@ -276,9 +276,14 @@ class _Lane:
             await asyncio.to_thread(self._queue.outbox_done, self._number, outcome.delivered)
             counts[self._topic, "delivered"] += len(outcome.delivered)
         if outcome.rejected:
+            trace_ids = {row.id: row.trace_id for row in rows}
             for row_id, reason in outcome.rejected:
-                log.error("publish.rejected", topic=self._topic, row=row_id, reason=reason)
+                log.error("publish.rejected", topic=self._topic, trace_id=trace_ids[row_id], reason=reason)
             await asyncio.to_thread(self._queue.outbox_reject, self._number, outcome.rejected)
+            last_id, last_reason = outcome.rejected[-1]
+            # Else an error of before would be the last one that the topic is known for.
+            text = f"record {trace_ids[last_id]} was refused and set aside: {last_reason}"
+            await asyncio.to_thread(self._queue.outbox_fail, self._number, text)
             counts[self._topic, "rejected"] += len(outcome.rejected)
         if outcome.failure is not None:
             settled = {*outcome.delivered, *(row_id for row_id, _ in outcome.rejected)}
