@@ -43,6 +43,7 @@ __all__ = [
     "outbox_migrations",
     "read_journal",
     "read_title",
+    "readable_values",
     "refusals",
     "remove_journal",
     "request_oddities",
@@ -182,6 +183,8 @@ class AssociationSummary:
     statuses: list[tuple[int, int]]
     identical: int
     kept: int
+    replaced: int
+    tenants: list[str]
     failures: list[tuple[int, str, int]]
     transcodes: list[tuple[str, str, str, int]]
     transcode_failures: list[tuple[str, int]]
@@ -249,6 +252,8 @@ class InstanceFact:
     address: str
     calling_ae_title: str
     tenant_value: str | None
+    tenant: str | None
+    outcome: str
 
 @final
 class LiveAssociation:
@@ -408,6 +413,7 @@ class Sender:
     def release(self) -> None: ...
 
 def examine_file(path: str | PathLike[str], tenant: str) -> tuple[int, bytes, str]: ...
+def readable_values(dataset: bytes, transfer_syntax: str, tags: list[int]) -> list[bytes | None]: ...
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...
 
 @final

@@ -76,6 +76,17 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
             "Look at the file with 'storescpd verify', and move it elsewhere.",
         ),
     ),
+    *(
+        (
+            kind,
+            Advice(
+                "The file system has no room left for the file, or its quota for this user is used up.",
+                "Make room on the disk of the storage root, or raise the quota; senders may try again. With a larger "
+                "storage.min_free_bytes the service refuses earlier and leaves room for its own records.",
+            ),
+        )
+        for kind in ("storage: no storage space", "storage: quota exceeded")
+    ),
     (
         "storage:",
         Advice(
@@ -153,7 +164,8 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         "a different instance with this UID",
         Advice(
             "Another instance with the same UIDs is stored, and storage.duplicates is 'reject'.",
-            "Find out which of the two is right: two images must not share a UID.",
+            "Find out which of the two is right: two images must not share a UID. storage.duplicates says what becomes "
+            "of the second: 'reject', 'keep' the stored one, or 'replace' it.",
         ),
     ),
     (
@@ -404,7 +416,13 @@ def _name(uid: str) -> str:
 
 # Events of the log at warning and above, by their beginning; the first that fits.
 _EVENTS: tuple[tuple[str, str], ...] = (
-    ("publish.rejected", "The broker refused the record for good: see 'storescpd outbox list --dead'."),
+    (
+        "publish.rejected",
+        (
+            "The broker refused the record for good: see 'storescpd outbox list --dead'. When the cause is mended, "
+            "'storescpd outbox retry' has it tried again."
+        ),
+    ),
     ("publish.failed", "Nothing is lost: records wait in the outbox until the topic takes them. The reason says why."),
     ("kafka.client", "What the Kafka client says; see also the state of the topics."),
     ("outbox.damaged", "Run 'storescpd verify' when it is quiet, and look at the disk."),

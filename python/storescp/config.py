@@ -37,10 +37,20 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _FAIL_POINT = "STORESCP_FAIL_POINT"
 _SIMILAR = 0.75
 _SHOWN_CHARACTERS = 200
-# wado-storescp's names of the private element that names the tenant.
 # What wado-storescp refuses an instance without.
 _ORIGINAL_REQUIRES = ("PatientID", "StudyDate")
+# wado-storescp's names of the private element that names the tenant.
 _PRIVATE_TAG = {"tenant_group": "private_group", "tenant_element": "private_element"}
+# Sections and keys of wado-storescp that are for other services.
+_ORIGINAL_ONLY = frozenset(
+    {
+        *("redis", "main_database", "secondary_database", "server", "wado_oauth2", "webworker"),
+        "local_storage.json_store_path",
+        *(f"message_queue.{key}" for key in ("consumer_group_id", "topic_dicom_state", "topic_dicom_image")),
+    }
+)
+_ORIGINAL_DEFAULTS = "default (as wado-storescp)"
+_TAG_KEYS = (("tenants", "private_group"), ("tenants", "private_element"))
 Layer = dict[str, Any]
 Location = tuple[str, ...]
 
@@ -120,9 +130,10 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
         _source(_ENVIRONMENT, _environment(warnings, problems), problems),
     ]
     if file is not None:
-        layers.append(_read_file(file, warnings, problems))
+        layers += _read_file(file, warnings, problems)
     evaluation = file is None and not any("dicom_license_server" in layer.table for layer in layers)
     settings = _validate(layers, file, problems)
+    warnings += _decimal_tags(layers)
     if settings.tenants.from_private_element and not settings.tenants.known:
         warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
     found = Configuration(settings, file, tuple(layers), tuple(warnings), evaluation, tuple(problems))
@@ -303,7 +314,7 @@ def _source(name: str, given: Layer, problems: list[ConfigProblem]) -> Source:
     return Source(name, table, written)
 
 
-def _read_file(file: Path, warnings: list[str], problems: list[ConfigProblem]) -> Source:
+def _read_file(file: Path, warnings: list[str], problems: list[ConfigProblem]) -> list[Source]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -318,14 +329,19 @@ def _read_file(file: Path, warnings: list[str], problems: list[ConfigProblem]) -
     if not isinstance(layer, dict):
         raise ConfigError(ConfigProblem("--config", str(file), "a table of sections", "option"))
     source = _source(str(file), layer, problems)
+    sources = [source]
     if is_json:
-        source = replace(source, table=_adopt_application_json(source, warnings))
-    _resolve_paths(source.table, file.absolute().parent)
-    return source
+        given, defaults = _adopt_application_json(source, warnings)
+        sources = [replace(source, table=given), Source(_ORIGINAL_DEFAULTS, defaults)]
+    _resolve_paths(sources[0].table, file.absolute().parent)
+    return sources
 
 
-def _adopt_application_json(source: Source, warnings: list[str]) -> Layer:
-    """wado-storescp's application.json: shared with other services, so what is not ours is left alone."""
+def _adopt_application_json(source: Source, warnings: list[str]) -> tuple[Layer, Layer]:
+    """wado-storescp's application.json: shared with other services, so what is not ours is left alone.
+
+    What the file says, and what wado-storescp does where the file says nothing.
+    """
     adopted: Layer = {}
     ignored: list[str] = []
     private: dict[str, Any] = {}
@@ -336,7 +352,7 @@ def _adopt_application_json(source: Source, warnings: list[str]) -> Layer:
         info = Settings.model_fields.get(section)
         model = _model_of(info.annotation) if info else None
         if model is None:
-            ignored.append(section)
+            _ignore(section, (section,), ignored, warnings)
             continue
         if not isinstance(table, dict):
             adopted[section] = table
@@ -348,30 +364,37 @@ def _adopt_application_json(source: Source, warnings: list[str]) -> Layer:
             elif key in model.model_fields:
                 adopted.setdefault(section, {})[key] = value
             else:
-                ignored.append(source.written.get((section, key), f"{section}.{key}"))
-    if isinstance(scp := adopted.setdefault("dicom_store_scp", {}), dict):
-        scp.setdefault("required_attributes", list(_ORIGINAL_REQUIRES))
+                written = source.written.get((section, key), f"{section}.{key}")
+                _ignore(written, (section, key), ignored, warnings)
+    defaults: Layer = {"dicom_store_scp": {"required_attributes": list(_ORIGINAL_REQUIRES)}}
     if private:
-        _adopt_private_tag(adopted.setdefault("tenants", {}), private)
+        # The element that names the tenant turns it on.
+        defaults["tenants"] = {"from_private_element": True}
+        tenants = adopted.setdefault("tenants", {})
+        for key, value in private.items() if isinstance(tenants, dict) else ():
+            tenants.setdefault(_PRIVATE_TAG[key], value)
     if ignored:
         warnings.append("ignored in the configuration file: " + ", ".join(ignored))
-    return adopted
+    return adopted, defaults
 
 
-def _adopt_private_tag(tenants: Any, private: Layer) -> None:
-    """The element that names the tenant, and turns it on."""
-    if isinstance(tenants, dict):
-        tenants.setdefault("from_private_element", True)
-        for key, value in private.items():
-            tenants.setdefault(_PRIVATE_TAG[key], _number(value))
+def _ignore(written: str, location: Location, ignored: list[str], warnings: list[str]) -> None:
+    """A key or section of another service belongs to the routine; one that looks like ours is told by itself."""
+    meant = [] if written in _ORIGINAL_ONLY else _similar_in_table(location, _SIMILAR)
+    if meant:
+        warnings.append(f"{written} in the configuration file is not known and is ignored{_did_you_mean(meant)}")
+    else:
+        ignored.append(written)
 
 
-def _number(value: Any) -> Any:
-    """A number that is written like 0x1211; anything else stays as it is, and is checked with all others."""
-    try:
-        return int(value, 0) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _decimal_tags(layers: Sequence[Source]) -> Iterator[str]:
+    """Numbers of an element in text without 0x: people write those in hexadecimal."""
+    for location in _TAG_KEYS:
+        given = (table.get(location[1]) for layer in layers if isinstance(table := layer.table.get(location[0]), dict))
+        value = next((one for one in given if one is not None), None)
+        if isinstance(value, str) and (text := value.strip()).isdecimal():
+            read = f"read as decimal {int(text)} = 0x{int(text):04X}"
+            yield f'{".".join(location)} = "{text}": {read}; write 0x{text} for hexadecimal'
 
 
 def _resolve_paths(layer: Layer, base: Path) -> None:
@@ -450,6 +473,11 @@ def _list_expected(info: FieldInfo) -> str:
 
 def _similar_keys(location: Location) -> list[str]:
     """The known keys that may be meant: of a similar name in the same table, else of the same name in another one."""
+    return _similar_in_table(location, 0.6) or [".".join(key) for key, _ in _keys() if key[-1] == location[-1].lower()]
+
+
+def _similar_in_table(location: Location, least: float) -> list[str]:
+    """The known key of the same table whose name is the most similar, where it is similar enough."""
     *above, name = location
     parent = _field_at(above) if above else None
     model = _model_of(parent.annotation) if parent is not None else None if above else Settings
@@ -461,9 +489,8 @@ def _similar_keys(location: Location) -> list[str]:
         for other, key in OTHER_KEY_NAMES.items():
             if above == [_first_name(other[:1])[0]]:
                 names[other[1]] = ".".join(key)
-        if close := difflib.get_close_matches(name.lower(), list(names), 1):
-            return [names[close[0]]]
-    return [".".join(key) for key, _ in _keys() if key[-1] == name.lower()]
+        return [names[close] for close in difflib.get_close_matches(name.lower(), list(names), 1, least)]
+    return []
 
 
 def _cross_checks(found: Configuration) -> Iterator[ConfigProblem]:
@@ -523,6 +550,8 @@ def _show(key: Location, value: Any) -> str:
         return (
             json.dumps(masking.database_url(value.get_secret_value())) if key == ("index", "database") else masking.MASK
         )
+    if key in _TAG_KEYS:
+        return f"0x{value:04X}"
     if isinstance(value, tuple | list):
         value = [v.model_dump(mode="json", exclude_none=True) if isinstance(v, BaseModel) else v for v in value]
     return json.dumps(value, default=str)

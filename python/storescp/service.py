@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -30,7 +29,9 @@ from storescp.notify import Watchdog, notify, notify_reloading
 from storescp.preparation import Prepared, load_users
 from storescp.publish.jsonl import JsonLinesSink
 from storescp.publish.publisher import Publisher
+from storescp.settings import Settings
 from storescp.signals import listening
+from storescp.space import SpaceWatch, roots_of
 from storescp.upkeep import Upkeep, announce
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ def _print(line: str) -> None:
         log.warning("stdout.not_written", line=line, reason=error.strerror)
 
 
+def _records_to(settings: Settings) -> str:
+    """Where records go, by name."""
+    queue = settings.message_queue
+    topics = f"{queue.topic_main} and {queue.topic_dicom_receive}"
+    if settings.kafka is not None:
+        return f"Kafka at {settings.kafka.brokers}, topics {topics}"
+    return f"JSON lines, files {topics}"
+
+
 class Service:
     """Everything that runs, from start to drain."""
 
@@ -90,6 +100,7 @@ class Service:
         self._dead: list[str] = []
         self._events_over = threading.Event()
         self._is_listening = False
+        self._space = SpaceWatch(roots_of(self._settings), self._settings.storage.min_free_bytes)
 
     def run(self) -> int:
         """Serves until a signal; returns the exit code.
@@ -130,6 +141,8 @@ class Service:
             upkeep = Upkeep(engine, self._licence)
             upkeep.start()
             running.callback(upkeep.stop)
+            self._space.start()
+            running.callback(self._space.stop)
             for address in server.addresses:
                 shown = f"[{address.host}]" if ":" in address.host else address.host
                 line = f"listening on {shown}:{address.port} as {settings.dicom_store_scp.ae_title}"
@@ -216,7 +229,7 @@ class Service:
             log.warning(
                 "evaluation.mode",
                 text="no configuration file: evaluation licence, records go to "
-                f"{'Kafka' if settings.kafka else 'JSON lines'}, reachable on {configuration.host} only",
+                f"{_records_to(settings)}, reachable on {configuration.host} only",
                 storage=str(settings.storage.root),
             )
             if not is_loopback(configuration.host):
@@ -249,6 +262,7 @@ class Service:
             engine=self._prepared.engine_name,
             storage=str(settings.storage.root),
             durability=settings.storage.durability,
+            records=_records_to(settings),
             client_id=self._licence.licence.client_id,
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )
@@ -264,20 +278,7 @@ class Service:
                 "set tenants.default or [[tenants.rules]]",
                 tenant=tenants.default,
             )
-        root, least = self._settings.storage.root, self._settings.storage.min_free_bytes
-        try:
-            free = shutil.disk_usage(root).free
-        except OSError as error:
-            log.warning("storage.space_unknown", storage=str(root), reason=error.strerror)
-            return
-        if free < least:
-            log.warning(
-                "storage.low_space",
-                text="no instance is accepted until more space is free on the disk of the storage root",
-                storage=str(root),
-                free_bytes=free,
-                min_free_bytes=least,
-            )
+        self._space.look()
 
     def _hear(self, number: int) -> None:
         if number == signal.SIGHUP:

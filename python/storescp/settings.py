@@ -16,6 +16,7 @@ from cryptography import x509
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -163,6 +164,14 @@ def _root(path: Path) -> Path:
     if len(str(absolute).encode()) > _ROOT_BYTES:
         raise ValueError("a path of at most 200 bytes")
     return absolute
+
+
+def _tag_number(value: object) -> object:
+    """A group or element number in text, also like 0x1211. Anything else stays as it is, and is checked further."""
+    try:
+        return int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _oid(text: str) -> str:
@@ -467,10 +476,10 @@ class Tenants(Section):
         False, description="whether a private element names the tenant of an instance that no rule matches"
     )
     known: tuple[TenantId, ...] = Field((), description="tenants that the private element may name; others are refused")
-    private_group: Annotated[int, Field(ge=0x0009, le=0xFFFD)] = Field(
+    private_group: Annotated[int, Field(ge=0x0009, le=0xFFFD), BeforeValidator(_tag_number)] = Field(
         0x1211, description="group number of the private element"
     )
-    private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF)] = Field(
+    private_element: Annotated[int, Field(ge=0x1000, le=0xFFFF), BeforeValidator(_tag_number)] = Field(
         0x1217, description="element number of the private element"
     )
 

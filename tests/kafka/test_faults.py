@@ -111,7 +111,7 @@ def test_a_broker_that_hangs(serve: Serve, broker: KafkaBroker, topics: Topics) 
         send_all(service.port, ledger, prefix="1.2.826.0.2")
         assert ledger.statuses == {0: 200}
         event = service.wait_for_event("publish.failed", 20)
-        assert event["reason"].startswith("no acknowledgement for 5 s")
+        assert event["reason"].startswith("no acknowledgement")
         assert status(service, topics)[topics.main]["pending"] == 100
     finally:
         broker.resume()

@@ -285,3 +285,56 @@ def test_a_wrong_value_is_shown_unless_a_secret_may_be_in_it(tmp_path: Path, tex
     said = problem(text, tmp_path)
     assert shown in said
     assert "CANARY" not in said
+
+
+def test_a_misspelt_key_of_ours_in_application_json_is_told_by_itself(tmp_path: Path) -> None:
+    document = {
+        "redis": {},
+        "server": {"port": 1},
+        "storge": {},
+        "storage": {"duplicate": "keep"},
+        "local_storage": {"dicm_store_path": "/data", "json_store_path": "/json"},
+        "dicom_store_scp": {"malformd": "quarantine", "aaa": 1},
+        "message_queue": {"topic_dicom_image": "x", "topic_dicom_recieve": "y"},
+    }
+    warnings = load({}, write(tmp_path, json.dumps(document), "application.json")).warnings
+    for given, meant in (
+        ("storage.duplicate", "storage.duplicates"),
+        ("dicom_store_scp.malformd", "dicom_store_scp.malformed"),
+        ("message_queue.topic_dicom_recieve", "message_queue.topic_dicom_receive"),
+        ("storge", "storage"),
+    ):
+        assert f"{given} in the configuration file is not known and is ignored; did you mean {meant}?" in warnings
+    assert (
+        "ignored in the configuration file: redis, server, local_storage.json_store_path, dicom_store_scp.aaa, "
+        "message_queue.topic_dicom_image" in warnings
+    )
+
+
+def test_what_the_original_does_by_itself_is_not_attributed_to_the_file(tmp_path: Path) -> None:
+    scp = {"tenant_group": "0x1211", "tenant_element": "0x1217"}
+    found = load({}, write(tmp_path, json.dumps({"dicom_store_scp": scp}), "application.json"))
+    rows = {key: (value, source) for key, value, source in found.rows()}
+    assert rows["tenants.private_group"] == ("0x1211", str(found.file))
+    assert rows["tenants.private_element"] == ("0x1217", str(found.file))
+    for key in ("dicom_store_scp.required_attributes", "tenants.from_private_element"):
+        assert rows[key][1] == "default (as wado-storescp)"
+    given = {"dicom_store_scp": {"required_attributes": ["PatientID"]}}
+    found = load({}, write(tmp_path, json.dumps(given), "application.json"))
+    assert found.source_of("dicom_store_scp.required_attributes") == str(found.file)
+    assert found.settings.dicom_store_scp.required_attributes == ("PatientID",)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "is_warned"), [("1211", 1211, True), ("0x1211", 0x1211, False), (" 4625 ", 4625, True)]
+)
+def test_numbers_of_an_element_in_text_are_decimal_without_0x(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, number: int, is_warned: bool
+) -> None:
+    document = json.dumps({"dicom_store_scp": {"tenant_group": text}})
+    from_file = load({}, write(tmp_path, document, "application.json"))
+    monkeypatch.setenv("STORESCP_TENANTS__PRIVATE_GROUP", text)
+    for found in (from_file, load({}, None)):
+        assert found.settings.tenants.private_group == number
+        expected = f"read as decimal {number} = 0x{number:04X}; write 0x{text.strip()} for hexadecimal"
+        assert any(expected in warning for warning in found.warnings) == is_warned

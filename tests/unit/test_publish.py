@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from storescp import _core, outbox
 from storescp.engine import Engine, QueuedRecord, engine_config
@@ -215,7 +216,7 @@ def test_a_sink_that_hangs_is_told_of_and_does_not_hang_the_end(
     wait_until(lambda: publisher.published["main", "failed"] >= 2)
     error = operator.topic_status(0, "main").last_error
     assert error is not None
-    assert error.startswith("no acknowledgement for 0 s: a complaint")
+    assert error.startswith("no acknowledgement: a complaint")
     began = time.monotonic()
     assert not publisher.stop(0.1)
     assert time.monotonic() - began < 5
@@ -318,13 +319,20 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     ] * 3
     assert operator.entries(TOPICS, dead=False, limit=10) == []
     assert engine.outbox_lag(0) == (0, None, 3)
+    wait_until(lambda: operator.topic_status(0, "main").last_error is not None)
+    told = operator.topic_status(0, "main").last_error
+    assert told in {f"record {one.trace_id} was refused and set aside: too large" for one in dead}
+    assert operator.topic_status(1, "log").last_error is None
     refuses.clear()
     with pytest.raises(StorescpError, match="not set aside"):
         operator.request_retry(["unknown"])
     assert operator.request_retry([dead[1].trace_id]) == 1
     wait_until(lambda: [row.trace_id for row in sink.delivered["main"]] == [dead[1].trace_id])
-    assert operator.request_retry(None) == 2
-    wait_until(lambda: len(sink.delivered["main"]) == 3)
+    with capture_logs() as lines:
+        assert operator.request_retry(None) == 2
+        wait_until(lambda: len(sink.delivered["main"]) == 3)
+        wait_until(lambda: any(line["event"] == "outbox.retry_over" for line in lines))
+    assert [line["rows"] for line in lines if line["event"] == "outbox.retry_over"] == [2]
     assert publisher.stop(5)
     assert engine.outbox_backlog() == (0, 0, 0)
     assert len(sink.delivered["log"]) == 3

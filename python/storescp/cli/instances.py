@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from storescp import _core
 from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox, printable, settings_on_root
 from storescp.cli.progress import progress
-from storescp.errors import CoreError, StorescpError
+from storescp.errors import StorescpError
 from storescp.names import name_of
+
+if TYPE_CHECKING:
+    from storescp.settings import Settings
+    from storescp.transcode import Source
 
 
 @click.command("inspect")
@@ -18,8 +23,9 @@ from storescp.names import name_of
 @config_option
 @click.pass_context
 def inspect_command(context: click.Context, config: Path | None, file: Path) -> None:
-    """Show what FILE is and what would become of it. Exit 1 where it would be refused."""
-    from storescp.transcode import FileTranscoder, read_source  # noqa: PLC0415
+    """Show what FILE is and what would become of it. Exit 1 where it would not be stored."""
+    from storescp.inspection import inspect  # noqa: PLC0415
+    from storescp.transcode import read_source  # noqa: PLC0415
 
     settings = configuration(context, config).settings
     try:
@@ -28,14 +34,21 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
         raise StorescpError(f"{file}: {error}") from None
     dataset = file.read_bytes()[source.offset :]
     click.echo(f"transfer syntax     {source.transfer_syntax} {name_of(source.transfer_syntax)}".rstrip())
-    required = list(settings.dicom_store_scp.required_attributes)
-    try:
-        found = _core.scan(dataset, source.transfer_syntax, required)
-    except CoreError as error:
-        click.echo(f"would be refused    {error}")
+    looked = inspect(settings, dataset, source.transfer_syntax)
+    if looked.sop_class_uid:
+        click.echo(f"SOP class           {looked.sop_class_uid} {name_of(looked.sop_class_uid)}".rstrip())
+    if looked.sop_instance_uid:
+        click.echo(f"SOP instance        {looked.sop_instance_uid}")
+    click.echo(f"tenant              {looked.whose.text}")
+    if looked.found is None or looked.refusal is not None:
+        kept = f"would be kept in quarantine, answered B007: {looked.refusal}"
+        click.echo(kept if looked.is_kept else f"would be refused    {looked.refusal}")
         context.exit(EXIT_FOUND)
-    click.echo(f"SOP class           {found.sop_class_uid} {name_of(found.sop_class_uid)}".rstrip())
-    click.echo(f"SOP instance        {found.sop_instance_uid}")
+    _show_identity(looked.found, looked.whose.name)
+    _show_transcoding(settings, source, looked.found)
+
+
+def _show_identity(found: _core.ScanResult, tenant: str | None) -> None:
     if not found.patient_id:
         click.echo('PatientID           none: would be recorded as ""')
     if found.study_date is None:
@@ -44,7 +57,12 @@ def inspect_command(context: click.Context, config: Path | None, file: Path) -> 
         click.echo(f"anomalies           {', '.join(found.anomalies)}")
     day = (found.study_date or "00000000").replace("-", "")
     place = f"{day}/{found.study_instance_uid}/{found.series_instance_uid}/{found.sop_instance_uid}.dcm"
-    click.echo(f"would be stored at  {settings.tenants.default or 'TENANT'}/{place}")
+    click.echo(f"would be stored at  {tenant or 'TENANT'}/{place}")
+
+
+def _show_transcoding(settings: Settings, source: Source, found: _core.ScanResult) -> None:
+    from storescp.transcode import FileTranscoder  # noqa: PLC0415
+
     viewers, target = set(settings.transcoding.viewer_transfer_syntaxes), settings.transcoding.target
     outcome, why = _core.transcode_plan(source.transfer_syntax, found.has_pixel_data, viewers, target)
     if outcome == "as received":

@@ -17,6 +17,8 @@ import structlog
 from storescp.engine import Engine
 from storescp.errors import CoreError
 from storescp.http.health import Probe
+from storescp.settings import Storage as StorageSettings
+from storescp.space import LOW_SPACE, low_space_reason
 
 log = structlog.get_logger("storescp.http")
 NO_ANSWER = "storage does not answer"
@@ -95,8 +97,8 @@ class Storage:
     """Disk and outbox of a running service."""
 
     def __init__(self, probe: Probe) -> None:
-        root, engine = probe.settings.storage.root, probe.engine
-        self.disk = Slow("disk", lambda: _disk(root, engine))
+        storage, engine = probe.settings.storage, probe.engine
+        self.disk = Slow("disk", lambda: _disk(storage, engine))
         self.outbox = Slow("outbox", lambda: [_lag(engine, number) for number in range(len(probe.topics))])
         self.parts: dict[str, Slow[Any]] = {"disk": self.disk, "outbox": self.outbox}
 
@@ -112,9 +114,13 @@ class Storage:
         return [unavailable] if unavailable else []
 
 
-def _disk(root: os.PathLike[str], engine: Engine) -> Disk:
-    found = os.statvfs(root)
-    return Disk(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize, engine.unavailable())
+def _disk(storage: StorageSettings, engine: Engine) -> Disk:
+    unavailable = engine.unavailable()
+    found = os.statvfs(storage.root)
+    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    if unavailable == LOW_SPACE:
+        unavailable = low_space_reason(storage.root, free, storage.min_free_bytes)
+    return Disk(free, total, unavailable)
 
 
 def _lag(engine: Engine, number: int) -> Lag:

@@ -61,6 +61,14 @@ class Fact(Protocol):
     def tenant_value(self) -> str | None:
         """The tenant that it asked for and nobody knows."""
 
+    @property
+    def tenant(self) -> str | None:
+        """Whose it is, where that is known."""
+
+    @property
+    def outcome(self) -> str:
+        """How it was stored: `new`, `replaced`, `identical` or `kept`; empty where it was refused."""
+
 
 @dataclass(frozen=True)
 class PureFact:
@@ -77,6 +85,8 @@ class PureFact:
     address: str
     calling_ae_title: str
     tenant_value: str | None
+    tenant: str | None
+    outcome: str
 
 
 def tell(fact: Fact, *, explains: bool) -> None:
@@ -95,6 +105,8 @@ def tell(fact: Fact, *, explains: bool) -> None:
         message_id=fact.message_id,
         status=f"{fact.status:04X}",
         comment=fact.comment or None,
+        outcome=fact.outcome or None,
+        tenant=fact.tenant,
         sop_instance_uid=fact.sop_instance_uid or None,
         bytes=fact.bytes,
         commit_ms=round(fact.commit_seconds * 1000, 3),

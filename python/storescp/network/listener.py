@@ -227,9 +227,7 @@ class Listener:
         """The line of an association that needed nobody."""
         calling, called = served.calling_ae_title, served.called_ae_title
         peer = Peer(*served.peer)
-        self._report.over(
-            served.summary, peer, calling, called, served.tenant, served.rejected_contexts, served.oddities
-        )
+        self._report.over(served.summary, peer, calling, called, served.rejected_contexts, served.oddities)
 
     def _report_refused(self, *, final: bool = False) -> None:
         for peer, reason, detail in self._gate.take_refused():
@@ -303,4 +301,4 @@ class Listener:
         )
         self._trail.association_over(summary, peer, calling, called)
         rejected_contexts = len(answer.rejected_contexts)
-        self._report.over(summary, peer, calling, called, tenancy.tenant, rejected_contexts, oddities)
+        self._report.over(summary, peer, calling, called, rejected_contexts, oddities)

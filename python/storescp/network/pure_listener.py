@@ -295,5 +295,7 @@ class PureListener:
             source.address,
             source.calling_ae_title,
             outcome.tenant_value,
+            outcome.tenant,
+            outcome.stored,
         )
         instances.tell(fact, explains=self._report.explains)

@@ -178,7 +178,6 @@ class Report:
         peer: Peer,
         calling: str,
         called: str,
-        tenant: str | None,
         rejected_contexts: int,
         oddities: Sequence[Oddity] = (),
     ) -> None:
@@ -193,7 +192,7 @@ class Report:
             port=peer.port,
             calling_ae=calling,
             called_ae=called,
-            tenant=tenant,
+            tenant=summary.tenants[0] if len(summary.tenants) == 1 else None,
             instances=sum(count for _, count in summary.statuses),
             statuses=statuses,
             echoes=summary.echoes,
@@ -234,8 +233,10 @@ def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: i
         details["quarantined"] = summary.quarantined
     if summary.oversized_pdus:
         details["oversized_pdus"] = summary.oversized_pdus
-    if summary.identical or summary.kept:
-        details |= {"identical": summary.identical, "kept": summary.kept}
+    if len(summary.tenants) > 1:
+        details["tenants"] = summary.tenants
+    if summary.identical or summary.kept or summary.replaced:
+        details |= {"identical": summary.identical, "kept": summary.kept, "replaced": summary.replaced}
     if peer.tls_version:
         details |= {"tls": peer.tls_version, "tls_subject": peer.subject_text}
     if rejected_contexts:

@@ -53,6 +53,8 @@ _GROW_AFTER_BATCHES = 1000
 _RECORD_OVERHEAD_BYTES = 128
 _CLOSE_SECONDS = 2.0
 _RECENT_SECONDS = 30.0
+# aiokafka's words when it has asked every broker that it knows; it names them by numbers of its own.
+_NO_BROKER = "Unable to update metadata from"
 _CLIENT_ERRORS = (errors.KafkaError, OSError, TimeoutError)
 
 
@@ -168,7 +170,10 @@ class KafkaSink:
 
     def complaint(self) -> str:
         """What aiokafka said last, if that is not long ago."""
-        return COMPLAINTS.last(_RECENT_SECONDS)
+        said = COMPLAINTS.last(_RECENT_SECONDS)
+        if said.startswith(_NO_BROKER):
+            return f"no broker of kafka.brokers ({self._kafka.brokers}) answers"
+        return said
 
     async def stop(self) -> None:
         """Closes the producer."""
@@ -345,6 +350,8 @@ def _concerns_one_record(sent: _Sent) -> bool:
 def _describe(error: BaseException) -> str:
     text = str(error)
     name = type(error).__name__
+    if isinstance(error, _TOO_LARGE):
+        return f"{name}: the record is larger than max.message.bytes of the topic or message.max.bytes of the broker"
     return text if isinstance(error, TimeoutError) and text else f"{name}: {text}" if text != name else name
 
 

@@ -18,6 +18,7 @@ import structlog
 
 from storescp.engine import QueuedRecord, RecordQueue
 from storescp.errors import CoreError
+from storescp.publish.retries import Retries
 from storescp.publish.sink import Outcome, Sink, SinkError
 
 log = structlog.get_logger("storescp.publish")
@@ -63,6 +64,7 @@ class Publisher:
     ) -> None:
         self.published: Counter[tuple[str, str]] = Counter()
         self.failing: dict[str, str] = {}
+        self.retries = Retries(topics)
         self._queue = queue
         self._sink = sink
         self._topics = topics
@@ -121,6 +123,10 @@ class Publisher:
             except TimeoutError:
                 log.warning("publish.stop_timed_out", seconds=_STOP_SECONDS)
 
+    def rejected(self) -> int:
+        """Rows that were ever rejected, of all topics."""
+        return sum(self.published[topic, "rejected"] for topic in self._topics)
+
     def is_over(self) -> bool:
         """Whether to stop, with nothing left to publish."""
         return self.is_stopping() and self._queue.outbox_backlog()[0] == 0
@@ -142,6 +148,7 @@ class Publisher:
                 adopted = await asyncio.to_thread(self._queue.outbox_adopt_retries)
                 if adopted:
                     log.info("outbox.retried", rows=adopted)
+                    self.retries.begin(adopted, self.rejected())
                 await self._republish()
                 if time.monotonic() - pruned >= _PRUNE_SECONDS:
                     pruned = time.monotonic()
@@ -212,11 +219,12 @@ class _Lane:
             # What was delivered since must not be claimed again.
             await asyncio.to_thread(self._queue.outbox_flush)
             self._start_over()
-        began = time.monotonic()
+        began, retry = time.monotonic(), self._publisher.retries.number
         rows = await asyncio.to_thread(self._queue.outbox_claim, self._number, self._after, BATCH)
         self._reading_seconds += time.monotonic() - began
         self._last_rows = len(rows)
         if not rows:
+            self._note_pass(retry)
             await self._wait()
             return
         self._after = rows[-1].ready
@@ -226,7 +234,13 @@ class _Lane:
         if len(rows) < BATCH and self._failed_at is None:
             # There were no more: what comes later is waited for, not looked for.
             self._newest = max(self._newest, self._after)
+            self._note_pass(retry)
             await self._wait()
+
+    def _note_pass(self, retry: int) -> None:
+        """All rows were claimed that were there since a retry; where one failed, there will be another pass."""
+        if self._failed_at is None:
+            self._publisher.retries.passed(self._topic, retry, self._publisher.rejected())
 
     async def _wait(self) -> None:
         if self._publisher.is_stopping():
@@ -244,15 +258,15 @@ class _Lane:
         """The sink's answer; while it does not come, the topic counts as failing."""
         task = asyncio.ensure_future(self._sink.publish(self._topic, rows))
         try:
-            began, stall = time.monotonic(), _STALL_SECONDS
+            stall = _STALL_SECONDS
             while True:
                 await asyncio.wait({task}, timeout=stall)
                 if task.done():
                     return task.result()
                 stall = min(stall * 2, _LONGEST_STALL_SECONDS)
                 complaint = self._sink.complaint()
-                seconds = time.monotonic() - began
-                await self._fail(f"no acknowledgement for {seconds:.0f} s" + (f": {complaint}" if complaint else ""))
+                # Without the time: each wording is an entry of its own on the page.
+                await self._fail("no acknowledgement" + (f": {complaint}" if complaint else ""))
         finally:
             task.cancel()
 
@@ -262,9 +276,14 @@ class _Lane:
             await asyncio.to_thread(self._queue.outbox_done, self._number, outcome.delivered)
             counts[self._topic, "delivered"] += len(outcome.delivered)
         if outcome.rejected:
+            trace_ids = {row.id: row.trace_id for row in rows}
             for row_id, reason in outcome.rejected:
-                log.error("publish.rejected", topic=self._topic, row=row_id, reason=reason)
+                log.error("publish.rejected", topic=self._topic, trace_id=trace_ids[row_id], reason=reason)
             await asyncio.to_thread(self._queue.outbox_reject, self._number, outcome.rejected)
+            last_id, last_reason = outcome.rejected[-1]
+            # Else an error of before would be the last one that the topic is known for.
+            text = f"record {trace_ids[last_id]} was refused and set aside: {last_reason}"
+            await asyncio.to_thread(self._queue.outbox_fail, self._number, text)
             counts[self._topic, "rejected"] += len(outcome.rejected)
         if outcome.failure is not None:
             settled = {*outcome.delivered, *(row_id for row_id, _ in outcome.rejected)}

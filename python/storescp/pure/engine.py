@@ -52,11 +52,13 @@ _MAY_PASS = frozenset(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a C-STORE is answered, and the tenant that it asked for and nobody knows."""
+    """What a C-STORE is answered, the tenant that it asked for and nobody knows, and for the log what became of it."""
 
     status: int
     comment: str = ""
     tenant_value: str | None = None
+    tenant: str | None = None
+    stored: str = ""  # "new", "replaced", "identical" or "kept"; empty where it was refused
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class PureEngine:
     ) -> Outcome:
         """Takes one data set."""
         try:
-            self._take(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
+            tenant, stored = self._take(dataset, sop_class_uid, sop_instance_uid, transfer_syntax, source)
         except Refusal as refusal:
             answer = refusal
             if refusal.status == CANNOT_UNDERSTAND and self._settings.dicom_store_scp.malformed == "quarantine":
@@ -166,7 +168,7 @@ class PureEngine:
         except OSError as error:
             failure = storage_refusal(error)
             return Outcome(failure.status, failure.comment)
-        return Outcome(SUCCESS)
+        return Outcome(SUCCESS, tenant=tenant, stored=stored)
 
     def unavailable(self) -> str | None:
         """Nothing when an instance can be taken now, else why not."""
@@ -317,7 +319,10 @@ class PureEngine:
         self._outbox.close()
         self._store.close()
 
-    def _take(self, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source) -> None:
+    def _take(
+        self, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source
+    ) -> tuple[str, str]:
+        """Stores and records a data set; its tenant, and how it was stored."""
         if not is_uid(sop_instance):
             raise Refusal(0x0117, "AffectedSOPInstanceUID breaks the UID grammar")
         if not is_uid(sop_class):
@@ -344,7 +349,7 @@ class PureEngine:
         pixels = self._transcode(
             dataset, transfer_syntax, has_pixel_data=found.has_pixel_data, is_odd=found.odd_pixel_data
         )
-        self._commit(self._instance(pixels, source, tenant, index))
+        return tenant, self._commit(self._instance(pixels, source, tenant, index))
 
     def _transcode(self, dataset: bytes, transfer_syntax: str, *, has_pixel_data: bool, is_odd: bool) -> _Pixels:
         """What viewers cannot read becomes what they can; where that fails, the original stays."""
@@ -464,7 +469,8 @@ class PureEngine:
             raise unrecorded_refusal()
         return row
 
-    def _commit(self, instance: _Instance) -> None:
+    def _commit(self, instance: _Instance) -> str:
+        """How it was stored: `new`, `replaced`, `identical` or `kept`."""
         durability = self._storage.durability
         data, directories = durability != "none", durability == "full"
         with self._store.one_writer:
@@ -478,13 +484,14 @@ class PureEngine:
                     self._store.make_durable(instance.path, data=data, directories=directories)
                     if (len(existing), digest(existing)) not in self._outbox.committed(instance.path):
                         self._outbox.publishable(self._outbox.insert(instance.row))
-                    return
+                    return "identical"
                 if self._storage.duplicates == "keep":
                     self._keep(instance.path, existing, data=data, directories=directories)
-                    return
+                    return "kept"
                 if self._storage.duplicates == "reject":
                     raise Refusal(0xA900, "a different instance with this UID is stored")
             self._write(instance, existing, data=data, directories=directories)
+            return "new" if existing is None else "replaced"
 
     def _keep(self, path: str, existing: bytes, *, data: bool, directories: bool) -> None:
         """The stored file stays; success speaks of it, so it must have a record."""

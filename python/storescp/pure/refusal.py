@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
 _SHOWN_CHARACTERS = 64
+_FULL = {errno.ENOSPC: "no storage space", errno.EDQUOT: "quota exceeded"}
 
 
 class Refusal(Exception):
@@ -38,7 +41,9 @@ def _shown(value: bytes) -> str:
 
 
 def storage_refusal(error: OSError) -> Refusal:
-    """A700 for whatever the file system says."""
+    """A700 for whatever the file system says. A full disk has the words of the Rust engine, which advice looks for."""
+    if error.errno in _FULL:
+        return Refusal(0xA700, f"storage: {_FULL[error.errno]}")
     return Refusal(0xA700, f"storage: {(error.strerror or 'error').lower()}")
 
 

@@ -1,6 +1,6 @@
 //! An established association, from the A-ASSOCIATE-AC to release or abort (PS3.8 Section 7 and 9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,10 +85,14 @@ pub struct Summary {
     pub reason: &'static str,
     /// C-STOREs by status.
     pub statuses: BTreeMap<u16, u64>,
-    /// Duplicates that were the same, and that were kept.
+    /// Duplicates that were the same.
     pub identical: u64,
     /// Duplicates where the first instance was kept.
     pub kept: u64,
+    /// Duplicates that took the place of another instance.
+    pub replaced: u64,
+    /// Tenants whose instances it brought; where the association alone decides, also without any instance.
+    pub tenants: BTreeSet<String>,
     /// Failures by status and comment, the first few kinds.
     pub failures: BTreeMap<(u16, String), u64>,
     /// Transcodings: source, target, `Success` or what kind of failure.

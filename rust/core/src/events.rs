@@ -34,6 +34,10 @@ pub struct InstanceFact {
     pub calling_ae_title: String,
     /// The tenant that it asked for and nobody knows, as it is shown.
     pub tenant_value: Option<String>,
+    /// Whose it is, where that is known.
+    pub tenant: Option<String>,
+    /// How it was stored: `new`, `replaced`, `identical` or `kept`; empty where it was refused.
+    pub outcome: &'static str,
 }
 
 /// What is kept.

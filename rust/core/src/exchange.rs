@@ -2,7 +2,7 @@
 
 mod notes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::activity::{LiveAssociation, Shown};
 use crate::association::{Agreement, End, Outcome, Summary};
 use crate::engine::Engine;
 use crate::failpoint;
-use crate::ingest::{Announced, Reception, Scratch, Stored};
+use crate::ingest::{Announced, Reception, Scratch};
 use crate::net::admission::Place;
 use crate::net::stream::Stream;
 use crate::status::{Refusal, SUCCESS};
@@ -20,6 +20,7 @@ use crate::wire::block::{Block, Keeper};
 use crate::wire::command::{self, Command, Operation, Response};
 use crate::wire::pdu::{self, AbortReason};
 use crate::wire::reader::ReadEnd;
+use notes::Ended;
 
 /// What is read of a refused instance beyond the size limit at the least, before the association is aborted.
 const DISCARDED_BYTES: u64 = 64 << 20;
@@ -90,6 +91,8 @@ impl<'e> Exchange<'e> {
             statuses: BTreeMap::new(),
             identical: 0,
             kept: 0,
+            replaced: 0,
+            tenants: BTreeSet::new(),
             failures: BTreeMap::new(),
             transcodes: BTreeMap::new(),
             transcode_failures: BTreeMap::new(),
@@ -102,7 +105,7 @@ impl<'e> Exchange<'e> {
             oversized_pdus: 0,
             seconds: 0.0,
         };
-        Self {
+        let mut exchange = Self {
             engine,
             stream,
             agreement,
@@ -114,7 +117,11 @@ impl<'e> Exchange<'e> {
             place,
             scratch,
             summary,
+        };
+        if let Some(tenant) = exchange.tenant_of_all() {
+            exchange.summary.tenants.insert(tenant.as_str().to_owned());
         }
+        exchange
     }
 
     /// Forgets the message that was under way: what is spooled of it goes.
@@ -335,7 +342,7 @@ impl<'e> Exchange<'e> {
             DatasetState::Receiving(reception) => contain(|| reception.finish()),
             DatasetState::Refused(refusal) => Err(refusal),
         };
-        let mut tenant = None;
+        let (mut tenant, mut outcome) = (None, None);
         let mut shown = Shown::default();
         let refusal = match stored {
             Ok(finished) => {
@@ -352,17 +359,19 @@ impl<'e> Exchange<'e> {
                     self.note_transcoding(attempt);
                 }
                 tenant = Some(finished.tenant);
-                match finished.stored {
-                    Stored::New => {}
-                    Stored::Identical => self.summary.identical += 1,
-                    Stored::Kept => self.summary.kept += 1,
-                }
+                self.note_stored(finished.stored, finished.tenant.as_str());
+                outcome = Some(finished.stored);
                 None
             }
             Err(refusal) => Some(refusal),
         };
         if request.operation == Operation::CStore {
-            self.note(request, refusal.as_ref(), tenant.as_ref(), received, shown);
+            let ended = Ended {
+                refusal: refusal.as_ref(),
+                outcome,
+                tenant: tenant.as_ref(),
+            };
+            self.note(request, ended, received, shown);
         }
         let answered = match refusal {
             // The one place where an instance is acknowledged: file and record are durable.
@@ -387,7 +396,12 @@ impl<'e> Exchange<'e> {
 
     fn refuse(&mut self, request: &Request, refusal: &Refusal) -> Result<(), End> {
         if request.operation == Operation::CStore {
-            self.note(request, Some(refusal), None, Instant::now(), Shown::default());
+            let ended = Ended {
+                refusal: Some(refusal),
+                outcome: None,
+                tenant: None,
+            };
+            self.note(request, ended, Instant::now(), Shown::default());
         }
         self.respond(request, refusal.status(), Some(&refusal.comment()))
     }

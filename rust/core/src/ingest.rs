@@ -71,10 +71,25 @@ pub struct Announced<'e> {
 pub enum Stored {
     /// A new file and a new record.
     New,
+    /// The same, in the place of another instance.
+    Replaced,
     /// The same instance was there already.
     Identical,
     /// Another instance was there and stays, as configured.
     Kept,
+}
+
+impl Stored {
+    /// The word for the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Replaced => "replaced",
+            Self::Identical => "identical",
+            Self::Kept => "kept",
+        }
+    }
 }
 
 /// What transcoding came to: source, target, and the error where it failed.

@@ -1,6 +1,7 @@
 //! Why an instance is refused, and the DIMSE status that says so (PS3.4 B.2.3, PS3.7 Annex C).
 
 use crate::dataset::scan::ScanError;
+use crate::layout::TenantId;
 use crate::store::replaced::ReplacedError;
 
 /// Success. Answered by one line of the project, after file and record are durable.
@@ -26,10 +27,10 @@ pub enum Refusal {
     OutboxFull,
     /// The tenant's `quota_bytes` are used up.
     #[error("tenant quota reached")]
-    TenantQuota,
+    TenantQuota(Option<TenantId>),
     /// The tenant's `max_in_flight` instances are on their way.
     #[error("too many instances of this tenant at once")]
-    TenantBusy,
+    TenantBusy(Option<TenantId>),
     /// Files that were replaced have reached `storage.replaced_max_bytes`, and are too young to make room.
     #[error("storage: replaced files have reached their bound")]
     ReplacedFull,
@@ -110,8 +111,8 @@ impl Refusal {
             | Self::LowSpace
             | Self::Outbox(_)
             | Self::OutboxFull
-            | Self::TenantQuota
-            | Self::TenantBusy
+            | Self::TenantQuota(_)
+            | Self::TenantBusy(_)
             | Self::ReplacedFull
             | Self::Undecided
             | Self::Unrecorded
@@ -140,6 +141,15 @@ impl Refusal {
         }
     }
 
+    /// The tenant whose limit is reached, for the log: a sender need not know it.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&TenantId> {
+        match self {
+            Self::TenantQuota(tenant) | Self::TenantBusy(tenant) => tenant.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Whether what is refused is damaged, so that it may be kept instead.
     #[must_use]
     pub fn is_of_damage(&self) -> bool {
@@ -153,11 +163,12 @@ impl Refusal {
         let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
         vec![
             Self::Storage(std::io::ErrorKind::StorageFull.into()),
+            Self::Storage(std::io::ErrorKind::PermissionDenied.into()),
             Self::LowSpace,
             Self::Outbox(rusqlite::Error::SqliteFailure(full, None).into()),
             Self::OutboxFull,
-            Self::TenantQuota,
-            Self::TenantBusy,
+            Self::TenantQuota(None),
+            Self::TenantBusy(None),
             Self::ReplacedFull,
             Self::Undecided,
             Self::Unrecorded,

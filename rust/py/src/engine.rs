@@ -35,6 +35,8 @@ pub struct AssociationSummary {
     statuses: Vec<(u16, u64)>,
     identical: u64,
     kept: u64,
+    replaced: u64,
+    tenants: Vec<String>,
     failures: Vec<(u16, String, u64)>,
     transcodes: Vec<(String, String, String, u64)>,
     transcode_failures: Vec<(String, u64)>,
@@ -116,6 +118,8 @@ pub struct InstanceFact {
     address: String,
     calling_ae_title: String,
     tenant_value: Option<String>,
+    tenant: Option<String>,
+    outcome: &'static str,
 }
 
 /// An association that runs.
@@ -219,6 +223,8 @@ impl From<Summary> for AssociationSummary {
             statuses: summary.statuses.into_iter().collect(),
             identical: summary.identical,
             kept: summary.kept,
+            replaced: summary.replaced,
+            tenants: summary.tenants.into_iter().collect(),
             failures: summary
                 .failures
                 .into_iter()
@@ -630,6 +636,8 @@ impl Engine {
                 address: fact.address,
                 calling_ae_title: fact.calling_ae_title,
                 tenant_value: fact.tenant_value,
+                tenant: fact.tenant,
+                outcome: fact.outcome,
             })
             .collect();
         Ok((facts, dropped))

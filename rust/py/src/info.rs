@@ -1,5 +1,6 @@
 //! What the core knows, without an engine.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -67,6 +68,25 @@ pub fn scan(
             })
         })();
         outcome.map_err(|refusal| format!("{:04X} {}", refusal.status(), refusal.comment()))
+    })
+}
+
+/// Values of elements of a data set, as far as it can be read: this raises nothing where it is damaged. Tags are group and element in
+/// one number. None for an element that is absent, and for one inside which a data set ends.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+pub fn readable_values(
+    py: Python<'_>,
+    dataset: &[u8],
+    transfer_syntax: &str,
+    tags: Vec<u32>,
+) -> PyResult<Vec<Option<Vec<u8>>>> {
+    run(py, || {
+        Ok::<_, Infallible>(storescp_core::dataset::readable::values(
+            dataset,
+            transfer_syntax,
+            &tags,
+        ))
     })
 }
 

@@ -51,6 +51,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::OutboxRow>()?;
     module.add_class::<info::ScanResult>()?;
     module.add_function(wrap_pyfunction!(info::scan, module)?)?;
+    module.add_function(wrap_pyfunction!(info::readable_values, module)?)?;
     module.add_function(wrap_pyfunction!(info::examine_file, module)?)?;
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
     module.add_function(wrap_pyfunction!(info::refusals, module)?)?;

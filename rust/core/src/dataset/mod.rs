@@ -8,6 +8,7 @@ pub mod anomaly;
 pub mod charset;
 pub(crate) mod header;
 pub mod index;
+pub mod readable;
 mod reading;
 pub mod scan;
 pub mod stream;

@@ -8,7 +8,7 @@ use crate::association::Transfer;
 use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::events::{InstanceFact, MOST_NAMED};
-use crate::ingest::Attempt;
+use crate::ingest::{Attempt, Stored};
 use crate::layout::TenantId;
 use crate::status::{Refusal, QUARANTINED, SUCCESS};
 use crate::transcode::TranscodeError;
@@ -19,6 +19,14 @@ const MOST_STUDIES: usize = 10_000;
 const MOST_QUARANTINED: usize = 10;
 /// Different failures kept for the summary.
 const FAILURE_KINDS: usize = 16;
+
+/// How a C-STORE ended: refused, or stored for a tenant.
+#[derive(Clone, Copy)]
+pub(super) struct Ended<'a> {
+    pub(super) refusal: Option<&'a Refusal>,
+    pub(super) outcome: Option<Stored>,
+    pub(super) tenant: Option<&'a TenantId>,
+}
 
 impl Exchange<'_> {
     pub(super) fn note_transfer(&mut self, tenant: &TenantId, index: InstanceIndex) {
@@ -59,16 +67,14 @@ impl Exchange<'_> {
         *self.summary.transcodes.entry(transcoded).or_default() += 1;
     }
 
-    pub(super) fn note(
-        &mut self,
-        request: &Request,
-        refusal: Option<&Refusal>,
-        tenant: Option<&TenantId>,
-        received: Instant,
-        shown: Shown,
-    ) {
+    pub(super) fn note(&mut self, request: &Request, ended: Ended<'_>, received: Instant, shown: Shown) {
+        let refusal = ended.refusal;
         let status = refusal.map_or(SUCCESS, Refusal::status);
-        let tenant = tenant.or(self.agreement.source.tenant.as_ref());
+        let known = ended.tenant.or(refusal.and_then(Refusal::tenant));
+        let told = known
+            .or(self.tenant_of_all())
+            .map(|tenant| tenant.as_str().to_owned());
+        let tenant = known.or(self.agreement.source.tenant.as_ref());
         let tenant = tenant.map_or("", TenantId::as_str);
         self.engine.count(status, tenant, request.bytes);
         if status != QUARANTINED {
@@ -109,7 +115,28 @@ impl Exchange<'_> {
             address: source.address.clone(),
             calling_ae_title: source.calling_ae_title.clone(),
             tenant_value,
+            tenant: told,
+            outcome: ended.outcome.map_or("", Stored::as_str),
         });
+    }
+
+    /// Whose all instances are, where no private element may say otherwise.
+    pub(super) fn tenant_of_all(&self) -> Option<&TenantId> {
+        let source = &self.agreement.source;
+        let decides = source.tenant_by_rule || self.engine.config().private_tenant.is_none();
+        source.tenant.as_ref().filter(|_| decides)
+    }
+
+    pub(super) fn note_stored(&mut self, stored: Stored, tenant: &str) {
+        match stored {
+            Stored::New => {}
+            Stored::Replaced => self.summary.replaced += 1,
+            Stored::Identical => self.summary.identical += 1,
+            Stored::Kept => self.summary.kept += 1,
+        }
+        if !self.summary.tenants.contains(tenant) {
+            self.summary.tenants.insert(tenant.to_owned());
+        }
     }
 
     fn note_quarantined(&mut self, request: &Request) {

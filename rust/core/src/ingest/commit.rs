@@ -138,7 +138,11 @@ impl Reception<'_> {
             failpoint::hit("row_publishable");
         }
         named?;
-        Ok(Stored::New)
+        Ok(if in_its_place {
+            Stored::Replaced
+        } else {
+            Stored::New
+        })
     }
 
     /// The name, and its durability. The data is durable before it, or, where the file system keeps the order, on its disk:
