@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ class FakeEngine:
         self.answers = threading.Event()
         self.answers.set()
         self.failure: Exception | None = None
+        self.set_aside = 0
 
     def _wait(self) -> None:
         assert self.answers.wait(30)
@@ -53,6 +55,10 @@ class FakeEngine:
         self._wait()
         return 7 + topic_number, int(time.time() * 1e6), 1
 
+    def outbox_backlog(self) -> tuple[int, int, int]:
+        self._wait()
+        return 0, self.set_aside, 0
+
     def storage_state(self) -> StorageState:
         return StorageState(quarantined=3)
 
@@ -64,6 +70,7 @@ class Running:
         self.engine = FakeEngine()
         self.liveness = Liveness()
         self.reasons: list[str] = []
+        self.silent_since: dict[str, datetime] = {}
         settings = Settings.model_validate({"storage": {"root": folder}, "http": {"port": 0}})
         assert settings.http is not None
         ends = SimpleNamespace(timestamp=lambda: time.time() + 1e6)
@@ -75,7 +82,7 @@ class Running:
             warned=Warnings(),
             engine=self.engine,  # type: ignore[arg-type]
             admission=SimpleNamespace(counts=lambda: (0, 0, {})),  # type: ignore[arg-type]
-            publisher=SimpleNamespace(published=Counter(), failing={}),  # type: ignore[arg-type]
+            publisher=SimpleNamespace(published=Counter(), failing={}, silent_since=self.silent_since),  # type: ignore[arg-type]
             licence=watch,  # type: ignore[arg-type]
             refused_connections=dict,
             not_ready=lambda: self.reasons,
@@ -360,3 +367,13 @@ def test_a_websocket_does_not_leave_the_bounds(running: Running) -> None:
     upgrade = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     with running.connect(upgrade) as client:
         assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_records_that_do_not_get_through_are_told_while_it_is_ready(running: Running) -> None:
+    assert running.ready() == (200, [])
+    running.engine.set_aside = 2
+    running.silent_since["main"] = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert running.ready() == (200, ["2 records set aside", "topic main gets nothing since 2026-01-02T03:04:05+00:00"])
+    running.engine.set_aside = 1
+    running.silent_since.clear()
+    assert running.ready() == (200, ["1 record set aside"])

@@ -177,6 +177,7 @@ def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
     status = operator.topic_status(1, "log")
     assert (status.pending, status.last_error) == (5, "no broker")
     assert status.failures >= 1
+    assert publisher.silent_since.keys() == {"log"}
     broken.clear()
     wait_until(lambda: len(sink.delivered["log"]) == 5)
     assert publisher.stop(5)
@@ -186,6 +187,7 @@ def test_a_topic_that_failed_is_tried_again_and_does_not_hold_up_the_other(
     # What topics acknowledged rides on the next transaction.
     engine.outbox_flush()
     assert operator.topic_status(1, "log").failures == 0
+    assert publisher.silent_since == {}
     assert publisher.published["main", "delivered"] == publisher.published["log", "delivered"] == 5
 
 
@@ -214,6 +216,7 @@ def test_a_sink_that_hangs_is_told_of_and_does_not_hang_the_end(
     sink.hangs = True
     publisher = publish_from(engine, sink, TOPICS)
     wait_until(lambda: publisher.published["main", "failed"] >= 2)
+    wait_until(lambda: publisher.silent_since.keys() == {"main", "log"})
     error = operator.topic_status(0, "main").last_error
     assert error is not None
     assert error.startswith("no acknowledgement: a complaint")

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from storescp import _core
 from storescp.http.health import Probe, ServiceCollector
 from storescp.http.status import Status
-from storescp.http.storage import Storage
+from storescp.http.storage import Storage, notes
 from storescp.http.thumbnails import NoPicture, Thumbnails
 from storescp.settings import Http
 
@@ -141,7 +141,7 @@ def _readyz(probe: Probe, storage: Storage) -> Endpoint:
         await storage.disk.ask()
         reasons = [*probe.not_ready(), *storage.reasons()]
         # What should be known although it is ready.
-        told = [*reasons, *probe.licence.notes()]
+        told = [*reasons, *notes(probe, storage), *probe.licence.notes()]
         return JSONResponse({"ready": not reasons, "reasons": told}, 503 if reasons else 200)
 
     return readyz

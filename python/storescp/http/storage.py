@@ -33,6 +33,7 @@ class Disk:
     free_bytes: int
     total_bytes: int
     unavailable: str | None  # why no instance can be taken, as far as the engine knows
+    set_aside: int  # records that a topic refused
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,21 @@ class Storage:
         return [unavailable] if unavailable else []
 
 
+def notes(probe: Probe, storage: Storage) -> list[str]:
+    """What should be known of records although instances are taken: without patient data, and without the reasons."""
+    set_aside = storage.disk.last.set_aside if storage.disk.last else 0
+    told = [f"{set_aside} record{'' if set_aside == 1 else 's'} set aside"] if set_aside else []
+    since = {topic: at.isoformat(timespec="seconds") for topic, at in list(probe.publisher.silent_since.items())}
+    return [*told, *(f"topic {topic} gets nothing since {since[topic]}" for topic in sorted(since))]
+
+
 def _disk(storage: StorageSettings, engine: Engine) -> Disk:
     unavailable = engine.unavailable()
     found = os.statvfs(storage.root)
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     if unavailable == LOW_SPACE:
         unavailable = low_space_reason(storage.root, free, storage.min_free_bytes)
-    return Disk(free, total, unavailable)
+    return Disk(free, total, unavailable, engine.outbox_backlog()[1])
 
 
 def _lag(engine: Engine, number: int) -> Lag:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import structlog
 
@@ -50,7 +51,7 @@ class Publisher:
 
     `gather_seconds` is how long rows wait for company: the first one after a pause, and under load.
     `published` counts rows by topic and outcome: delivered, rejected, and failed for each attempt; `failing` has the
-    topics that take nothing now, and why.
+    topics that take nothing now, and why; `silent_since` is when that began, for those that took nothing since.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Publisher:
     ) -> None:
         self.published: Counter[tuple[str, str]] = Counter()
         self.failing: dict[str, str] = {}
+        self.silent_since: dict[str, datetime] = {}
         self.retries = Retries(topics)
         self._queue = queue
         self._sink = sink
@@ -275,6 +277,7 @@ class _Lane:
         if outcome.delivered:
             await asyncio.to_thread(self._queue.outbox_done, self._number, outcome.delivered)
             counts[self._topic, "delivered"] += len(outcome.delivered)
+            self._publisher.silent_since.pop(self._topic, None)
         if outcome.rejected:
             trace_ids = {row.id: row.trace_id for row in rows}
             for row_id, reason in outcome.rejected:
@@ -298,6 +301,7 @@ class _Lane:
         self._failing = True
         self._publisher.published[self._topic, "failed"] += 1
         self._publisher.failing[self._topic] = reason
+        self._publisher.silent_since.setdefault(self._topic, datetime.now(UTC))
         log.warning("publish.failed", topic=self._topic, reason=reason)
         try:
             await asyncio.to_thread(self._queue.outbox_fail, self._number, reason)
@@ -309,6 +313,7 @@ class _Lane:
         if self._failing:
             self._failing = False
             self._publisher.failing.pop(self._topic, None)
+            self._publisher.silent_since.pop(self._topic, None)
             log.info("publish.recovered", topic=self._topic)
 
     def _is_pause_over(self) -> bool:
