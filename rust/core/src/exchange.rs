@@ -26,6 +26,7 @@ use notes::Ended;
 const DISCARDED_BYTES: u64 = 64 << 20;
 
 /// What the next fragment belongs to.
+#[allow(clippy::large_enum_variant)] // there is one for each association
 enum Expect<'e> {
     /// A command set, maybe begun.
     Command { bytes: Vec<u8>, context_id: Option<u8> },
