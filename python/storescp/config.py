@@ -87,6 +87,10 @@ class Configuration:
         """Where the value of a key comes from, or its table where it has no value."""
         return _nearest_source(tuple(key.split(".")), self.layers)
 
+    def values(self) -> dict[str, Any]:
+        """Every key with its value, secrets too: to be compared, not shown."""
+        return {".".join(key): value for key, value in _flatten(self.settings)}
+
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Every key with its value, secrets masked, and its source."""
         for key, value in _flatten(self.settings):
