@@ -94,6 +94,10 @@ class Configuration:
         location = tuple(key.split("."))
         return _source_of(location, [layer for layer in self.layers if layer.name != _ENVIRONMENT]) is not None
 
+    def values(self) -> dict[str, Any]:
+        """Every key with its value, secrets too: to be compared, not shown."""
+        return {".".join(key): value for key, value in _flatten(self.settings)}
+
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Every key with its value, secrets masked, and its source."""
         for key, value in _flatten(self.settings):

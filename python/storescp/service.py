@@ -15,6 +15,7 @@ import structlog
 
 from storescp import _core
 from storescp.audit.trail import Trail
+from storescp.drift import reload_text
 from storescp.engine import Engine
 from storescp.errors import ConfigError, StorescpError, TemporaryFailure
 from storescp.liveness import Liveness
@@ -336,8 +337,11 @@ class Service:
         licence_is_read, access_is_read = self._reload_licence(), self._reload_access(server)
         if licence_is_read and access_is_read:
             licence = self._licence.licence
+            text, needs_restart = reload_text(self._configuration)
             log.info(
                 "reload.done",
+                text=text,
+                needs_restart=needs_restart or None,
                 tls=self._settings.tls is not None,
                 users=self._settings.user_identity is not None,
                 client_id=licence.client_id,

@@ -88,7 +88,10 @@ def wait_until_busy(service: ServiceProcess) -> tuple[int, str]:
 def test_a_tenant_can_have_its_own_root_and_attributes(start_service: StartService, tmp_path: Path) -> None:
     own = tmp_path / "own"
     service = start_service(
-        env=environment({"tenant_id": "a", "storage_root": str(own), "required_attributes": ["AccessionNumber"]})
+        env=environment(
+            {"tenant_id": "a", "storage_root": str(own), "required_attributes": ["AccessionNumber"]},
+            STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES='["PatientID"]',
+        )
     )
     without = {"PatientID": 0x00100020, "AccessionNumber": 0x00080050}
     for calling, missing, status in (

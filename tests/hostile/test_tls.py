@@ -332,4 +332,15 @@ def test_users_need_their_passcode_and_tls(start_service: StartService, pki: Pki
         with pytest.raises(Rejected, match="1/1/1"):
             RawAssociation(port, ECHO, tls=tls, extra_items=extra)
     service.stop()
-    assert "geheim" not in service.log()
+    log = service.log()
+    assert "geheim" not in log
+    assert "falsch" not in log
+    no_user, other_type = "the request names no user", "the user identity is not of type 2 (username and passcode)"
+    wrong = "username or passcode is wrong"
+    assert [line["detail"] for line in service.events("association.rejected")] == [
+        no_user,
+        *[other_type] * 4,
+        *[no_user] * 4,
+        *[wrong] * 3,
+        "the connection is not over TLS",
+    ]

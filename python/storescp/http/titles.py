@@ -31,6 +31,7 @@ _TITLES = {
     "outbox.damaged": "The outbox was damaged",
     "outbox.failed": "The outbox cannot be used",
     "outbox.not_empty": "Records wait for the next start",
+    "outbox.retry_over": "Records that were tried again were refused again",
     "outbox.upkeep_failed": "The outbox cannot be cleared up",
     "publish.bug": "Publishing failed by a bug of this program",
     "publish.failed": "A topic takes no records",

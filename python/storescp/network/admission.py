@@ -11,7 +11,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storescp import _core
 from storescp.network.identity import Peer, SubjectPattern, UserIdentity, Users
@@ -21,6 +21,8 @@ from storescp.settings import Settings
 # PS3.8 Table 9-21: rejected-transient, service provider (presentation).
 LOCAL_LIMIT = Rejection(2, 3, 2, "association_limit")
 PEER_NOT_ALLOWED = Rejection(1, 1, 1, "peer_address")
+# PS3.7 D.3.3.7: the type of user identities with a username and a passcode.
+_USERNAME_AND_PASSCODE = 2
 # PS3.7 D.3.3.7: no reason of its own.
 USER_NOT_KNOWN = Rejection(1, 1, 1, "user_identity")
 _DENIED = {
@@ -96,10 +98,8 @@ class Admission:
             titles = [titles for pattern, titles in self._clients if pattern.matches(peer.subject)]
             if not any(calling in allowed for allowed in titles):
                 return BAD_CALLING_AE_TITLE
-        # Over a clear connection nobody is a known user, and the passcode is not even looked at.
-        if self.users is not None and (peer.tls_version is None or not self.users.knows(user)):
-            return USER_NOT_KNOWN
-        return None
+        problem = None if self.users is None else _user_problem(self.users, peer, user)
+        return None if problem is None else replace(USER_NOT_KNOWN, detail=problem)
 
     @staticmethod
     def enter_calling(place: _core.Place, calling: str) -> Rejection | None:
@@ -111,6 +111,20 @@ class Admission:
         """The tenant by the first rule that matches, else the default."""
         with_subject = [number for number, pattern in self._subjects if pattern.matches(peer.subject)]
         return Tenancy(*self.core.tenancy(called, calling, peer.address, with_subject))
+
+
+def _user_problem(users: Users, peer: Peer, user: UserIdentity | None) -> str | None:
+    """Why the user may not come in. Whether username or passcode is wrong is not told: it would help guessing."""
+    # Over a clear connection nobody is a known user, and the passcode is not even looked at.
+    if peer.tls_version is None:
+        return "the connection is not over TLS"
+    if user is None:
+        return "the request names no user"
+    if users.knows(user):
+        return None
+    if user.kind != _USERNAME_AND_PASSCODE:
+        return "the user identity is not of type 2 (username and passcode)"
+    return "username or passcode is wrong"
 
 
 def rules_json(settings: Settings) -> str:

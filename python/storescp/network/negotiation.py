@@ -39,12 +39,16 @@ _NO_TITLES = b"ANY".ljust(16) * 2
 
 @dataclass(frozen=True)
 class Rejection:
-    """An A-ASSOCIATE-RJ (PS3.8 Table 9-21): result, source, reason, and the cause in a word."""
+    """An A-ASSOCIATE-RJ (PS3.8 Table 9-21): result, source, reason, and the cause in a word.
+
+    `detail` is for the log alone: the peer is not told.
+    """
 
     result: int
     source: int
     reason: int
     cause: str
+    detail: str = ""
 
     def pdu(self) -> bytes:
         """The PDU."""

@@ -124,6 +124,7 @@ class Report:
             result=rejection.result,
             source=rejection.source,
             reason=rejection.reason,
+            **({"detail": rejection.detail} if rejection.detail else {}),
             **self._explanation(rejection.cause, knock),
         )
 

@@ -27,10 +27,10 @@ pub enum Refusal {
     OutboxFull,
     /// The tenant's `quota_bytes` are used up.
     #[error("tenant quota reached")]
-    TenantQuota(Option<TenantId>),
+    TenantQuota(Option<Box<TenantId>>),
     /// The tenant's `max_in_flight` instances are on their way.
     #[error("too many instances of this tenant at once")]
-    TenantBusy(Option<TenantId>),
+    TenantBusy(Option<Box<TenantId>>),
     /// Files that were replaced have reached `storage.replaced_max_bytes`, and are too young to make room.
     #[error("storage: replaced files have reached their bound")]
     ReplacedFull,
@@ -145,7 +145,7 @@ impl Refusal {
     #[must_use]
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
-            Self::TenantQuota(tenant) | Self::TenantBusy(tenant) => tenant.as_ref(),
+            Self::TenantQuota(tenant) | Self::TenantBusy(tenant) => tenant.as_deref(),
             _ => None,
         }
     }

@@ -289,7 +289,7 @@ impl Tenants {
     pub(crate) fn enter(&self, tenant: &TenantId) -> Result<Option<Taken<'_>>, Refusal> {
         let in_flight = self.of(tenant).in_flight.as_ref();
         in_flight
-            .map(|places| places.take(1).ok_or(Refusal::TenantBusy(Some(*tenant))))
+            .map(|places| places.take(1).ok_or(Refusal::TenantBusy(Some(Box::new(*tenant)))))
             .transpose()
     }
 
@@ -300,7 +300,11 @@ impl Tenants {
     pub(crate) fn reserve(&self, tenant: &TenantId, bytes: u64) -> Result<Option<Taken<'_>>, Refusal> {
         let quota = self.of(tenant).quota.as_ref();
         quota
-            .map(|quota| quota.take(bytes).ok_or(Refusal::TenantQuota(Some(*tenant))))
+            .map(|quota| {
+                quota
+                    .take(bytes)
+                    .ok_or(Refusal::TenantQuota(Some(Box::new(*tenant))))
+            })
             .transpose()
     }
 }
