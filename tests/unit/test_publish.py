@@ -329,13 +329,14 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     refuses.clear()
     with pytest.raises(StorescpError, match="not set aside"):
         operator.request_retry(["unknown"])
-    assert operator.request_retry([dead[1].trace_id]) == 1
-    wait_until(lambda: [row.trace_id for row in sink.delivered["main"]] == [dead[1].trace_id])
     with capture_logs() as lines:
+        over = lambda: [line["rows"] for line in lines if line["event"] == "outbox.retry_over"]  # noqa: E731 - used once
+        assert operator.request_retry([dead[1].trace_id]) == 1
+        wait_until(lambda: over() == [1])
+        assert [row.trace_id for row in sink.delivered["main"]] == [dead[1].trace_id]
         assert operator.request_retry(None) == 2
-        wait_until(lambda: len(sink.delivered["main"]) == 3)
-        wait_until(lambda: any(line["event"] == "outbox.retry_over" for line in lines))
-    assert [line["rows"] for line in lines if line["event"] == "outbox.retry_over"] == [2]
+        wait_until(lambda: over() == [1, 2])
+    assert len(sink.delivered["main"]) == 3
     assert publisher.stop(5)
     assert engine.outbox_backlog() == (0, 0, 0)
     assert len(sink.delivered["log"]) == 3
