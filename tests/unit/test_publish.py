@@ -308,6 +308,7 @@ def test_a_refused_record_is_set_aside_listed_and_tried_again_on_demand(
     open_engine: OpenEngine, publish_from: PublishFrom, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher_module, "_ADOPT_SECONDS", 0.02)
+    monkeypatch.setattr(publisher_module, "_WAIT_SECONDS", 0.1)
     engine = open_engine()
     for number in range(3):
         ingest(engine, number)
