@@ -33,7 +33,7 @@ $(STAMPS)/build: $(STAMPS)/venv $(RUST_SOURCES)
 	@if [ -e $@ ]; then echo "make: building the parts of the Rust core that changed, and installing the package into .venv"; \
 	else echo "make: building the Rust core and its codecs, and installing the package into .venv"; \
 	  echo "make: the first build takes 5 to 7 minutes on two cores and prints nothing meanwhile; later starts take seconds"; fi
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet
+	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
 # Commands, and the Debian packages they come with.
