@@ -44,7 +44,8 @@ def bomb(*, well_formed: bool) -> Instance:
         head = one.dataset[: one.dataset.index(b"\xe0\x7f\x10\x00OW")]
         parts = [head, explicit(0x7FE00010, b"OW", b"", GIB)] + [megabyte] * 1024
     else:
-        parts = [one.dataset] + [megabyte] * 1024
+        # Zero bytes might follow.
+        parts = [one.dataset] + [b"\1" * len(megabyte)] * 1024
     return Instance(CT, one.sop_instance, DEFLATED, deflate(parts))
 
 
