@@ -90,9 +90,9 @@ def test_s2_lengths_beyond_the_end_cost_no_memory(scp: ServiceProcess) -> None:
         for tag, vr in ((0x7FE00010, b"OW"), (0x00104000, b"LT"), (0x00091001, b"UN"), (0x00081140, b"SQ")):
             for length in (0xFFFFFFFE, 0x80000000):
                 if vr == b"LT":
-                    element = explicit(tag, vr, bytes(100), length & 0xFFFF)
+                    element = explicit(tag, vr, b"\1" * 100, length & 0xFFFF)
                 else:
-                    element = explicit(tag, vr, bytes(100), length)
+                    element = explicit(tag, vr, b"\1" * 100, length)
                 dataset = (
                     head[: head.index(struct.pack("<HH", 0x0020, 0x000D))] + element
                     if tag < 0x0020000D
@@ -459,7 +459,7 @@ def test_s17_what_lies_in_the_way_is_never_followed(scp: ServiceProcess, tmp_pat
 
 
 def test_s18_canaries_are_nowhere_but_in_files_and_records(start_service: StartService) -> None:
-    scp = start_service("-v")
+    scp = start_service("-v", env={"STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": '["PatientID"]'})
     canaries = {
         0x00100010: (b"PN", "CanaryName"), 0x00100020: (b"LO", "CanaryId"), 0x00080050: (b"SH", "CanaryAcc"),
         0x00100030: (b"DA", "19771123"), 0x00081030: (b"LO", "CanaryStudy"), 0x00200010: (b"SH", "CanaryStudyId"),
