@@ -21,17 +21,21 @@ pub(crate) enum Header {
     /// The value representation is none, and the encoding does not say how to read on.
     Unknown(UnknownHeader),
     /// A whole header.
-    Element {
-        tag: Tag,
-        /// None where the encoding does not say.
-        vr: Option<VR>,
-        length: u32,
-        /// Bytes of the header.
-        size: usize,
-        encoding: Encoding,
-        /// What stands where the value representation belongs is not in PS3.5 6.2.
-        has_illegal_vr: bool,
-    },
+    Element(ElementHeader),
+}
+
+/// The header of an element, item or delimiter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ElementHeader {
+    pub(crate) tag: Tag,
+    /// None where the encoding does not say.
+    pub(crate) vr: Option<VR>,
+    pub(crate) length: u32,
+    /// Bytes of the header.
+    pub(crate) size: usize,
+    pub(crate) encoding: Encoding,
+    /// What stands where the value representation belongs is not in PS3.5 6.2.
+    pub(crate) has_illegal_vr: bool,
 }
 
 /// A header whose value representation is not in PS3.5 6.2.
@@ -66,13 +70,15 @@ impl Header {
             return Self::Incomplete(8);
         };
         let tag = encoding.tag([a, b, c, d]);
-        let eight_bytes = |vr, length, encoding, has_illegal_vr| Self::Element {
-            tag,
-            vr,
-            length,
-            size: 8,
-            encoding,
-            has_illegal_vr,
+        let eight_bytes = |vr, length, encoding, has_illegal_vr| {
+            Self::Element(ElementHeader {
+                tag,
+                vr,
+                length,
+                size: 8,
+                encoding,
+                has_illegal_vr,
+            })
         };
         let short = |vr, length, encoding| eight_bytes(vr, length, encoding, false);
         let illegal = |vr, length, encoding| eight_bytes(vr, length, encoding, true);
@@ -95,14 +101,14 @@ impl Header {
             },
         }
         match bytes.get(8..12) {
-            Some(&[i, j, k, l]) => Self::Element {
+            Some(&[i, j, k, l]) => Self::Element(ElementHeader {
                 tag,
                 vr: Some(vr.unwrap_or(VR::UN)),
                 length: encoding.u32([i, j, k, l]),
                 size: 12,
                 encoding,
                 has_illegal_vr: vr.is_none(),
-            },
+            }),
             _ => Self::Incomplete(12),
         }
     }

@@ -6,10 +6,10 @@
 
 mod structure;
 
-use dicom_core::{Tag, VR};
+use dicom_core::Tag;
 
 use super::anomaly::{Anomalies, Anomaly};
-use super::header::{Header, UnknownHeader};
+use super::header::{ElementHeader, Header, UnknownHeader};
 use super::scan::{Captured, ScanError, ScanLimits};
 use crate::transfer_syntax::{Encoding, UnknownVr};
 
@@ -47,15 +47,8 @@ enum State {
 
 /// What the first bytes of a header turn out to be.
 enum Look {
-    /// A whole header, of `size` bytes.
-    Element {
-        tag: Tag,
-        vr: Option<VR>,
-        length: u32,
-        size: usize,
-        encoding: Encoding,
-        has_illegal_vr: bool,
-    },
+    /// A whole header.
+    Element(ElementHeader),
     /// More bytes are needed: this many in all.
     Incomplete(usize),
     /// The value representation is unknown; the header is read again once it is decided how.
@@ -307,7 +300,7 @@ impl Reading {
                 Look::Incomplete(_) => {}
                 look => {
                     let size = match look {
-                        Look::Element { size, .. } => size,
+                        Look::Element(header) => header.size,
                         _ => 0,
                     };
                     return (look, bytes.get(size..).unwrap_or_default());
@@ -334,7 +327,10 @@ impl Reading {
                     // Its last byte is fed again, so that there is one even where the piece ends with it.
                     self.header_len -= 1;
                     let fed = bytes.len() - rest.len();
-                    return (Look::Unknown(header), bytes.get(fed - 1..).unwrap_or_default());
+                    return (
+                        Look::Unknown(header),
+                        bytes.get(fed.saturating_sub(1)..).unwrap_or_default(),
+                    );
                 }
                 look => return (look, rest),
             }
@@ -356,24 +352,7 @@ impl Reading {
         let (look, size) = match Header::parse(header, encoding) {
             Header::Unknown(header) => (Look::Unknown(header), HEADER_BYTES),
             Header::Incomplete(needed) => (Look::Incomplete(needed), needed),
-            Header::Element {
-                tag,
-                vr,
-                length,
-                size,
-                encoding,
-                has_illegal_vr,
-            } => {
-                let element = Look::Element {
-                    tag,
-                    vr,
-                    length,
-                    size,
-                    encoding,
-                    has_illegal_vr,
-                };
-                (element, size)
-            }
+            Header::Element(header) => (Look::Element(header), header.size),
         };
         if size as u64 > room {
             Look::Beyond
@@ -391,21 +370,14 @@ impl Reading {
                 self.anomalies.insert(Anomaly::TrailingBytes);
                 Ok(())
             }
-            Look::Element {
-                tag,
-                vr,
-                length,
-                size,
-                encoding,
-                has_illegal_vr,
-            } => {
+            Look::Element(header) => {
                 self.header_len = 0;
                 let at = self.position;
-                self.position += size as u64;
-                if has_illegal_vr {
-                    self.note_illegal_vr(tag, vr);
+                self.position += header.size as u64;
+                if header.has_illegal_vr {
+                    self.note_illegal_vr(header.tag, header.vr);
                 }
-                let taken = self.element(tag, vr, length, encoding, at);
+                let taken = self.element(&header, at);
                 self.or_passed_over(taken)
             }
             // Nothing is left of a sequence of defined length in which something is still open.

@@ -7,8 +7,8 @@ use std::ops::Range;
 use dicom_core::{Tag, VR};
 
 use super::header::{
-    dictionary_says_sequence, holds_fragments, Header, ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION,
-    UNDEFINED,
+    dictionary_says_sequence, holds_fragments, ElementHeader, Header, ITEM, ITEM_DELIMITATION,
+    SEQUENCE_DELIMITATION, UNDEFINED,
 };
 use super::scan::{ScanError, ScanLimits, Scanner};
 use crate::transfer_syntax::{Encoding, UnknownVr};
@@ -66,17 +66,6 @@ pub(crate) struct Walk<'d> {
     oddities: u64,
     /// Where the header of the last token begins, and the oddities before it.
     begun: (usize, u64),
-}
-
-/// A header as it was read.
-#[derive(Debug)]
-struct Found {
-    tag: Tag,
-    vr: Option<VR>,
-    length: u32,
-    size: usize,
-    encoding: Encoding,
-    has_illegal_vr: bool,
 }
 
 enum Step {
@@ -172,7 +161,7 @@ impl<'d> Walk<'d> {
     }
 
     /// The header at the current place. Where its value representation is unknown, the whole data set says how to read it.
-    fn header(&mut self) -> Result<Found, ScanError> {
+    fn header(&mut self) -> Result<ElementHeader, ScanError> {
         loop {
             let encoding = match self.open.last() {
                 None => self.encoding,
@@ -184,23 +173,7 @@ impl<'d> Walk<'d> {
             match Header::parse(rest, encoding) {
                 Header::Incomplete(_) => return Err(ScanError::Truncated),
                 Header::Unknown(_) => self.decide()?,
-                Header::Element {
-                    tag,
-                    vr,
-                    length,
-                    size,
-                    encoding,
-                    has_illegal_vr,
-                } => {
-                    return Ok(Found {
-                        tag,
-                        vr,
-                        length,
-                        size,
-                        encoding,
-                        has_illegal_vr,
-                    })
-                }
+                Header::Element(header) => return Ok(header),
             }
         }
     }
@@ -242,8 +215,8 @@ impl<'d> Walk<'d> {
         Ok(Step::Token(self.close(open.kind)))
     }
 
-    fn element(&mut self, header: &Found, value_at: usize) -> Result<Token, ScanError> {
-        let &Found {
+    fn element(&mut self, header: &ElementHeader, value_at: usize) -> Result<Token, ScanError> {
+        let &ElementHeader {
             tag,
             vr,
             length,

@@ -5,8 +5,8 @@ use dicom_core::{Tag, VR};
 use super::{Container, Frame, Reading, State};
 use crate::dataset::anomaly::Anomaly;
 use crate::dataset::header::{
-    dictionary_says_sequence, holds_fragments, ITEM, ITEM_DELIMITATION, PIXEL_DATA, SEQUENCE_DELIMITATION,
-    UNDEFINED,
+    dictionary_says_sequence, holds_fragments, ElementHeader, ITEM, ITEM_DELIMITATION, PIXEL_DATA,
+    SEQUENCE_DELIMITATION, UNDEFINED,
 };
 use crate::dataset::scan::ScanError;
 use crate::transfer_syntax::Encoding;
@@ -16,14 +16,14 @@ const FILE_META_GROUP: u16 = 0x0002;
 
 impl Reading {
     /// Acts on one header, which begins at `at`; `position` is just behind it.
-    pub(super) fn element(
-        &mut self,
-        tag: Tag,
-        vr: Option<VR>,
-        length: u32,
-        encoding: Encoding,
-        at: u64,
-    ) -> Result<(), ScanError> {
+    pub(super) fn element(&mut self, header: &ElementHeader, at: u64) -> Result<(), ScanError> {
+        let &ElementHeader {
+            tag,
+            vr,
+            length,
+            encoding,
+            ..
+        } = header;
         self.elements += 1;
         if self.elements > self.limits.elements {
             return Err(ScanError::Elements);
