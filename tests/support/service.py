@@ -31,6 +31,14 @@ def lines_so_far(file: Path, process: subprocess.Popen[str]) -> list[str]:
     return content.decode().splitlines()
 
 
+class DidNotStartError(AssertionError):
+    """The service ended before it listened; `exit_code` is that of `Popen`."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
 class ServiceProcess:
     """Starts `python -m storescp`, waits for its line, and stops what it started.
 
@@ -71,9 +79,9 @@ class ServiceProcess:
             line = self.process.stdout.readline()
             match = LISTENING.match(line)
             if not match:
-                self.process.wait(20)
+                exit_code = self.process.wait(20)
                 self.close()
-                raise AssertionError(f"did not start: {line!r}\n{self.log_path.read_text()}")
+                raise DidNotStartError(f"did not start: {line!r}\n{self.log_path.read_text()}", exit_code)
             self.line = self.line or line.strip()
             if match[4]:
                 self.tls_port = int(match[2])
