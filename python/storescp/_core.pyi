@@ -9,6 +9,11 @@ __all__ = [
     "IMPLEMENTATION_VERSION_NAME",
     "MOST_NAMED_REFUSALS",
     "NO_SYNTAX",
+    "PROXY_HEADER_ABSENT",
+    "PROXY_HEADER_CUT",
+    "PROXY_HEADER_LATE",
+    "PROXY_HEADER_SECOND",
+    "PROXY_HEADER_UNEXPECTED",
     "Admission",
     "Answer",
     "Answers",
@@ -34,6 +39,7 @@ __all__ = [
     "Transcoder",
     "__version__",
     "anomalies",
+    "begins_proxy_header",
     "build_info",
     "character_sets",
     "cipher_suites",
@@ -41,6 +47,7 @@ __all__ = [
     "examine_file",
     "other_character_sets",
     "outbox_migrations",
+    "parse_proxy_header",
     "read_journal",
     "read_title",
     "readable_values",
@@ -61,8 +68,15 @@ IMPLEMENTATION_CLASS_UID: str
 IMPLEMENTATION_VERSION_NAME: str
 MOST_NAMED_REFUSALS: int
 NO_SYNTAX: str
+PROXY_HEADER_ABSENT: str
+PROXY_HEADER_CUT: str
+PROXY_HEADER_LATE: str
+PROXY_HEADER_SECOND: str
+PROXY_HEADER_UNEXPECTED: str
 
 def clean_request(pdu: bytes) -> CleanRequest: ...
+def begins_proxy_header(received: bytes) -> bool: ...
+def parse_proxy_header(received: bytes) -> tuple[int, tuple[str, int] | None]: ...
 def read_title(field: bytes) -> str | None: ...
 def request_oddities() -> list[str]: ...
 def title_oddities(pdu: bytes) -> list[tuple[str, str, int]]: ...
@@ -96,6 +110,7 @@ class Gate:
         handshake_timeout: float,
         request_timeout: float,
         max_request_bytes: int,
+        balancers: list[tuple[str, int]],
         tls: Tls | None,
     ) -> Gate: ...
     def set_tls(self, tls: Tls) -> None: ...
@@ -113,6 +128,8 @@ class Connection:
     def request(self) -> bytes: ...
     @property
     def peer(self) -> tuple[str, int]: ...
+    @property
+    def proxy_address(self) -> str | None: ...
     @property
     def tls(self) -> tuple[str, bytes | None] | None: ...
     def refuse(self, pdu: bytes) -> None: ...
@@ -162,6 +179,7 @@ class Answers:
 class Served:
     summary: AssociationSummary
     peer: tuple[str, int]
+    proxy_address: str | None
     calling_ae_title: str
     called_ae_title: str
     tenant: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storescp import _core
 from storescp.names import name_of
@@ -273,6 +273,22 @@ class Knock:
     calling: str = ""
     called: str = ""
     detail: str = ""
+    proxy: str = ""  # address of the load balancer that passed it on
+
+
+def of_connection(cause: str, knock: Knock, settings: Settings) -> Advice:
+    """Advice for a connection that was turned away before it was an association; the detail is that of the core."""
+    if knock.detail == _core.PROXY_HEADER_UNEXPECTED:
+        return Advice(
+            f"{knock.address} sends a PROXY header and is not in dicom_store_scp.proxy_protocol_from.",
+            "If it is your load balancer, add its address to the list. Otherwise turn the header off on its side.",
+        )
+    if knock.detail == _core.PROXY_HEADER_SECOND:
+        return Advice(
+            "The connection begins with two PROXY headers, as where one load balancer stands behind another.",
+            "Have the one that connects here read the header of the other one (HAProxy: accept-proxy).",
+        )
+    return of_rejection(cause, replace(knock, detail=""), settings)
 
 
 def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
@@ -328,6 +344,12 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
         "tls_handshake": Advice(
             "TLS could not be agreed on.",
             "See the detail. Does the sender have a certificate of the authority in tls.client_ca, and speak TLS 1.2?",
+        ),
+        "proxy_header": Advice(
+            f"{knock.address} is in dicom_store_scp.proxy_protocol_from, and its connection does not begin with a "
+            "PROXY header that can be followed.",
+            "See the detail. Turn the header on at the load balancer (HAProxy: send-proxy-v2), or take the address out "
+            "of the list.",
         ),
         "unreadable_certificate": Advice(
             "The client certificate cannot be read.", "Have the sender get another certificate."

@@ -51,6 +51,9 @@ class Server(Protocol):
     def addresses(self) -> list[Address]:
         """What is listened on, the clear port first."""
 
+    def refused_connections(self) -> dict[str, int]:
+        """Connections turned away before they were associations, by reason."""
+
     def start(self) -> None:
         """Begins to accept."""
 
@@ -188,7 +191,7 @@ class Service:
             admission=self._admission,
             publisher=publisher,
             licence=self._licence,
-            refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
+            refused_connections=server.refused_connections,
             not_ready=self._reasons_not_ready,
             dead=self._liveness.dead,
         )

@@ -293,6 +293,11 @@ class DicomStoreScp(Section):
     allowed_peers: tuple[Network, ...] = Field(
         (), description="addresses and networks of the senders that may open an association; empty: any address"
     )
+    proxy_protocol_from: tuple[Network, ...] = Field(
+        (),
+        description="addresses and networks of the load balancers whose connections begin with a PROXY header (version "
+        "1 or 2); the address in the header counts as that of the sender; empty: no header is read",
+    )
 
 
 class DicomLicenseServer(Section):

@@ -40,6 +40,7 @@ pub struct Desk(desk::Desk);
 pub struct Served {
     summary: Py<AssociationSummary>,
     peer: (String, u16),
+    proxy_address: Option<String>,
     calling_ae_title: String,
     called_ae_title: String,
     tenant: Option<String>,
@@ -271,6 +272,7 @@ impl Desk {
             Ok(Served {
                 summary: Py::new(py, AssociationSummary::from(served.summary))?,
                 peer: (source.address, served.peer.port()),
+                proxy_address: served.proxy.map(|address| address.to_string()),
                 calling_ae_title: source.calling_ae_title,
                 called_ae_title: source.called_ae_title,
                 tenant: source.tenant.map(|tenant| tenant.as_str().to_owned()),

@@ -58,7 +58,7 @@ fn fixture(rules: &serde_json::Value) -> Fixture {
         request_timeout: SOON,
         request_bytes: 1 << 20,
     };
-    let gate = Arc::new(Gate::start(limits, None).unwrap());
+    let gate = Arc::new(Gate::start(limits, Vec::new(), None).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     gate.listen(listener, false).unwrap();

@@ -14,7 +14,13 @@ use crate::layout::TenantId;
 pub struct Network(IpAddr, u32);
 
 impl Network {
-    fn contains(self, address: IpAddr) -> bool {
+    /// All addresses that begin with the first `prefix_length` bits of an address.
+    #[must_use]
+    pub fn new(address: IpAddr, prefix_length: u32) -> Self {
+        Self(address, prefix_length)
+    }
+
+    pub(super) fn contains(self, address: IpAddr) -> bool {
         // All bits are shifted away where there is no prefix.
         match (self.0, address) {
             (IpAddr::V4(ours), IpAddr::V4(theirs)) => {

@@ -55,12 +55,15 @@ impl Stream {
 
     /// A connection with TLS on it, of either side; the handshake is to come.
     pub(crate) fn encrypted(socket: TcpStream, connection: Connection) -> Self {
-        let socket = Arc::new(socket);
-        let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&socket)));
-        Self {
-            socket,
-            tls: Some(RefCell::new(Tls { connection, incoming })),
-        }
+        let mut stream = Self::clear(socket);
+        stream.begin_tls(connection);
+        stream
+    }
+
+    /// From here on there is TLS on a clear connection, of either side; the handshake is to come.
+    pub(crate) fn begin_tls(&mut self, connection: Connection) {
+        let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&self.socket)));
+        self.tls = Some(RefCell::new(Tls { connection, incoming }));
     }
 
     /// Whether it is without TLS.

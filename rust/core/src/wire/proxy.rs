@@ -42,6 +42,18 @@ const CHECKSUM: u8 = 0x03;
 /// Bytes that tell a PROXY header from an A-ASSOCIATE-RQ and from a TLS record.
 pub const OPENING_BYTES: usize = LINE_OPENING.len();
 
+/// What is told of a header where none is read.
+pub const UNEXPECTED: &str =
+    "a PROXY header from an address that is not in dicom_store_scp.proxy_protocol_from";
+/// What is told of a header behind the one that was read.
+pub const SECOND: &str = "a second PROXY header";
+/// What is told of a connection that ended in the middle of its header.
+pub const CUT: &str = "the connection ended within the PROXY header";
+/// What is told where time was up before the first byte.
+pub const ABSENT: &str = "no PROXY header came in time";
+/// What is told where time was up in the middle.
+pub const LATE: &str = "the PROXY header was not complete in time";
+
 /// Whose connection it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
