@@ -99,6 +99,11 @@ impl Waiting {
         progress
     }
 
+    /// Whether nothing came behind its PROXY header, as in the checks of balancers.
+    pub(super) fn is_check(&self) -> bool {
+        self.proxy.is_some() && self.is_stray.is_none()
+    }
+
     /// What is to be said of a PROXY header where none is read.
     pub(super) fn stray_header(&self) -> Option<&'static str> {
         let is_stray = self.is_stray == Some(true) || proxy::begins_header(&self.bytes);

@@ -222,7 +222,7 @@ impl Watcher {
                 turn_away(&waiting.stream, &[]);
             }
             Progress::OverLimit => turn_away(&waiting.stream, &[]),
-            Progress::Closed if waiting.stream.is_handshaking() => {
+            Progress::Closed if waiting.stream.is_handshaking() && !waiting.is_check() => {
                 let detail = "the peer closed the connection".to_owned();
                 self.shared
                     .refuse(&counters.handshake, Some(waiting.peer), "tls_handshake", detail);
