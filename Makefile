@@ -41,7 +41,7 @@ KAFKA_TOOLS := java:default-jre-headless mvn:maven
 TEST_TOOLS := $(KAFKA_TOOLS) dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace \
   faketime:faketime mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 chromium:chromium \
   promtool:prometheus systemd-analyze:systemd cjpeg:libjpeg-turbo-progs opj_compress:libopenjp2-tools \
-  ojph_compress:openjph-tools cjxl:libjxl-tools /usr/lib/postgresql/*/bin/initdb:postgresql
+  ojph_compress:openjph-tools cjxl:libjxl-tools /usr/sbin/haproxy:haproxy /usr/lib/postgresql/*/bin/initdb:postgresql
 
 define install_packages
 	@for tool in $(1); do \
@@ -50,7 +50,7 @@ define install_packages
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
 	  echo "make: installing$$missing"; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	  for name in orthanc postgresql prometheus; do case "$$missing" in *$$name*) \
+	  for name in haproxy orthanc postgresql prometheus; do case "$$missing" in *$$name*) \
 	    $$sudo /etc/init.d/$$name stop >/dev/null 2>&1 || true;; esac; done; \
 	fi
 endef

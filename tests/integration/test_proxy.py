@@ -267,6 +267,7 @@ def test_header_and_request_share_one_deadline(start_service: StartService, engi
             client.settimeout(8)
             client.sendall(rest)
             assert 1.7 < seconds_until_closed(client, began) < 3.2
+    wait_until(lambda: len(service.events("connection.refused")) == (4 if engine == "rust" else 2))
     causes = [(event["cause"], event.get("detail"), event["peer"]) for event in service.events("connection.refused")]
     absent, late = "no PROXY header came in time", "the PROXY header was not complete in time"
     assert causes[:2] == [("proxy_header", absent, BALANCER), ("proxy_header", late, BALANCER)]
@@ -288,6 +289,7 @@ def test_the_deadline_of_the_handshake_begins_behind_the_header(start_service: S
         client.settimeout(8)
         client.sendall(binary("192.0.2.7"))
         assert 2.6 < seconds_until_closed(client, began) < 4.4
+    wait_until(lambda: len(service.events("connection.refused")) == 2)
     causes = [(event["cause"], event["detail"], event["peer"]) for event in service.events("connection.refused")]
     assert causes == [
         ("proxy_header", "no PROXY header came in time", BALANCER),
