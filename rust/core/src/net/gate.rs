@@ -2,7 +2,8 @@
 //! one those with TLS, so that handshakes hold up nobody else.
 //!
 //! A connection costs a descriptor and its own bytes, no thread, however slowly it sends. It leaves with a whole
-//! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else.
+//! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else. That of a load balancer begins with a
+//! PROXY header, which names the peer.
 
 mod header;
 mod places;

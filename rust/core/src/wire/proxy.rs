@@ -1,5 +1,5 @@
 //! The header in which a load balancer names the peer whose connection it passes on: the PROXY protocol, versions 1 and 2
-//! (HAProxy's specification proxy-protocol.txt, sections 2.1 and 2.2).
+//! (proxy-protocol.txt of `HAProxy`, sections 2.1 and 2.2).
 //!
 //! A push parser. It gets the bytes so far and says how many more certainly belong to the header, so that a reader takes
 //! no byte of what follows.
