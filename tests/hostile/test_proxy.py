@@ -21,6 +21,7 @@ from support.proxy_headers import (
     LOCAL,
     NOOP,
     PROXY,
+    RIGHT,
     SIGNATURE,
     TCP4,
     TCP6,
@@ -31,6 +32,7 @@ from support.proxy_headers import (
     binary,
     block,
     line,
+    mutated,
     read,
     tlv,
 )
@@ -86,20 +88,6 @@ WRONG = {
     "v2-checksum-short": Wrong(binary(PEER, 1, tlv(CRC32C, b"\0\0")), "checksum"),
     "v2-checksum-twice": Wrong(binary(PEER, 1, tlv(CRC32C, bytes(4)), checksum=True), "checksum"),
 }
-RIGHT = [
-    line(PEER),
-    line("2001:db8::7"),
-    binary(PEER),
-    binary("2001:db8::7"),
-    binary("::ffff:192.0.2.7"),
-    binary(PEER, 4711, tlv(NOOP, bytes(20)), tlv(AUTHORITY, b"pacs.example"), checksum=True),
-    binary(PEER, 4711, tlv(0xEA, bytes(200))),
-    b"PROXY UNKNOWN\r\n",
-    b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
-    block(LOCAL, UNSPECIFIED, b""),
-    block(LOCAL, TCP4, addresses(PEER)),
-    block(PROXY, UNSPECIFIED, b""),
-]
 
 
 @pytest.fixture(scope="session")
@@ -194,28 +182,6 @@ def test_s21_a_header_that_is_not_asked_for_changes_no_address(target: tuple[Ser
     assert {event["cause"] for event in lines} == {"malformed_request" if pki is None else "tls_handshake"}
     assert {event["peer"] for event in lines} == {OTHER, "198.51.100.7"}
     assert all("PROXY header" in event["detail"] for event in lines)
-
-
-def mutated(draw: random.Random) -> bytes:
-    """A header with up to four changes: bytes replaced, left out, put in, said twice, or all from one place on cut."""
-    header = bytearray(draw.choice(RIGHT))
-    for _ in range(draw.choice((0, 1, 1, 1, 2, 2, 3, 4))):
-        at = draw.randrange(len(header) + 1)
-        change = draw.randrange(6)
-        if change == 0:
-            header[at : at + 1] = bytes([draw.randrange(256)])
-        elif change == 1:
-            del header[at : at + draw.randrange(1, 4)]
-        elif change == 2:
-            header[at:at] = draw.randbytes(draw.randrange(1, 4))
-        elif change == 3:
-            header[at:at] = header[at : at + draw.randrange(1, 20)]
-        elif change == 4:
-            # Of the characters that a line is made of.
-            header[at : at + 1] = bytes([draw.choice(b"0123456789abcdefF.: \r\nPROXYTCUNKW")])
-        else:
-            del header[at:]
-    return bytes(header)
 
 
 def fuzzed(engine: str) -> Iterator[tuple[bytes, bytes]]:

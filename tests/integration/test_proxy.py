@@ -234,6 +234,7 @@ def test_what_is_refused_for_its_header_is_in_log_metric_and_audit_trail(
     assert (refused["cause"], refused["peer"]) == ("proxy_header", BALANCER)
     assert refused["detail"] == "the connection does not begin with a PROXY header"
     assert "send-proxy-v2" in refused["text"]
+    assert "send-proxy-v2" in get(metrics, "/status")[1]
     assert 'storescp_refused_total{reason="proxy_header"} 1.0' in get(metrics, "/metrics")[1]
     # The checks of balancers that only connect are told nowhere.
     socket.create_connection(("127.0.0.1", service.port), 5, (BALANCER, 0)).close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import random
 import re
 import socket
 import struct
@@ -126,6 +128,44 @@ def _are_tlvs(header: bytes, at: int) -> bool:
 
 
 def _text(address: bytes) -> str:
-    if address.startswith(_MAPPED):
-        address = address[len(_MAPPED) :]
-    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+    # RFC 5952, where inet_ntop(3) of glibc has dots in some IPv6 addresses.
+    return str(ipaddress.ip_address(address.removeprefix(_MAPPED)))
+
+
+# Headers that are right, of each kind.
+RIGHT = [
+    line("192.0.2.7"),
+    line("2001:db8::7"),
+    binary("192.0.2.7"),
+    binary("2001:db8::7"),
+    binary("::ffff:192.0.2.7"),
+    binary("192.0.2.7", 4711, tlv(NOOP, bytes(20)), tlv(AUTHORITY, b"pacs.example"), checksum=True),
+    binary("192.0.2.7", 4711, tlv(0xEA, bytes(200))),
+    b"PROXY UNKNOWN\r\n",
+    b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
+    block(LOCAL, UNSPECIFIED, b""),
+    block(LOCAL, TCP4, addresses("192.0.2.7")),
+    block(PROXY, UNSPECIFIED, b""),
+]
+
+
+def mutated(draw: random.Random) -> bytes:
+    """A header with up to four changes: bytes replaced, left out, put in, said twice, or all from one place on cut."""
+    header = bytearray(draw.choice(RIGHT))
+    for _ in range(draw.choice((0, 1, 1, 1, 2, 2, 3, 4))):
+        at = draw.randrange(len(header) + 1)
+        change = draw.randrange(6)
+        if change == 0:
+            header[at : at + 1] = bytes([draw.randrange(256)])
+        elif change == 1:
+            del header[at : at + draw.randrange(1, 4)]
+        elif change == 2:
+            header[at:at] = draw.randbytes(draw.randrange(1, 4))
+        elif change == 3:
+            header[at:at] = header[at : at + draw.randrange(1, 20)]
+        elif change == 4:
+            # Of the characters that a line is made of.
+            header[at : at + 1] = bytes([draw.choice(b"0123456789abcdefF.: \r\nPROXYTCUNKW")])
+        else:
+            del header[at:]
+    return bytes(header)
