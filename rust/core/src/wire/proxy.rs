@@ -217,22 +217,7 @@ fn port(text: &str) -> Option<u16> {
 
 /// Version 2. What is wrong in the fixed part is told as soon as its byte is there.
 fn parse_binary(bytes: &[u8]) -> Result<Progress, Malformed> {
-    let command = bytes.get(COMMAND_AT).copied().unwrap_or(LOCAL);
-    let family = bytes.get(FAMILY_AT).copied().unwrap_or(UNSPECIFIED);
-    if command >> 4 != LOCAL >> 4 {
-        return Err(Malformed::Version);
-    }
-    if command != LOCAL && command != PROXY {
-        return Err(Malformed::Command);
-    }
-    let address_bytes = match (command, family) {
-        // Section 2.2: for LOCAL "discard the protocol block including the family", and for AF_UNSPEC "ignore address
-        // information": nobody can say where its TLVs would begin.
-        (LOCAL, _) | (_, UNSPECIFIED) => None,
-        (_, TCP_OVER_IPV4) => Some(IPV4_BYTES),
-        (_, TCP_OVER_IPV6) => Some(IPV6_BYTES),
-        _ => return Err(Malformed::Protocol),
-    };
+    let address_bytes = address_bytes(bytes)?;
     let Some((fixed, block)) = bytes.split_first_chunk::<FIXED_BYTES>() else {
         return Ok(Progress::More(FIXED_BYTES - bytes.len()));
     };
@@ -251,13 +236,32 @@ fn parse_binary(bytes: &[u8]) -> Result<Progress, Malformed> {
         return Ok(Progress::Complete(Source::Connection));
     };
     check_tlvs(bytes, FIXED_BYTES + address_bytes)?;
-    let peer = if family == TCP_OVER_IPV4 {
+    let peer = if address_bytes == IPV4_BYTES {
         binary_peer::<4>(block)
     } else {
         binary_peer::<16>(block)
     };
     peer.map(|peer| Progress::Complete(Source::Peer(peer)))
         .ok_or(Malformed::TooShort)
+}
+
+/// How long the addresses of version 2 are, by its command and family as far as these are there; none where they do not count.
+fn address_bytes(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    let command = bytes.get(COMMAND_AT).copied().unwrap_or(LOCAL);
+    if command >> 4 != LOCAL >> 4 {
+        return Err(Malformed::Version);
+    }
+    if command != LOCAL && command != PROXY {
+        return Err(Malformed::Command);
+    }
+    match (command, bytes.get(FAMILY_AT).copied().unwrap_or(UNSPECIFIED)) {
+        // Section 2.2: for LOCAL "discard the protocol block including the family", and for AF_UNSPEC "ignore address
+        // information": nobody can say where its TLVs would begin.
+        (LOCAL, _) | (_, UNSPECIFIED) => Ok(None),
+        (_, TCP_OVER_IPV4) => Ok(Some(IPV4_BYTES)),
+        (_, TCP_OVER_IPV6) => Ok(Some(IPV6_BYTES)),
+        _ => Err(Malformed::Protocol),
+    }
 }
 
 /// The source of an address block: both addresses of `N` bytes, then both ports.

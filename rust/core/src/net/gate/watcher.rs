@@ -12,7 +12,6 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 
-use super::header::Header;
 use super::waiting::{Progress, Waiting};
 use super::{lock, turn_away, Arrivals, Connection, Shared};
 use crate::wire::pdu;
@@ -186,7 +185,13 @@ impl Watcher {
             .poll
             .registry()
             .deregister(&mut SourceFd(&waiting.stream.socket().as_raw_fd()));
-        let counters = &self.shared.counters;
+        self.conclude(waiting, progress);
+    }
+
+    /// Hands over a connection whose request is complete; every other one is closed, and told where that matters.
+    fn conclude(&self, waiting: Waiting, progress: Progress) {
+        let shared = &self.shared;
+        let (counters, peer) = (&shared.counters, Some(waiting.peer));
         match progress {
             Progress::Complete => {
                 let connection = Connection {
@@ -196,36 +201,28 @@ impl Watcher {
                     request: waiting.bytes,
                     slot: waiting.slot,
                 };
-                lock(&self.shared.ready).push_back(connection);
-                self.shared.ready_changed.notify_one();
+                lock(&shared.ready).push_back(connection);
+                shared.ready_changed.notify_one();
             }
             Progress::Malformed(reason) => {
                 let stray = waiting.stray_header();
                 let detail = stray.map_or_else(|| format!("{reason:?}"), str::to_owned);
-                self.shared.refuse(
-                    &counters.malformed,
-                    Some(waiting.peer),
-                    "malformed_request",
-                    detail,
-                );
+                shared.refuse(&counters.malformed, peer, "malformed_request", detail);
                 turn_away(&waiting.stream, &pdu::abort(reason));
             }
             Progress::Failed(detail) => {
                 let detail = waiting.stray_header().map_or(detail, str::to_owned);
-                self.shared
-                    .refuse(&counters.handshake, Some(waiting.peer), "tls_handshake", detail);
+                shared.refuse(&counters.handshake, peer, "tls_handshake", detail);
                 turn_away(&waiting.stream, &[]);
             }
             Progress::NoHeader(detail) => {
-                self.shared
-                    .refuse(&counters.proxy_header, Some(waiting.peer), "proxy_header", detail);
+                shared.refuse(&counters.proxy_header, peer, "proxy_header", detail);
                 turn_away(&waiting.stream, &[]);
             }
             Progress::OverLimit => turn_away(&waiting.stream, &[]),
             Progress::Closed if waiting.stream.is_handshaking() && !waiting.is_check() => {
                 let detail = "the peer closed the connection".to_owned();
-                self.shared
-                    .refuse(&counters.handshake, Some(waiting.peer), "tls_handshake", detail);
+                shared.refuse(&counters.handshake, peer, "tls_handshake", detail);
             }
             Progress::More | Progress::Closed => {}
         }
@@ -237,9 +234,8 @@ impl Watcher {
         self.waiting.retain(|_, waiting| {
             let expired = waiting.deadline <= now;
             // Counted before they are closed: whoever sees the end of the connection finds it counted.
-            let overdue = waiting.header.as_ref().filter(|_| expired).map(Header::overdue);
-            if let Some(detail) = overdue {
-                let detail = detail.to_owned();
+            if let Some(header) = waiting.header.as_ref().filter(|_| expired) {
+                let detail = header.overdue().to_owned();
                 self.shared
                     .refuse(&counters.proxy_header, Some(waiting.peer), "proxy_header", detail);
             } else if expired && waiting.stream.is_handshaking() {
