@@ -321,6 +321,10 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
             "Is the sender a DICOM device? TLS connections go to tls.port; where tls.port is not set, the DICOM port "
             "takes TLS only.",
         ),
+        "request_memory": Advice(
+            "The requests of all connections, or those of this address, took more memory than they may.",
+            "Devices send requests of a few kilobytes: is something sending long ones on purpose?",
+        ),
         "request_timeout": Advice(
             "The connection was opened and no whole request came in time.",
             "Port scanners and monitors do that. If it is a sender: is its network slow? Does it speak TLS?",

@@ -25,6 +25,7 @@ from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.listener import Address, Listener, is_loopback
 from storescp.network.negotiation import Negotiator
+from storescp.network.occupancy import OccupancyWatch
 from storescp.network.tls import load_tls
 from storescp.notify import Watchdog, notify, notify_reloading
 from storescp.preparation import Prepared, load_users
@@ -142,6 +143,9 @@ class Service:
             upkeep = Upkeep(engine, self._licence)
             upkeep.start()
             running.callback(upkeep.stop)
+            occupancy = OccupancyWatch(self._admission, settings.dicom_store_scp.max_associations)
+            occupancy.start()
+            running.callback(occupancy.stop)
             self._space.start()
             running.callback(self._space.stop)
             for address in server.addresses:

@@ -65,6 +65,12 @@ class Family:
 
 
 _ACTIVE = Family(GaugeMetricFamily, "storescp_associations_active", "Associations now.")
+_LARGEST = Family(
+    GaugeMetricFamily,
+    "storescp_associations_largest",
+    "Associations now of the one address, and of the one calling AE title, that holds most of them.",
+    ("by",),
+)
 _ASSOCIATIONS = Family(CounterMetricFamily, "storescp_associations", "Associations that were let in.")
 _REFUSED = Family(
     CounterMetricFamily, "storescp_refused", "Associations and connections that were turned away.", ("reason",)
@@ -176,6 +182,10 @@ class ServiceCollector(Collector):
     def _associations(self) -> Iterable[Metric]:
         active, total, rejected = self._probe.admission.counts()
         yield _ACTIVE.of(active)
+        largest = _LARGEST.empty()
+        for by, holder in zip(("address", "calling_ae"), self._probe.admission.core.largest(), strict=True):
+            largest.add_metric([by], holder[1] if holder else 0)
+        yield largest
         yield _ASSOCIATIONS.of(total)
         refused = _REFUSED.empty()
         for reason, count in (self._probe.refused_connections() | rejected).items():

@@ -11,6 +11,7 @@ _TITLES = {
     "association.released": "An association ended with instances that failed",
     "association.stopped": "The service stopped before an association was over",
     "association.timeout": "A sender was silent or too slow",
+    "associations.one_peer": "One peer holds more than half of all associations",
     "audit.lost": "Audit messages were lost",
     "audit.unreachable": "The destination of the audit trail cannot be reached",
     "configuration.warning": "The configuration is odd",

@@ -120,6 +120,7 @@ impl Gate {
             ("connections_per_address", &counters.per_address),
             ("request_timeout", &counters.timeout),
             ("malformed_request", &counters.malformed),
+            ("request_memory", &counters.request_memory),
             ("tls_handshake", &counters.handshake),
             ("not_accepted", &counters.not_accepted),
         ]

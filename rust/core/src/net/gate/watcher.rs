@@ -12,7 +12,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 
-use super::{lock, turn_away, Arrivals, Connection, Shared, Slot};
+use super::{lock, turn_away, Arrivals, Connection, Share, Shared, Slot};
 use crate::net::stream::Stream;
 use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, HEADER_BYTES};
 
@@ -27,6 +27,7 @@ struct Waiting {
     peer: SocketAddr,
     slot: Slot,
     bytes: Vec<u8>,
+    share: Share,
     deadline: Instant,
 }
 
@@ -35,6 +36,8 @@ enum Progress {
     Complete,
     Closed,
     Malformed(AbortReason),
+    /// No more memory for requests.
+    NoMemory,
     /// Of TLS.
     Failed(String),
 }
@@ -173,6 +176,7 @@ impl Watcher {
             peer,
             slot,
             bytes: Vec::new(),
+            share: Share::new(&self.shared.request_memory, peer.ip()),
             deadline: Instant::now() + patience,
         };
         self.waiting.insert(token, waiting);
@@ -222,6 +226,7 @@ impl Watcher {
                     peer: waiting.peer,
                     request: waiting.bytes,
                     slot: waiting.slot,
+                    _share: waiting.share,
                 };
                 lock(&self.shared.ready).push_back(connection);
                 self.shared.ready_changed.notify_one();
@@ -235,6 +240,13 @@ impl Watcher {
                     detail,
                 );
                 turn_away(&waiting.stream, &pdu::abort(reason));
+            }
+            Progress::NoMemory => {
+                let detail = format!("{} bytes of it had come", waiting.bytes.len());
+                let counter = &counters.request_memory;
+                self.shared
+                    .refuse(counter, Some(waiting.peer), "request_memory", detail);
+                turn_away(&waiting.stream, &pdu::REJECT_LOCAL_LIMIT);
             }
             Progress::Failed(detail) => {
                 self.shared
@@ -298,9 +310,10 @@ impl Waiting {
             let mut source = &self.stream;
             match source.read(buffer.get_mut(..room).unwrap_or_default()) {
                 Ok(0) => return Progress::Closed,
-                Ok(count) => self
-                    .bytes
-                    .extend_from_slice(buffer.get(..count).unwrap_or_default()),
+                Ok(count) if !self.take(buffer.get(..count).unwrap_or_default(), room) => {
+                    return Progress::NoMemory
+                }
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::More,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -309,5 +322,18 @@ impl Waiting {
                 Err(_) => return Progress::Closed,
             }
         }
+    }
+
+    /// Whether there is memory for what came, of which so much was wanted at a time. A request may never become as long as
+    /// its header says, so it grows as it comes.
+    fn take(&mut self, bytes: &[u8], wanted: usize) -> bool {
+        if !self.share.cover(self.bytes.len() + bytes.len()) {
+            return false;
+        }
+        if self.bytes.capacity() - self.bytes.len() < bytes.len() {
+            self.bytes.reserve_exact(wanted);
+        }
+        self.bytes.extend_from_slice(bytes);
+        true
     }
 }
