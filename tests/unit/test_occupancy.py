@@ -51,10 +51,10 @@ def test_a_title_behind_many_addresses_is_told_as_well() -> None:
         watch.look()
     assert [(line["event"], line["calling_ae"]) for line in lines] == [("associations.one_peer", "CT1")]
     assert "limits.max_associations_per_calling_ae" in lines[0]["text"]
-    assert doors.core.largest()[1] == ("CT1", 3)
+    assert doors.largest()[1] == ("CT1", 3)
     for place in places:
         place.leave()
-    assert doors.core.largest() == (None, None)
+    assert doors.largest() == (None, None)
 
 
 def test_a_service_for_one_association_is_no_cause() -> None:

@@ -155,7 +155,7 @@ _BUILD = Family(GaugeMetricFamily, "storescp_build_info", "What runs.", ("versio
 # Of `StorageState`: what needs an operator.
 FINDINGS = ("quarantined", "changed", "missing", "unreadable", "undecided")
 METRICS = (
-    _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _ANOMALIES, _FREE,
+    _ACTIVE, _LARGEST, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _ANOMALIES, _FREE,
     _FINDINGS, _REPLACED_FILES, _REPLACED_BYTES, _REPLACED_LIMIT, _REPLACED,
     _DAMAGED, _DAMAGED_BYTES, _DAMAGED_LIMIT, _DAMAGED_SINCE,
     _PENDING, _OLDEST, _SET_ASIDE, _STALE, _PUBLISHED, _LICENCE, _READY, _BUILD,
@@ -183,7 +183,7 @@ class ServiceCollector(Collector):
         active, total, rejected = self._probe.admission.counts()
         yield _ACTIVE.of(active)
         largest = _LARGEST.empty()
-        for by, holder in zip(("address", "calling_ae"), self._probe.admission.core.largest(), strict=True):
+        for by, holder in zip(("address", "calling_ae"), self._probe.admission.largest(), strict=True):
             largest.add_metric([by], holder[1] if holder else 0)
         yield largest
         yield _ASSOCIATIONS.of(total)

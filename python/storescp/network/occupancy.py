@@ -44,7 +44,7 @@ class OccupancyWatch:
 
     def look(self) -> None:
         """Logs who holds more than half of the associations since the last look, and when that is over."""
-        for (kind, in_words, setting), largest in zip(_KINDS, self._admission.core.largest(), strict=True):
+        for (kind, in_words, setting), largest in zip(_KINDS, self._admission.largest(), strict=True):
             name, count = largest or ("", 0)
             is_large = 2 * count > self._most and count > 1
             if is_large and kind not in self._told:
