@@ -8,12 +8,16 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click import UsageError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from storescp.cli.common import EXIT_CONFIG, EXIT_LICENCE, EXIT_TEMPORARY
 from storescp.config import Configuration, load
@@ -149,6 +153,72 @@ def test_the_image_has_what_the_build_needs_and_nothing_else() -> None:
     workspace = tomllib.loads((PROJECT / "Cargo.toml").read_text())["workspace"]
     assert {member.partition("/")[0] for member in workspace["members"]} <= kept
     assert {"Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "README.md", "LICENSE"} <= kept
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    assert set(copied) - {"."} <= kept
+
+
+def test_every_image_is_named_by_its_full_version() -> None:
+    stages = re.findall(r"^FROM (\S+)", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    services = [service["image"] for service in compose()["services"].values()]
+    foreign = {*stages, *services} - {"storescp"}
+    assert len(foreign) >= 6
+    for image in foreign:
+        # PostgreSQL has versions of two numbers.
+        version = r"17\.\d+" if "/postgres:" in image else r"v?\d+\.\d+\.\d+(-slim-bookworm)?"
+        assert re.fullmatch(rf"docker\.io/[\w/]+:{version}", image), image
+    # What builds the image is no older than what the project asks for.
+    workspace = tomllib.loads((PROJECT / "Cargo.toml").read_text())["workspace"]
+    rust = re.search(r"/rust:([\d.]+)-", stages[0])
+    assert rust
+    assert Version(rust[1]) >= Version(workspace["package"]["rust-version"])
+
+
+def locked(name: str) -> dict[str, Version]:
+    """The packages of a lock file. Each has at least one hash, and nothing else is installed."""
+    text = (DEPLOY / name).read_text().replace("\\\n", " ")
+    entries = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    packages = {}
+    for entry in entries:
+        found = re.fullmatch(r"([\w.-]+)==(\S+)(?: +; [^\\]+?)?((?: +--hash=sha256:[0-9a-f]{64})+) *", entry)
+        assert found, entry
+        packages[canonicalize_name(found[1])] = Version(found[2])
+    return packages
+
+
+def unmet(requirements: list[str], packages: dict[str, Version]) -> list[str]:
+    """Requirements that a lock file does not meet."""
+    wanted = [Requirement(text) for text in requirements]
+    return [
+        str(one)
+        for one in wanted
+        if (version := packages.get(canonicalize_name(one.name))) is None or version not in one.specifier
+    ]
+
+
+def test_the_lock_files_meet_what_the_project_asks_for() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["postgresql"]]
+    runtime = locked("runtime.lock")
+    assert unmet(asked, runtime) == []
+    assert unmet(project["build-system"]["requires"], locked("build.lock")) == []
+    assert unmet(["click<1", "absent"], runtime) == ["click<1", "absent"]
+    # What those need in turn is there too: pip takes nothing that has no hash.
+    same = [one for one in metadata.distributions() if runtime.get(canonicalize_name(one.name)) == Version(one.version)]
+    for one in same:
+        needs = [Requirement(text) for text in one.requires or ()]
+        here = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+        assert {canonicalize_name(need.name) for need in here} <= runtime.keys(), one.name
+
+
+def test_the_image_installs_what_is_locked() -> None:
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip install (.*?)(?= &&|\n)", text)
+    assert len(installs) == 3
+    from_lock = [one for one in installs if re.search(r"--require-hashes --requirement \S*\w+\.lock *$", one)]
+    # The third is the project's own wheel.
+    [own] = [one for one in installs if one not in from_lock]
+    assert "--no-deps /wheels/*.whl" in own
+    assert re.search(r"^COPY deploy/(\w+\.lock) ", text, re.MULTILINE)
 
 
 def test_the_compose_file_follows_its_schema() -> None:
