@@ -165,6 +165,9 @@ fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH 
 	    ../../target/fuzz-corpus/$$target regressions/$$target -- \
 	    -max_total_time=$${SECONDS_EACH:-60} -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
+reference: $(STAMPS)/build ## Write the pages of docs/reference anew that come from the code
+	$(BIN)/python docs/generate.py
+
 docs: $(STAMPS)/build ## The documentation as a site, in docs/_build
 	@$(BIN)/pip install --quiet --disable-pip-version-check --group docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
@@ -204,4 +207,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel sdist sbom smoke lock clean
+.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz reference docs wheel sdist sbom smoke lock clean
