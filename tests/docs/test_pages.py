@@ -33,6 +33,9 @@ NOT_RUN = {
     "rendered and checked by its schemas",
     "helm upgrade storescp deploy/helm/storescp --reuse-values --set persistence.create=false": "no cluster here; the "
     "chart is rendered and checked by its schemas",
+    "kubectl create secret generic index-database --from-literal=url=postgresql://storescp:secret@db/index": "no cluster here",
+    "helm upgrade storescp deploy/helm/storescp --reuse-values --set index.enabled=true --set index.databaseSecret=index-database": "no "
+    "cluster here; the chart is rendered and checked by its schemas",
     "systemctl enable --now storescp": "no systemd as first process here; the unit is checked by systemd-analyze",
     "systemctl reload storescp": "no systemd as first process here; a signal of the tests does the same",
 }
