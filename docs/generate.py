@@ -20,7 +20,8 @@ from storescp.quantities import text_of_seconds, text_of_size
 from storescp.settings import MOST, OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Section, Settings, Transcoding
 
 _FOLDER = Path(__file__).parent / "reference"
-_WIDTH = 100
+# Of a terminal with 80 columns; wider ones have no longer lines.
+_WIDTH = 78
 
 
 def pages() -> dict[Path, str]:
@@ -45,9 +46,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def command_line() -> str:
     """Every command with its help, as it prints it."""
     parts = ["# Command line", "", "`storescpd` and `python -m storescp` are the same program.", ""]
-    for names, command in _commands((), main_group):
-        context = click.Context(command, info_name=" ".join(("storescpd", *names)), terminal_width=_WIDTH)
-        parts += [f"## {' '.join(('storescpd', *names))}", "", "```text", command.get_help(context), "```", ""]
+    for context in _contexts("storescpd", main_group, None):
+        parts += [f"## {context.command_path}", "", "```text", context.get_help(), "```", ""]
     parts += [
         "## Exit codes",
         "",
@@ -72,11 +72,13 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
-def _commands(names: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield names, command
+def _contexts(name: str, command: click.Command, parent: click.Context | None) -> Iterator[click.Context]:
+    """A command and those beneath it, each as it is called."""
+    context = click.Context(command, parent, name, terminal_width=_WIDTH, **command.context_settings)
+    yield context
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from _commands((*names, name), inner)
+        for inner, subcommand in command.commands.items():
+            yield from _contexts(inner, subcommand, context)
 
 
 def configuration() -> str:
