@@ -60,7 +60,7 @@ HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
 $(STAMPS)/helm: $(STAMPS)/venv
 	@if command -v helm >/dev/null; then :; \
 	elif ! command -v go >/dev/null; then echo "make: neither helm nor Go is there: tests that render the chart are skipped"; \
-	else echo "make: building helm, which renders the chart (1 to 3 minutes)"; \
+	else echo "make: building helm, which renders the chart (1 to 4 minutes)"; \
 	  GOBIN=$(CURDIR)/$(BIN) CGO_ENABLED=0 go install $(HELM) 2>$(STAMPS)/helm.log \
 	  || { tail -n 3 $(STAMPS)/helm.log; echo "make: helm cannot be built: tests that render the chart are skipped"; }; fi
 	@touch $@
