@@ -451,6 +451,7 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("storage.low_space", "Make room on the disk, or lower storage.min_free_bytes."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
     ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
+    ("transcoding.workers_limited", "Raise the memory limit, or lower transcoding.worker_memory_bytes."),
     ("start_up.", "Nothing to do: what was acknowledged is kept, and senders send the rest again."),
 )
 
