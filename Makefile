@@ -55,7 +55,17 @@ define install_packages
 	fi
 endef
 
-$(STAMPS)/test-tools: $(STAMPS)/venv
+# The chart is rendered by helm: the one of this machine, or one that Go builds from its module. Its tests are skipped else.
+HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
+$(STAMPS)/helm: $(STAMPS)/venv
+	@if command -v helm >/dev/null; then :; \
+	elif ! command -v go >/dev/null; then echo "make: neither helm nor Go is there: tests that render the chart are skipped"; \
+	else echo "make: building helm, which renders the chart (1 to 4 minutes)"; \
+	  GOBIN=$(CURDIR)/$(BIN) CGO_ENABLED=0 go install $(HELM) 2>$(STAMPS)/helm.log \
+	  || { tail -n 3 $(STAMPS)/helm.log; echo "make: helm cannot be built: tests that render the chart are skipped"; }; fi
+	@touch $@
+
+$(STAMPS)/test-tools: $(STAMPS)/venv $(STAMPS)/helm
 	@$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
 	$(call install_packages,$(TEST_TOOLS))
 	@touch $@
@@ -155,6 +165,9 @@ fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH 
 	    ../../target/fuzz-corpus/$$target regressions/$$target -- \
 	    -max_total_time=$${SECONDS_EACH:-60} -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
+reference: $(STAMPS)/build ## Write the pages of docs/reference anew that come from the code
+	$(BIN)/python docs/generate.py
+
 docs: $(STAMPS)/build ## The documentation as a site, in docs/_build
 	@$(BIN)/pip install --quiet --disable-pip-version-check --group docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
@@ -164,6 +177,17 @@ wheel: | check-tools ## Build a wheel into dist/
 
 sdist: $(STAMPS)/venv ## Build the source distribution into dist/
 	$(BIN)/maturin sdist --out dist
+
+# Versions and hashes of the Python packages in the image: what is installed, and what builds the wheel.
+LOCK := $(STAMPS)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command "make lock"
+lock: | check-tools ## Write deploy/*.lock anew: the newest packages that pyproject.toml allows, with their hashes
+	@mkdir -p $(STAMPS)
+	$(PYTHON) -m venv --clear $(STAMPS)/lock
+	$(STAMPS)/lock/bin/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	$(LOCK) --extra postgresql --output-file deploy/runtime.lock pyproject.toml
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(LOCK) --output-file deploy/build.lock -
 
 sbom: | check-tools ## Write bills of materials (CycloneDX) of both halves into dist/
 	@mkdir -p dist $(STAMPS)
@@ -183,4 +207,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean
+.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz reference docs wheel sdist sbom smoke lock clean

@@ -337,6 +337,10 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
             "Is the sender a DICOM device? TLS connections go to tls.port; where tls.port is not set, the DICOM port "
             "takes TLS only.",
         ),
+        "request_memory": Advice(
+            "The requests of all connections, or those of this address, took more memory than they may.",
+            "Devices send requests of a few kilobytes: is something sending long ones on purpose?",
+        ),
         "request_timeout": Advice(
             "The connection was opened and no whole request came in time.",
             "Port scanners and monitors do that. If it is a sender: is its network slow? Does it speak TLS?",
@@ -469,6 +473,7 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("storage.low_space", "Make room on the disk, or lower storage.min_free_bytes."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
     ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
+    ("transcoding.workers_limited", "Raise the memory limit, or lower transcoding.worker_memory_bytes."),
     ("start_up.", "Nothing to do: what was acknowledged is kept, and senders send the rest again."),
 )
 

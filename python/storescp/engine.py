@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from storescp.settings import Settings
+from storescp.workers import plan_workers
 
 if TYPE_CHECKING:
     from storescp import _core
@@ -237,11 +237,10 @@ def engine_config(settings: Settings) -> str:
 def pool_config(settings: Settings) -> dict[str, object]:
     """How processes that transcode are started, and how many."""
     transcoding = settings.transcoding
-    # macOS has no affinity.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    plan = plan_workers(transcoding)
     return {
-        "command": [sys.executable, "-m", "storescp.transcode_worker", str(transcoding.worker_memory_bytes)],
-        "workers": transcoding.workers or cores,
-        "threads": cores,
+        "command": [sys.executable, "-m", "storescp.transcode_worker", str(plan.memory_bytes)],
+        "workers": plan.processes,
+        "threads": plan.threads,
         "timeout": transcoding.timeout,
     }

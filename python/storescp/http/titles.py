@@ -11,6 +11,7 @@ _TITLES = {
     "association.released": "An association ended with instances that failed",
     "association.stopped": "The service stopped before an association was over",
     "association.timeout": "A sender was silent or too slow",
+    "associations.one_peer": "One peer holds more than half of all associations",
     "audit.lost": "Audit messages were lost",
     "audit.unreachable": "The destination of the audit trail cannot be reached",
     "configuration.warning": "The configuration is odd",
@@ -61,6 +62,7 @@ _TITLES = {
     "storage.unreadable": "A file or folder cannot be read",
     "tls.certificate_expires_soon": "A TLS certificate ends soon",
     "tls.revocation_list_is_old": "A revocation list is old",
+    "transcoding.workers_limited": "Memory has no room for all transcoding workers",
     "upkeep.failed": "The upkeep of the storage root failed",
     "worker.not_started": "A thread could not be started",
 }

@@ -68,6 +68,10 @@ class Admission:
         with self._lock:
             return *self.core.counts(), dict(self._refused)
 
+    def largest(self) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+        """The address and the calling AE title that hold most associations now, and how many each."""
+        return self.core.largest()
+
     def note_refusal(self, cause: str) -> None:
         """Counts an association that was rejected."""
         with self._lock:

@@ -74,6 +74,15 @@ impl Admission {
         self.0.counts()
     }
 
+    /// The address and the calling AE title that hold most associations now, and how many each; None where there are none.
+    fn largest(&self) -> (Option<(String, usize)>, Option<(String, usize)>) {
+        let largest = self.0.largest();
+        let address = largest
+            .address
+            .map(|(address, count)| (address.to_string(), count));
+        (address, largest.calling_ae_title)
+    }
+
     /// Whether an address may come in at all.
     fn allows(&self, peer: &str) -> PyResult<bool> {
         Ok(self.0.allows(address(peer)?))

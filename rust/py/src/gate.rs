@@ -128,6 +128,7 @@ impl Gate {
             ("connections_per_address", &counters.per_address),
             ("request_timeout", &counters.timeout),
             ("malformed_request", &counters.malformed),
+            ("request_memory", &counters.request_memory),
             ("tls_handshake", &counters.handshake),
             ("proxy_header", &counters.proxy_header),
             ("not_accepted", &counters.not_accepted),

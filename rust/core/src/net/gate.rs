@@ -5,6 +5,7 @@
 //! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else. That of a load balancer begins with a
 //! PROXY header, which names the peer.
 
+mod budget;
 mod header;
 mod places;
 mod waiting;
@@ -23,6 +24,7 @@ use mio::{Poll, Waker};
 use super::admission::Network;
 use super::stream::{Stream, TlsPeer};
 use super::tls::TlsSetup;
+use budget::{Budget, Share};
 use places::Places;
 use watcher::{Watcher, WAKE};
 
@@ -30,6 +32,9 @@ pub use places::Slot;
 
 /// Refused connections that are remembered until somebody asks.
 const MOST_REFUSALS: usize = 1000;
+
+/// Reads of 4 KiB from a peer that is turned away: what is in a socket's receive buffer, and no stream without end.
+const MOST_DISCARDED_READS: usize = 256;
 
 /// Bounds on connections that are not associations yet.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +62,8 @@ pub struct GateCounters {
     pub timeout: AtomicU64,
     /// Something else than a request, or too long.
     pub malformed: AtomicU64,
+    /// All requests together, or those of one address, took too much memory.
+    pub request_memory: AtomicU64,
     /// The TLS handshake failed, or was not over in time.
     pub handshake: AtomicU64,
     /// No PROXY header, or a wrong one, where a connection has to begin with it.
@@ -84,6 +91,8 @@ pub struct Connection {
     proxy: Option<IpAddr>,
     request: Vec<u8>,
     slot: Slot,
+    /// Of the memory of all requests.
+    _share: Share,
 }
 
 impl Connection {
@@ -133,10 +142,15 @@ impl Connection {
 fn turn_away(stream: &Stream, bytes: &[u8]) {
     let (mut sink, mut socket) = (stream, &**stream.socket());
     if sink.write_all(bytes).is_ok() && stream.close_write().is_ok() {
-        // Unread bytes would make the kernel reset the connection, which may destroy what was just sent.
+        // Unread bytes would make the kernel reset the connection, which may destroy what was just sent. A peer that sends
+        // faster than this takes the risk.
         let _ = socket.set_nonblocking(true);
         let mut discard = [0; 4096];
-        while matches!(socket.read(&mut discard), Ok(count) if count > 0) {}
+        for _ in 0..MOST_DISCARDED_READS {
+            if !matches!(socket.read(&mut discard), Ok(count) if count > 0) {
+                break;
+            }
+        }
     }
 }
 
@@ -148,6 +162,7 @@ struct Shared {
     tls: Mutex<Option<TlsSetup>>,
     refused: Mutex<VecDeque<Refused>>,
     places: Mutex<Places>,
+    request_memory: Arc<Budget>,
     ready: Mutex<VecDeque<Connection>>,
     ready_changed: Condvar,
     counters: GateCounters,
@@ -222,6 +237,7 @@ impl Gate {
             tls: Mutex::new(tls),
             refused: Mutex::default(),
             places: Mutex::default(),
+            request_memory: Arc::default(),
             ready: Mutex::default(),
             ready_changed: Condvar::new(),
             counters: GateCounters::default(),

@@ -2,10 +2,10 @@
 
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::header::{self, Header};
-use super::{lock, Shared, Slot};
+use super::{lock, Share, Shared, Slot};
 use crate::net::stream::Stream;
 use crate::wire::pdu::{AbortReason, PduHeader, PduType, HEADER_BYTES};
 use crate::wire::proxy::{self, Source};
@@ -22,6 +22,7 @@ pub(super) struct Waiting {
     is_stray: Option<bool>,
     pub(super) slot: Slot,
     pub(super) bytes: Vec<u8>,
+    pub(super) share: Share,
     pub(super) deadline: Instant,
 }
 
@@ -31,6 +32,8 @@ pub(super) enum Progress {
     Complete,
     Closed,
     Malformed(AbortReason),
+    /// No more memory for requests.
+    NoMemory,
     /// Of TLS.
     Failed(String),
     /// No PROXY header, or one that cannot be followed.
@@ -46,7 +49,7 @@ impl Waiting {
         peer: SocketAddr,
         slot: Slot,
         awaits_header: bool,
-        request_timeout: Duration,
+        shared: &Shared,
     ) -> Self {
         Self {
             stream: Stream::clear(socket),
@@ -56,7 +59,8 @@ impl Waiting {
             is_stray: None,
             slot,
             bytes: Vec::new(),
-            deadline: Instant::now() + request_timeout,
+            share: Share::new(&shared.request_memory, peer.ip()),
+            deadline: Instant::now() + shared.limits.request_timeout,
         }
     }
 
@@ -82,6 +86,7 @@ impl Waiting {
             if !self.slot.count_for(self.peer) {
                 return Progress::OverLimit;
             }
+            self.share = Share::new(&shared.request_memory, self.peer.ip());
             if encrypted {
                 if let Err(error) = self.begin_tls(shared) {
                     return Progress::Failed(error.to_string());
@@ -138,9 +143,10 @@ impl Waiting {
             let mut source = &self.stream;
             match source.read(buffer.get_mut(..room).unwrap_or_default()) {
                 Ok(0) => return Progress::Closed,
-                Ok(count) => self
-                    .bytes
-                    .extend_from_slice(buffer.get(..count).unwrap_or_default()),
+                Ok(count) if !self.take(buffer.get(..count).unwrap_or_default(), room) => {
+                    return Progress::NoMemory
+                }
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::More,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -149,5 +155,18 @@ impl Waiting {
                 Err(_) => return Progress::Closed,
             }
         }
+    }
+
+    /// Whether there is memory for what came, of which so much was wanted at a time. A request may never become as long as
+    /// its header says, so it grows as it comes.
+    fn take(&mut self, bytes: &[u8], wanted: usize) -> bool {
+        if !self.share.cover(self.bytes.len() + bytes.len()) {
+            return false;
+        }
+        if self.bytes.capacity() - self.bytes.len() < bytes.len() {
+            self.bytes.reserve_exact(wanted);
+        }
+        self.bytes.extend_from_slice(bytes);
+        true
     }
 }

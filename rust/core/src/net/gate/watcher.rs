@@ -137,13 +137,7 @@ impl Watcher {
             return Ok(());
         };
         socket.set_nodelay(true)?;
-        let mut waiting = Waiting::new(
-            socket,
-            peer,
-            slot,
-            awaits_header,
-            self.shared.limits.request_timeout,
-        );
+        let mut waiting = Waiting::new(socket, peer, slot, awaits_header, &self.shared);
         if self.encrypted && !awaits_header {
             waiting.begin_tls(&self.shared)?;
         }
@@ -200,6 +194,7 @@ impl Watcher {
                     proxy: waiting.proxy,
                     request: waiting.bytes,
                     slot: waiting.slot,
+                    _share: waiting.share,
                 };
                 lock(&shared.ready).push_back(connection);
                 shared.ready_changed.notify_one();
@@ -209,6 +204,11 @@ impl Watcher {
                 let detail = stray.map_or_else(|| format!("{reason:?}"), str::to_owned);
                 shared.refuse(&counters.malformed, peer, "malformed_request", detail);
                 turn_away(&waiting.stream, &pdu::abort(reason));
+            }
+            Progress::NoMemory => {
+                let detail = format!("{} bytes of it had come", waiting.bytes.len());
+                shared.refuse(&counters.request_memory, peer, "request_memory", detail);
+                turn_away(&waiting.stream, &pdu::REJECT_LOCAL_LIMIT);
             }
             Progress::Failed(detail) => {
                 let detail = waiting.stray_header().map_or(detail, str::to_owned);
