@@ -161,10 +161,14 @@ impl Engine {
 
 /// Tenant and SOP Instance UID of `tenant/date/study/series/instance.dcm`.
 fn parts_of(relative: &str) -> Option<(TenantId, Uid)> {
-    let (tenant, _) = relative.split_once('/')?;
-    let (_, name) = relative.rsplit_once('/')?;
-    let uid = Uid::parse(name.strip_suffix(".dcm")?.as_bytes()).ok()?;
-    Some((TenantId::parse(tenant).ok()?, uid))
+    let uid = |text: &str| Uid::parse(text.as_bytes()).ok();
+    let mut parts = relative.split('/');
+    let tenant = TenantId::parse(parts.next()?).ok()?;
+    for _ in ["date", "study", "series"] {
+        uid(parts.next()?)?;
+    }
+    let instance = uid(parts.next()?.strip_suffix(".dcm")?)?;
+    parts.next().is_none().then_some((tenant, instance))
 }
 
 fn header_of(mut file: &File) -> Result<FileMeta, Unchanged> {
@@ -184,5 +188,28 @@ fn said_by_file(meta: &FileMeta) -> Recorded {
     Recorded {
         source_ae: meta.source_ae_title.clone(),
         ..Recorded::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_path_of_ours_names_an_instance() {
+        let (tenant, uid) = parts_of("t/20260102/1.2/1.2.3/1.2.3.4.dcm").unwrap();
+        assert_eq!((tenant.as_str(), uid.as_str()), ("t", "1.2.3.4"));
+        for other in [
+            "",
+            "t/20260102/1.2/1.2.3/1.2.3.4",
+            "t/20260102/1.2/1.2.3/.dcm",
+            "t/1.2/1.2.3/1.2.3.4.dcm",
+            "t/t/20260102/1.2/1.2.3/1.2.3.4.dcm",
+            "t/../1.2/1.2.3/1.2.3.4.dcm",
+            ".outbox/20260102/1.2/1.2.3/1.2.3.4.dcm",
+            "/20260102/1.2/1.2.3/1.2.3.4.dcm",
+        ] {
+            assert!(parts_of(other).is_none(), "{other}");
+        }
     }
 }
