@@ -19,7 +19,7 @@ from storescp.quarantine import Entry
 from storescp.settings import Settings
 
 _LOOK_SECONDS = 0.2
-# The largest instance takes longer than any other.
+# The largest instance takes longer than any other, also without the time for transcoding it.
 _PATIENCE_SECONDS = 600.0
 # The service takes wishes in their order: whoever asks for much leaves room for others.
 _AT_A_TIME = 16
@@ -57,7 +57,7 @@ def grant(settings: Settings, wishes: Sequence[Wish], *, engine: str) -> Iterato
     left = list(wishes)
     while left and is_served(settings.storage.root):
         batch, left = left[:_AT_A_TIME], left[_AT_A_TIME:]
-        left = [*(yield from _by_service(settings.storage.root, batch)), *left]
+        left = [*(yield from _by_service(settings, batch)), *left]
     if left:
         # Nobody serves the root, or no longer.
         with contextlib.closing(_opened(settings, engine)) as opened:
@@ -89,22 +89,24 @@ def is_served(root: Path) -> bool:
     return False
 
 
-def _by_service(root: Path, wishes: Sequence[Wish]) -> Generator[tuple[Wish, str | None], None, list[Wish]]:
+def _by_service(settings: Settings, wishes: Sequence[Wish]) -> Generator[tuple[Wish, str | None], None, list[Wish]]:
     """Asks the service and waits for its answers. Returns what it did not answer because it ended."""
+    root, transcoding = settings.storage.root, settings.transcoding
+    patience = _PATIENCE_SECONDS + transcoding.max_wait + transcoding.instance_timeout
     with contextlib.closing(open_outbox(root, write=True)) as database:
         asked = _ask(database, wishes)
         try:
-            deadline = time.monotonic() + _PATIENCE_SECONDS
+            deadline = time.monotonic() + patience
             while asked:
                 # In this order: what it answered before it ended is seen.
                 runs = is_served(root)
                 for row_id, outcome in _answers(database, asked):
-                    deadline = time.monotonic() + _PATIENCE_SECONDS
+                    deadline = time.monotonic() + patience
                     yield asked.pop(row_id), outcome or None
                 if not runs:
                     break
                 if asked and time.monotonic() > deadline:
-                    raise StorescpError(f"the service has not answered for {_PATIENCE_SECONDS:.0f} s")
+                    raise StorescpError(f"the service has not answered for {patience:.0f} s")
                 time.sleep(_LOOK_SECONDS if asked else 0)
         finally:
             _withdraw(database, asked)

@@ -583,7 +583,7 @@ class Transcoding(Section):
     instance_timeout: Seconds = Field(
         300.0,
         description="how long a process may take for all frames of one instance before it is ended and the original is "
-        "stored, in seconds; by default three times what 2 GiB of JPEG 2000, the slowest codec, take one core",
+        "stored as received, in seconds; 2 GiB of JPEG 2000, the slowest codec, take one core about 110 s",
     )
     max_wait: Seconds = Field(
         20.0,

@@ -105,3 +105,30 @@ def test_slow_images_keep_no_other_waiting_and_it_is_transcoded_later(
     assert service.stop() == 0
     assert service.temporary_files() == []
     assert len(service.records()) == 4
+
+
+def test_a_service_that_is_stopped_leaves_the_rest_to_the_command(start_service: StartService, tmp_path: Path) -> None:
+    one = compressed_ct(1, RLE)
+    service = start_service()
+    assert send(service, one) == 0
+    assert service.stop() == 0
+    slow = SlowWorkers(tmp_path)
+    slow.hold()
+    env = ONLY_EXPLICIT | slow.env
+    service = start_service(root=service.root, env=env)
+    done: list[Done] = []
+    command = threading.Thread(
+        target=lambda: done.append(storescp("-o", service.root, "transcode", "--stored", "--all", env=env))
+    )
+    command.start()
+    wait_until(lambda: slow.count("held") == 1)
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 4, "it waits for no image that nobody has sent"
+    assert service.events("recovery.not_finished") == []
+    wait_until(lambda: slow.count("held") == 2)
+    slow.let_go()
+    command.join(30)
+    assert (done[0].returncode, done[0].stdout[:14]) == (0, "1 transcoded, ")
+    [file] = service.files()
+    assert dataset_of(file) == _core.transcode(one.dataset, RLE, EXPLICIT, 1 << 30)

@@ -88,4 +88,5 @@ def _transcode(settings: Settings, chosen: Sequence[Candidate], *, engine: str) 
 def _shown(path: str) -> str:
     from storescp.upkeep import without_date  # noqa: PLC0415
 
-    return printable(without_date(path))
+    # A folder that cannot be read may be that of the date.
+    return printable(without_date(f"{path}/").removesuffix("/"))
