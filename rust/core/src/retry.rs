@@ -76,7 +76,7 @@ impl Engine {
         let opened = store.damaged().open(name).map_err(Stays::Unreadable)?;
         let (text, file) = opened.ok_or(Stays::Absent)?;
         let note: Note = serde_json::from_slice(&text).map_err(|_| Stays::Note)?;
-        self.store_again(&note, tenancy, file)?;
+        self.store_again(&note, tenancy, &file)?;
         let bytes = damaged::weight(note.size, text.len() as u64);
         store.damaged().remove(name, bytes).map_err(Stays::NotRemoved)
     }
@@ -145,7 +145,7 @@ impl Engine {
         self.tenants().stores().find(same)
     }
 
-    fn store_again(&self, note: &Note, tenancy: Option<Tenancy>, file: File) -> Result<(), Stays> {
+    fn store_again(&self, note: &Note, tenancy: Option<Tenancy>, file: &File) -> Result<(), Stays> {
         let uid = |text: &str| Uid::parse(text.as_bytes()).map_err(|_| Stays::Note);
         let noted = note.tenant.as_deref().map(TenantId::parse).transpose();
         let noted = noted.map_err(|_| Stays::Note)?;
@@ -180,7 +180,7 @@ impl Engine {
         let mut failed = None;
         let taken = contain(|| {
             let mut reception = Reception::begin(self, &source, announced, Scratch::default())?;
-            match feed(&mut reception, &file) {
+            match feed(&mut reception, file) {
                 Ok((size, digest)) if (size, hexadecimal(digest)) == (note.size, note.digest.clone()) => {}
                 Ok(_) | Err(NotFed::NoHeader) => failed = Some(Stays::Changed),
                 Err(NotFed::Refused(refusal)) => return Err(refusal),

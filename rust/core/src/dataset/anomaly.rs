@@ -112,8 +112,9 @@ impl Anomalies {
     pub fn of_codes<'c>(codes: impl Iterator<Item = &'c str>) -> Self {
         let mut found = Self::default();
         for code in codes {
-            let known = Anomaly::ALL.into_iter().find(|anomaly| anomaly.code() == code);
-            known.into_iter().for_each(|anomaly| found.insert(anomaly));
+            if let Some(known) = Anomaly::ALL.into_iter().find(|anomaly| anomaly.code() == code) {
+                found.insert(known);
+            }
         }
         found
     }
