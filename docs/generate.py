@@ -217,7 +217,8 @@ _ANOMALIES = (
     "Data sets that PS3.5 does not allow are stored as received where DCMTK, Orthanc or pydicom can follow them, and "
     "answered with 0000. What was odd is named by a code: in the record (`anomalies`), in the log line of the "
     "association, in the metric `storescp_anomalies_total` and on the page. An image whose Pixel Data are concerned "
-    "is not transcoded: its record says `Failed`."
+    "is not transcoded: its record says `Failed`. The code `transcoding_busy` is about the reception instead: no "
+    "process was free to transcode the image."
 )
 # An element of group 0000, which belongs into the command set.
 _GROUP_0000 = (0xC000, "element of a group not allowed in a data set")

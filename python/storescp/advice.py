@@ -229,6 +229,8 @@ ANOMALIES: dict[str, str] = {
     "sequence read on behind it.",
     "pixel_data_encoding": "Pixel Data are encapsulated in a native transfer syntax, or native in an encapsulated one "
     "(PS3.5 A.4).",
+    "transcoding_busy": "Nothing is odd about the data set: no process was free within transcoding.max_wait to "
+    "transcode it. 'storescpd transcode --stored' does it later. Where it happens often, raise transcoding.workers.",
 }
 
 _CANNOT_BE_READ = Advice(
@@ -258,6 +260,18 @@ def of_refusal(comment: str, status: int, tenant_value: str | None = None) -> Ad
 
 def of_transcoding(reason: str) -> Advice:
     """Advice for an instance that was stored as received because it could not be transcoded."""
+    if "no process was free" in reason:
+        return Advice(
+            "All processes that transcode had other instances for as long as transcoding.max_wait. It is stored as it "
+            "was received, and its record says Failed and transcoding_busy.",
+            "Run 'storescpd transcode --stored' when there is less to do. Where it happens often, raise "
+            "transcoding.workers.",
+        )
+    if "not finished within" in reason:
+        return Advice(
+            "It is stored as it was received: its pixels took longer than transcoding.instance_timeout.",
+            "Is it very large? Then raise transcoding.instance_timeout, and run 'storescpd transcode --stored --all'.",
+        )
     if "no codec" in reason:
         remedy = "Viewers that need it converted cannot show it; its record says Failed."
     else:

@@ -142,6 +142,12 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
     if settings.tenants.from_private_element and not settings.tenants.known:
         warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
     warnings += _believed_everybody(settings)
+    transcoding = settings.transcoding
+    if transcoding.timeout > transcoding.instance_timeout:
+        warnings.append(
+            f"transcoding.timeout ({transcoding.timeout:g} s for one frame) has no effect: "
+            f"transcoding.instance_timeout ({transcoding.instance_timeout:g} s for all frames) is shorter"
+        )
     found = Configuration(settings, file, tuple(layers), tuple(warnings), evaluation, tuple(problems))
     return replace(found, problems=(*problems, *_cross_checks(found)))
 

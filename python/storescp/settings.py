@@ -589,6 +589,16 @@ class Transcoding(Section):
     timeout: Seconds = Field(
         60.0, description="how long a process may take for one frame before it is ended, in seconds"
     )
+    instance_timeout: Seconds = Field(
+        300.0,
+        description="how long a process may take for all frames of one instance before it is ended and the original is "
+        "stored as received, in seconds; 2 GiB of JPEG 2000, the slowest codec, take one core about 110 s",
+    )
+    max_wait: Seconds = Field(
+        20.0,
+        description="how long an instance waits for a free process before it is stored as received, in seconds; below "
+        "the time that senders wait for an answer, often 30 s",
+    )
 
 
 class Outbox(Section):

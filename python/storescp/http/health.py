@@ -204,7 +204,8 @@ class ServiceCollector(Collector):
             transcodes.add_metric([source, target, outcome], count)
         yield transcodes
         anomalies = _ANOMALIES.empty()
-        for kind, count in engine.anomalies():
+        # Also those that have not come yet: an alert sees the first one only where it saw none before.
+        for kind, count in (dict.fromkeys(_core.anomalies(), 0) | dict(engine.anomalies())).items():
             anomalies.add_metric([kind], count)
         yield anomalies
         stages = _STAGES.empty()

@@ -41,7 +41,8 @@ fn fixture(rules: &serde_json::Value) -> Fixture {
         "outbox": {"max_rows": 1u64 << 40, "max_bytes": 1u64 << 40},
         "private_tenant": null, "audit": false, "tenants": {},
         "transcoding": {
-            "target": EXPLICIT, "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0}
+            "target": EXPLICIT, "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0,
+                     "instance_timeout": 1.0, "max_wait": 1.0}
         }
     });
     let mut all = serde_json::json!({

@@ -54,7 +54,10 @@ pub(super) enum Broken {
 pub(super) struct Patience<'p> {
     /// Without a sign of life.
     pub(super) limit: Duration,
-    pub(super) aborted: &'p AtomicBool,
+    /// With all signs of life.
+    pub(super) whole: Duration,
+    /// Each ends the conversation when it is set.
+    pub(super) stops: [&'p AtomicBool; 2],
 }
 
 impl Worker {
@@ -149,9 +152,11 @@ impl Worker {
 
     /// The next answer that is more than a sign of life.
     pub(super) fn answer(&self, patience: Patience<'_>) -> Result<Reply, Broken> {
+        let end = Instant::now() + patience.whole;
         loop {
-            match self.receive(patience)? {
-                Reply::Progress => {}
+            match self.receive(patience, end)? {
+                Reply::Progress if Instant::now() < end => {}
+                Reply::Progress => return Err(too_long(patience.whole)),
                 reply => return Ok(reply),
             }
         }
@@ -171,21 +176,24 @@ impl Worker {
         rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout))
     }
 
-    fn receive(&self, patience: Patience<'_>) -> Result<Reply, Broken> {
-        let deadline = Instant::now() + patience.limit;
+    fn receive(&self, patience: Patience<'_>, end: Instant) -> Result<Reply, Broken> {
+        let deadline = end.min(Instant::now() + patience.limit);
         let slice = Timespec {
             tv_sec: 0,
             tv_nsec: LOOK_UP_NANOSECONDS,
         };
         let mut message = [0u8; MESSAGE_BYTES];
         loop {
-            if patience.aborted.load(Ordering::Acquire) {
+            if patience.stops.iter().any(|stop| stop.load(Ordering::Acquire)) {
                 return Err(Broken::Aborted);
             }
             match self.poll(slice) {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(Broken::WithTheJob(error.to_string())),
                 Ok(0) if Instant::now() < deadline => continue,
+                Ok(0) if patience.limit != patience.whole && deadline == end => {
+                    return Err(too_long(patience.whole))
+                }
                 Ok(0) => {
                     return Err(Broken::WithTheJob(format!(
                         "no progress for {:.0} s",
@@ -236,6 +244,10 @@ impl Worker {
         drop(socket);
         let _ = child.wait();
     }
+}
+
+fn too_long(whole: Duration) -> Broken {
+    Broken::WithTheJob(format!("not finished within {:.0} s", whole.as_secs_f64()))
 }
 
 /// Shared memory. A worker that goes wrong must not cut it beneath us.
