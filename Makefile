@@ -87,19 +87,19 @@ build: $(STAMPS)/build ## Build the extension and install the package into .venv
 run: $(STAMPS)/build ## Build what is missing and serve in evaluation mode (RUN_OPTIONS="-p 11112 ...")
 	$(BIN)/python -m storescp $(RUN_OPTIONS)
 
-# Two at a time where tests allow it; tests/conftest.py says which do not, and which are slow.
+# Three at a time where tests allow it, on two processors: half of their time they wait. tests/conftest.py says which do not, and which are slow.
 BESIDE := not ceiling and not alone
-TWO := -n 2 --dist worksteal
+BESIDE_EACH_OTHER := -n 3 --dist worksteal
 
 test: $(STAMPS)/failpoints $(STAMPS)/test-tools ## Install what the tests need, and run all of them
 	$(CARGO) test --release --locked --quiet
 	$(BIN)/python -m pytest tests -m ceiling
-	$(BIN)/python -m pytest tests $(TWO) -m "$(BESIDE)"
+	$(BIN)/python -m pytest tests $(BESIDE_EACH_OTHER) -m "$(BESIDE)"
 	$(BIN)/python -m pytest tests -m "alone and not ceiling"
 
 check: lint ## What to run before a commit: linters, cargo test, unit and integration tests but the slow ones, in minutes
 	$(CARGO) test --release --locked --quiet
-	$(BIN)/python -m pytest tests/unit tests/integration $(TWO) -m "$(BESIDE) and not slow" --durations=0 --durations-min=5
+	$(BIN)/python -m pytest tests/unit tests/integration $(BESIDE_EACH_OTHER) -m "$(BESIDE) and not slow" --durations=0 --durations-min=5
 
 lint: $(STAMPS)/build $(STAMPS)/test-tools ## Formatters, linters and type checks, changing nothing
 	$(CARGO) fmt --all --check

@@ -28,3 +28,10 @@ def keep_less() -> None:
     mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, machine.processors()))
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back() -> None:
+    """Has glibc give memory that was freed back to the system; elsewhere nothing happens. It takes about a millisecond."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

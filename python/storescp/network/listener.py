@@ -269,7 +269,9 @@ class Listener:
             connection.refuse(MalformedRequest.pdu)
             return
         try:
-            agreement = self._negotiator.negotiate(connection.request)
+            # A copy, which may be long and is not needed while the association lasts.
+            request = connection.request
+            agreement = self._negotiator.negotiate(request)
         except MalformedRequest as error:
             self._report.request_malformed(Knock(address, *titles_of(connection.request), str(error)), port)
             connection.refuse(MalformedRequest.pdu)
@@ -287,7 +289,8 @@ class Listener:
             self._refuse(connection, peer, rejection)
             return
         self._trail.association_accepted(peer, calling)
-        oddities = (*answer.oddities, *_core.title_oddities(connection.request))
+        oddities = (*answer.oddities, *_core.title_oddities(request))
+        del request
         self._report.accepted(answer, peer, calling)
         self._report.explain_oddities(oddities, Knock(address, calling, called), port)
         tenancy = self._admission.tenancy(called, calling, peer)
@@ -302,5 +305,4 @@ class Listener:
             tenancy.by_rule,
         )
         self._trail.association_over(summary, peer, calling, called)
-        rejected_contexts = len(answer.rejected_contexts)
-        self._report.over(summary, peer, calling, called, rejected_contexts, oddities)
+        self._report.over(summary, peer, calling, called, answer.rejected_count, oddities)

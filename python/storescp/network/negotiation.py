@@ -8,6 +8,7 @@ The core makes a request clean before pynetdicom decodes it: pynetdicom raises o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 
-from storescp import _core
+from storescp import _core, memory
 from storescp.errors import CoreError
 from storescp.network.contexts import Offer
 from storescp.network.identity import UserIdentity
@@ -31,6 +32,8 @@ from storescp.network.proposals import FIXED_BYTES, Proposal, condense, expand
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 # A response needs room for one fragment of at least two bytes; less is no length that anyone can use.
 _SMALLEST_PEER_PDU = 128
+# Requests of devices are shorter: 128 contexts with four transfer syntaxes each take 16 KB.
+_LARGE_BYTES = 64 << 10
 _PROTOCOL_VERSION = slice(6, 8)
 _CALLED = slice(10, 26)
 _CALLING = slice(26, 42)
@@ -113,6 +116,7 @@ class Negotiator:
         self._answers_users = answers_users
         self._max_pdu_length = max_pdu_length
         self.answers = _core.Answers()
+        self._one_large = threading.Lock()
 
     def negotiate(self, request: bytes) -> Agreement | Rejection:
         """The answer to a request PDU.
@@ -120,6 +124,16 @@ class Negotiator:
         Raises:
             MalformedRequest: it cannot be read.
         """
+        if len(request) <= _LARGE_BYTES:
+            return self._negotiate(request)
+        # What a megabyte of names becomes takes ten times as much. So that is there once, and is given back.
+        with self._one_large:
+            try:
+                return self._negotiate(request)
+            finally:
+                memory.give_back()
+
+    def _negotiate(self, request: bytes) -> Agreement | Rejection:
         rejection = check_fixed_fields(request)
         if rejection:
             return rejection

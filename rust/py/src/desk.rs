@@ -206,6 +206,12 @@ impl Answer {
             .collect()
     }
 
+    /// How many they are.
+    #[getter]
+    fn rejected_count(&self) -> usize {
+        self.0.rejected.len()
+    }
+
     /// The peer's maximum PDU length, 0 for none.
     #[getter]
     fn peer_max_pdu_length(&self) -> u32 {

@@ -11,7 +11,7 @@ use crate::wire::request::Oddity;
 use crate::wire::title;
 
 /// Memory that remembered requests and their answers take together, in bytes.
-const REMEMBERED_BYTES: usize = 16 << 20;
+const REMEMBERED_BYTES: usize = 8 << 20;
 /// A request and its answer that take more than this are not remembered: those of devices take a hundredth of it.
 const LARGEST_BYTES: usize = REMEMBERED_BYTES / 32;
 /// What the allocator and a map's table add to a value.
@@ -216,16 +216,16 @@ mod tests {
         let answers = Answers::default();
         let of = |number: u32| {
             let mut rest = number.to_le_bytes().to_vec();
-            rest.resize(256 << 10, 0);
+            rest.resize(200 << 10, 0);
             request(b"ME              ", b"CT1             ", &rest)
         };
-        for number in 0..160 {
+        for number in 0..120 {
             answers.remember(&of(number), answer(Vec::new()));
             assert!(answers.find(&of(0)).is_some(), "{number}");
         }
         assert!(answers.find(&of(1)).is_none());
         let kept = answers.0.lock().unwrap();
-        assert!(kept.newer.len() + kept.older.len() <= 64, "16 MiB");
+        assert!(kept.newer.len() + kept.older.len() <= 40, "8 MiB");
     }
 
     #[test]
