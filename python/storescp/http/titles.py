@@ -61,6 +61,7 @@ _TITLES = {
     "storage.unreadable": "A file or folder cannot be read",
     "tls.certificate_expires_soon": "A TLS certificate ends soon",
     "tls.revocation_list_is_old": "A revocation list is old",
+    "transcoding.workers_unprotected": "Images are decoded with less protection",
     "upkeep.failed": "The upkeep of the storage root failed",
     "worker.not_started": "A thread could not be started",
 }
