@@ -1,7 +1,7 @@
 """A picture of a file: `python -m storescp.thumbnail_worker EDGE MEMORY_BYTES < FILE`, PNG to standard output.
 
-A process of its own, with little memory, little time and the lowest priority. It gives up files, the network and most system
-calls before it looks at the file.
+A process of its own, with little memory, little time and the lowest priority. It gives up files, the network and most
+system calls before it looks at the file.
 """
 
 from __future__ import annotations

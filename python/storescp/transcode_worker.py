@@ -1,7 +1,7 @@
 """A transcoder in a process of its own: `python -m storescp.transcode_worker MEMORY_BYTES`, started by the engine.
 
-Its standard input is a socket over which jobs come; it ends with the process that started it. Before the first job it gives
-up files, the network and most system calls.
+Its standard input is a socket over which jobs come; it ends with the process that started it. Before the first job it
+gives up files, the network and most system calls.
 """
 
 from __future__ import annotations

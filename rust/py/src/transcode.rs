@@ -107,6 +107,8 @@ impl Sink for FileSink<'_> {
         Ok(())
     }
 
+    fn announce(&mut self, _bytes: u64) {}
+
     fn take(&mut self, piece: &[u8]) -> io::Result<()> {
         // Its cursor is behind what was written before.
         self.file.write_all(piece)

@@ -61,6 +61,9 @@ pub trait Sink {
     /// What the file system says.
     fn meanwhile(&mut self) -> io::Result<()>;
 
+    /// Learns how many bytes a small result has, before its first piece.
+    fn announce(&mut self, bytes: u64);
+
     /// Takes the next piece of a small result: memory that the other process cannot change.
     ///
     /// # Errors

@@ -37,6 +37,10 @@ impl Sink for Spool<'_> {
         Ok(())
     }
 
+    fn announce(&mut self, bytes: u64) {
+        self.expect(bytes);
+    }
+
     fn take(&mut self, piece: &[u8]) -> io::Result<()> {
         if self.store.durability.syncs_data() {
             // It is written all at once, while its row is synced.
@@ -46,6 +50,7 @@ impl Sink for Spool<'_> {
         self.write_out()?;
         self.digest.update(piece);
         self.size += piece.len() as u64;
+        self.reserve()?;
         let mut file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         file.write_all(piece)?;
         self.written = self.size;

@@ -178,6 +178,7 @@ impl Worker {
         if bytes > RESULT_BYTES as u64 {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        sink.announce(bytes);
         let mut at = 0;
         while at < bytes {
             let count = usize::try_from(bytes - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));

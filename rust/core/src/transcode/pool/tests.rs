@@ -8,6 +8,7 @@ use super::*;
 /// Takes small results, and has a file for large ones.
 struct Taker {
     file: std::fs::File,
+    announced: u64,
     taken: Vec<usize>,
     lent: usize,
     refuses: bool,
@@ -17,6 +18,7 @@ impl Taker {
     fn new() -> Self {
         Self {
             file: tempfile::tempfile().unwrap(),
+            announced: 0,
             taken: Vec::new(),
             lent: 0,
             refuses: false,
@@ -47,6 +49,10 @@ impl Sink for Taker {
 
     fn meanwhile(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn announce(&mut self, bytes: u64) {
+        self.announced += bytes;
     }
 
     fn take(&mut self, piece: &[u8]) -> io::Result<()> {
@@ -136,6 +142,7 @@ fn a_small_result_comes_in_pieces_and_nobody_is_lent_a_file() {
         let report = pool.transcode(&task(&file), &mut sink).unwrap();
         assert_eq!(report.bytes, RESULT_BYTES as u64);
         assert_eq!(sink.taken.iter().sum::<usize>(), count * RESULT_BYTES);
+        assert_eq!(sink.announced, (count * RESULT_BYTES) as u64);
     }
     // What is not taken is no fault of the worker.
     let refused = pool.transcode(&task(&file), &mut Taker::refusing()).unwrap_err();

@@ -60,6 +60,7 @@ fn a_small_result_comes_behind_the_header_piece_by_piece() {
         let store = way.open(root.path());
         let mut small = result(&store, memory_bytes);
         small.meanwhile().unwrap();
+        small.announce(dataset().len() as u64);
         for piece in dataset().chunks(200_000) {
             small.take(piece).unwrap();
         }
@@ -82,7 +83,7 @@ fn a_file_is_taken_over_where_nobody_can_change_it_and_else_copied() {
             let inode = theirs.metadata().unwrap().ino();
             let theirs = is_kept_open.then_some(theirs);
             large.take_over(dataset().len() as u64).unwrap();
-            if let Some(theirs) = theirs {
+            if let Some(theirs) = &theirs {
                 theirs.write_all_at(b"changed", offset).unwrap();
                 theirs.set_len(3).unwrap();
             }
