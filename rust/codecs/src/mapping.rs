@@ -77,6 +77,18 @@ impl SharedMemory {
         Ok(())
     }
 
+    /// Copies its first bytes, each of which is read once: who else has the file may change them meanwhile, and afterwards.
+    ///
+    /// # Errors
+    /// `InvalidData` where it has fewer.
+    pub fn copy_to(&self, copy: &mut [u8]) -> io::Result<()> {
+        let bytes = self.map.get(..copy.len()).ok_or(io::ErrorKind::InvalidData)?;
+        copy.copy_from_slice(bytes);
+        // Whoever looks at the copy shall not be given what it was copied from.
+        std::hint::black_box(copy);
+        Ok(())
+    }
+
     /// All bytes that the file had when it was mapped.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.map
@@ -157,6 +169,10 @@ mod tests {
             memory.put(&[first, second]).unwrap();
             let seen = Mapping::of(memory.file()).unwrap();
             assert_eq!(seen.as_ref().get(..bytes.len()), Some(bytes.as_slice()));
+            let mut copy = vec![0; bytes.len()];
+            memory.copy_to(&mut copy).unwrap();
+            assert_eq!(copy, bytes);
+            assert!(memory.copy_to(&mut vec![0; 1 << 20]).is_err());
         }
     }
 }

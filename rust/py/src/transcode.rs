@@ -107,11 +107,9 @@ impl Sink for FileSink<'_> {
         Ok(())
     }
 
-    fn announce(&mut self, _bytes: u64) {}
-
-    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
-        // Its cursor is behind what was written before.
-        self.file.write_all(piece)
+    fn take(&mut self, result: &[u8]) -> io::Result<()> {
+        // Its cursor is behind the header.
+        self.file.write_all(result)
     }
 
     fn take_over(&mut self, bytes: u64) -> io::Result<()> {

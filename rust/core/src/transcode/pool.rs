@@ -47,7 +47,7 @@ pub struct Task<'t> {
     pub input: Input<'t>,
 }
 
-/// Takes a result: a small one comes in pieces, a large one is in a file when it comes.
+/// Takes a result: a small one comes in memory, a large one is in a file when it comes.
 pub trait Sink {
     /// A file for another process to write a large result to, and where in it.
     ///
@@ -61,14 +61,11 @@ pub trait Sink {
     /// What the file system says.
     fn meanwhile(&mut self) -> io::Result<()>;
 
-    /// Learns how many bytes a small result has, before its first piece.
-    fn announce(&mut self, bytes: u64);
-
-    /// Takes the next piece of a small result: memory that the other process cannot change.
+    /// Takes a small result: memory that the other process cannot change.
     ///
     /// # Errors
     /// What the file system says.
-    fn take(&mut self, piece: &[u8]) -> io::Result<()>;
+    fn take(&mut self, result: &[u8]) -> io::Result<()>;
 
     /// Takes over what was written to the file. Whoever wrote it may still want to change it.
     ///
@@ -253,7 +250,7 @@ impl Pool {
         };
         let taken = prepared.and_then(|()| {
             if in_memory {
-                worker.hand_over(report.bytes, sink)
+                sink.take(worker.result(report.bytes)?)
             } else {
                 sink.take_over(report.bytes)
             }

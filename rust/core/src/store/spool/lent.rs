@@ -29,30 +29,29 @@ impl Sink for Spool<'_> {
     }
 
     fn meanwhile(&mut self) -> io::Result<()> {
-        // The next instance finds it, and need not wait for it behind the answer to this one.
-        self.store.prepare();
-        if !self.store.durability.syncs_data() {
+        if self.store.durability.syncs_data() {
+            self.made_file()?;
+        } else {
             self.write_out()?;
         }
+        // In its place: the next instance finds it, and need not wait for it behind the answer to this one.
+        self.store.prepare();
         Ok(())
     }
 
-    fn announce(&mut self, bytes: u64) {
-        self.expect(bytes);
-    }
-
-    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+    fn take(&mut self, result: &[u8]) -> io::Result<()> {
         if self.store.durability.syncs_data() {
             // It is written all at once, while its row is synced.
-            return self.append(piece);
+            return self.append(result);
         }
-        // While the piece is in the cache.
+        // While it is in the cache.
         self.write_out()?;
-        self.digest.update(piece);
-        self.size += piece.len() as u64;
+        self.expect(result.len() as u64);
+        self.digest.update(result);
+        self.size += result.len() as u64;
         self.reserve()?;
         let mut file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        file.write_all(piece)?;
+        file.write_all(result)?;
         self.written = self.size;
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +16,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 use storescp_codecs::mapping::SharedMemory;
 
-use super::{Input, Sink, Task, RESULT_BYTES};
+use super::{Input, Task, RESULT_BYTES};
 use crate::os;
 use crate::transcode::lockdown::Protection;
 use crate::transcode::worker::{Place, Reply, Request, Room, DESCRIPTORS, GO, MESSAGE_BYTES};
@@ -42,8 +41,6 @@ pub const ENVIRONMENT: [&str; 12] = [
     "PYTHONUSERBASE",
     "VIRTUAL_ENV",
 ];
-/// What is read of a result at a time: it stays in the cache until it is hashed and written.
-const PIECE_BYTES: usize = 256 * 1024;
 /// From the end of a worker's socket to the end of the process.
 const ENDING: Duration = Duration::from_secs(1);
 
@@ -54,10 +51,10 @@ pub(super) struct Worker {
     /// Carries data sets that are in memory; and the same file for the worker, which only reads it.
     memory: SharedMemory,
     reader: File,
-    /// Takes results of up to [`RESULT_BYTES`]. The worker can change it at any time, so it is never mapped here.
-    result: File,
-    /// A piece of a result.
-    piece: Vec<u8>,
+    /// Takes results of up to [`RESULT_BYTES`]. The worker can change it at any time.
+    result: SharedMemory,
+    /// A result out of its reach.
+    copy: Vec<u8>,
     /// What it told of itself when it started.
     pub(super) missing: Option<Vec<Protection>>,
 }
@@ -93,9 +90,10 @@ impl Worker {
             .split_first()
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         // Memory files cannot shrink: a worker that goes wrong must not cut them beneath us.
-        let memory = os::memory_file(0).and_then(SharedMemory::new).map_err(failed)?;
+        let shared = |bytes| os::memory_file(bytes).and_then(SharedMemory::new).map_err(failed);
+        let memory = shared(0)?;
         let reader = os::read_only(memory.file()).map_err(failed)?;
-        let result = os::memory_file(RESULT_BYTES as u64).map_err(failed)?;
+        let result = shared(RESULT_BYTES as u64)?;
         let inherited = ENVIRONMENT
             .iter()
             .filter_map(|&name| Some((name, std::env::var_os(name)?)));
@@ -120,7 +118,7 @@ impl Worker {
             memory,
             reader,
             result,
-            piece: vec![0; PIECE_BYTES],
+            copy: vec![0; RESULT_BYTES],
             missing: None,
         })
     }
@@ -143,7 +141,7 @@ impl Worker {
             input,
         };
         let input = reopened.as_ref().unwrap_or(&self.reader);
-        let descriptors: [_; DESCRIPTORS] = [input.as_fd(), self.result.as_fd()];
+        let descriptors: [_; DESCRIPTORS] = [input.as_fd(), self.result.file().as_fd()];
         if self.send_with(&request, &descriptors).is_err() {
             return Ok(Err(Broken::BeforeTheJob));
         }
@@ -173,21 +171,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Hands a result that is in memory over, each byte of which is read once.
-    pub(super) fn hand_over(&mut self, bytes: u64, sink: &mut dyn Sink) -> io::Result<()> {
-        if bytes > RESULT_BYTES as u64 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        sink.announce(bytes);
-        let mut at = 0;
-        while at < bytes {
-            let count = usize::try_from(bytes - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
-            let piece = self.piece.get_mut(..count).unwrap_or_default();
-            self.result.read_exact_at(piece, at)?;
-            sink.take(piece)?;
-            at += count as u64;
-        }
-        Ok(())
+    /// A result that is in memory: each byte of it is read once.
+    pub(super) fn result(&mut self, bytes: u64) -> io::Result<&[u8]> {
+        let copy = usize::try_from(bytes)
+            .ok()
+            .and_then(|bytes| self.copy.get_mut(..bytes));
+        let copy = copy.ok_or(io::ErrorKind::InvalidData)?;
+        self.result.copy_to(copy)?;
+        Ok(copy)
     }
 
     /// The next answer that is more than a sign of life.

@@ -8,7 +8,6 @@ use super::*;
 /// Takes small results, and has a file for large ones.
 struct Taker {
     file: std::fs::File,
-    announced: u64,
     taken: Vec<usize>,
     lent: usize,
     refuses: bool,
@@ -18,7 +17,6 @@ impl Taker {
     fn new() -> Self {
         Self {
             file: tempfile::tempfile().unwrap(),
-            announced: 0,
             taken: Vec::new(),
             lent: 0,
             refuses: false,
@@ -51,13 +49,9 @@ impl Sink for Taker {
         Ok(())
     }
 
-    fn announce(&mut self, bytes: u64) {
-        self.announced += bytes;
-    }
-
-    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+    fn take(&mut self, result: &[u8]) -> io::Result<()> {
         self.admit()?;
-        self.taken.push(piece.len());
+        self.taken.push(result.len());
         Ok(())
     }
 
@@ -134,15 +128,14 @@ fn done(bytes: usize, in_memory: bool) -> String {
 }
 
 #[test]
-fn a_small_result_comes_in_pieces_and_nobody_is_lent_a_file() {
+fn a_small_result_comes_in_memory_and_nobody_is_lent_a_file() {
     let file = tempfile::tempfile().unwrap();
     let pool = saying(&done(RESULT_BYTES, true));
     let mut sink = Taker::new();
     for count in 1..3 {
         let report = pool.transcode(&task(&file), &mut sink).unwrap();
         assert_eq!(report.bytes, RESULT_BYTES as u64);
-        assert_eq!(sink.taken.iter().sum::<usize>(), count * RESULT_BYTES);
-        assert_eq!(sink.announced, (count * RESULT_BYTES) as u64);
+        assert_eq!(sink.taken, vec![RESULT_BYTES; count]);
     }
     // What is not taken is no fault of the worker.
     let refused = pool.transcode(&task(&file), &mut Taker::refusing()).unwrap_err();

@@ -54,16 +54,13 @@ fn another_process_can_read_a_data_set() {
 }
 
 #[test]
-fn a_small_result_comes_behind_the_header_piece_by_piece() {
+fn a_small_result_comes_behind_the_header() {
     for (memory_bytes, way) in ways() {
         let root = tempfile::tempdir().unwrap();
         let store = way.open(root.path());
         let mut small = result(&store, memory_bytes);
         small.meanwhile().unwrap();
-        small.announce(dataset().len() as u64);
-        for piece in dataset().chunks(200_000) {
-            small.take(piece).unwrap();
-        }
+        small.take(&dataset()).unwrap();
         assert_eq!(whole(&mut small), [header(), dataset()].concat());
         drop(small);
         assert_eq!(incoming(root.path()), 0);
