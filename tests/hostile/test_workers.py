@@ -194,6 +194,36 @@ def test_a_result_that_is_changed_after_it_was_told_of_never_reaches_the_file(
     assert verified.stderr.splitlines()[-1].startswith(f"{len(many)} files, ")
 
 
+# The renderer, when an image has taken it over.
+RENDERER = """
+    from storescp import _core
+
+    def thumbnail(edge, max_frame_bytes):
+        try:
+            return open({another!r}, "rb").read()
+        except PermissionError:
+            return b"refused"
+
+    _core.thumbnail = thumbnail
+    if {is_free}:
+        _core.lock_down = list
+"""
+
+
+@pytest.mark.parametrize(("is_free", "picture"), [(False, b"refused"), (True, b"secret")], ids=["locked", "free"])
+def test_what_renders_thumbnails_is_locked_down_too(folder: Path, is_free: bool, picture: bytes) -> None:
+    require_protections()
+    code = textwrap.dedent(RENDERER).format(another=str(folder / "another"), is_free=is_free)
+    (folder / "sitecustomize.py").write_text(code)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "storescp.thumbnail_worker", "320", str(1 << 30)]
+    with (folder / "original").open("rb") as file:
+        done = subprocess.run(
+            command, stdin=file, capture_output=True, check=True, timeout=30, env=os.environ | {"PYTHONPATH": path}
+        )
+    assert done.stdout == picture
+
+
 # seccomp(2) and landlock_create_ruleset(2) of this machine.
 CALLS = {"Landlock": 444, "seccomp": {"x86_64": 317, "aarch64": 277}[os.uname().machine]}
 # Becomes a program for which a system call does not exist: a filter of four instructions that answers it with ENOSYS.
