@@ -105,6 +105,8 @@ def test_the_original_is_handed_over_for_reading(folder: Path, mode: str, name: 
 
 def test_what_decoding_needs_is_left(folder: Path) -> None:
     assert attempt(folder, "locked", "start_a_thread") == "attempt: done"
+    # An abort, as of a decoder that panics, is told as such.
+    assert attempt(folder, "locked", "crash") == "worker: the decoder crashed (signal 6)"
 
 
 def test_the_environment_holds_no_secrets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

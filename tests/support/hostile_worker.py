@@ -172,6 +172,10 @@ def _set_up_io_uring(_job: Job) -> str:
     return _checked(_C.syscall(_IO_URING_SETUP, 4, parameters))
 
 
+def _crash(_job: Job) -> str:
+    os.abort()
+
+
 def _tell_the_environment(_job: Job) -> str:
     return json.dumps(dict(os.environ))
 
@@ -182,7 +186,7 @@ ATTEMPTS: dict[str, Callable[[Job], str]] = {
         _start_a_thread, _write_a_file, _read_a_file, _look_for_a_file, _connect, _fork, _execute, _write_to_the_original,
         _map_the_original, _open_the_original_again, _signal_the_parent, _have_the_parent_signalled, _limit_the_parent,
         _trace_the_parent, _write_to_the_parents_memory, _read_the_parents_environment, _make_code, _set_up_io_uring,
-        _tell_the_environment,
+        _crash, _tell_the_environment,
     )
 }  # fmt: skip
 
