@@ -41,7 +41,7 @@ KAFKA_TOOLS := java:default-jre-headless mvn:maven
 TEST_TOOLS := $(KAFKA_TOOLS) dcmsend:dcmtk dciodvfy:dicom3tools gdcmconv:libgdcm-tools Orthanc:orthanc strace:strace \
   faketime:faketime mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 chromium:chromium \
   promtool:prometheus systemd-analyze:systemd cjpeg:libjpeg-turbo-progs opj_compress:libopenjp2-tools \
-  ojph_compress:openjph-tools cjxl:libjxl-tools /usr/lib/postgresql/*/bin/initdb:postgresql
+  ojph_compress:openjph-tools cjxl:libjxl-tools /usr/sbin/haproxy:haproxy /usr/lib/postgresql/*/bin/initdb:postgresql
 
 define install_packages
 	@for tool in $(1); do \
@@ -50,12 +50,22 @@ define install_packages
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
 	  echo "make: installing$$missing"; \
 	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	  for name in orthanc postgresql prometheus; do case "$$missing" in *$$name*) \
+	  for name in haproxy orthanc postgresql prometheus; do case "$$missing" in *$$name*) \
 	    $$sudo /etc/init.d/$$name stop >/dev/null 2>&1 || true;; esac; done; \
 	fi
 endef
 
-$(STAMPS)/test-tools: $(STAMPS)/venv
+# The chart is rendered by helm: the one of this machine, or one that Go builds from its module. Its tests are skipped else.
+HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
+$(STAMPS)/helm: $(STAMPS)/venv
+	@if command -v helm >/dev/null; then :; \
+	elif ! command -v go >/dev/null; then echo "make: neither helm nor Go is there: tests that render the chart are skipped"; \
+	else echo "make: building helm, which renders the chart (1 to 4 minutes)"; \
+	  GOBIN=$(CURDIR)/$(BIN) CGO_ENABLED=0 go install $(HELM) 2>$(STAMPS)/helm.log \
+	  || { tail -n 3 $(STAMPS)/helm.log; echo "make: helm cannot be built: tests that render the chart are skipped"; }; fi
+	@touch $@
+
+$(STAMPS)/test-tools: $(STAMPS)/venv $(STAMPS)/helm
 	@$(BIN)/pip install --quiet --disable-pip-version-check --group test --group docs --group lint
 	$(call install_packages,$(TEST_TOOLS))
 	@touch $@
@@ -155,6 +165,9 @@ fuzz: $(STAMPS)/build $(STAMPS)/test-tools ## Each fuzz target for SECONDS_EACH 
 	    ../../target/fuzz-corpus/$$target regressions/$$target -- \
 	    -max_total_time=$${SECONDS_EACH:-60} -max_len=100000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
+reference: $(STAMPS)/build ## Write the pages of docs/reference anew that come from the code
+	$(BIN)/python docs/generate.py
+
 docs: $(STAMPS)/build ## The documentation as a site, in docs/_build
 	@$(BIN)/pip install --quiet --disable-pip-version-check --group docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
@@ -164,6 +177,17 @@ wheel: | check-tools ## Build a wheel into dist/
 
 sdist: $(STAMPS)/venv ## Build the source distribution into dist/
 	$(BIN)/maturin sdist --out dist
+
+# Versions and hashes of the Python packages in the image: what is installed, and what builds the wheel.
+LOCK := $(STAMPS)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command "make lock"
+lock: | check-tools ## Write deploy/*.lock anew: the newest packages that pyproject.toml allows, with their hashes
+	@mkdir -p $(STAMPS)
+	$(PYTHON) -m venv --clear $(STAMPS)/lock
+	$(STAMPS)/lock/bin/pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	$(LOCK) --extra postgresql --output-file deploy/runtime.lock pyproject.toml
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(LOCK) --output-file deploy/build.lock -
 
 sbom: | check-tools ## Write bills of materials (CycloneDX) of both halves into dist/
 	@mkdir -p dist $(STAMPS)
@@ -183,4 +207,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz docs wheel clean
+.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz reference docs wheel sdist sbom smoke lock clean

@@ -1,17 +1,8 @@
-"""The documentation as a site: `make docs`. The pages of the reference are written from the code on the way."""
+"""The documentation as a site: `make docs`."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from storescp import _core
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import generate
-
-generate.write_all(Path(__file__).parent / "reference")
 
 project = "storescp"
 version = release = _core.__version__

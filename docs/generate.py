@@ -1,4 +1,4 @@
-"""The pages of the reference, written from the code."""
+"""The pages of the reference, written from the code: `make reference`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from storescp.http.health import METRICS, Family
 from storescp.quantities import text_of_seconds, text_of_size
 from storescp.settings import MOST, OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Section, Settings, Transcoding
 
+_FOLDER = Path(__file__).parent / "reference"
+# Of a terminal with 80 columns; wider ones have no longer lines.
+_WIDTH = 78
 
-def write_all(folder: Path) -> None:
-    """Writes each page; one that is the same already is left alone."""
-    pages = {
+
+def pages() -> dict[Path, str]:
+    """Each page that is written from the code, and its text."""
+    texts = {
         "command-line": command_line(),
         "configuration": configuration(),
         "metrics": metrics(),
@@ -30,10 +34,7 @@ def write_all(folder: Path) -> None:
         "record": record(),
         "conformance": Statement(Settings()).markdown,
     }
-    for name, text in pages.items():
-        page = folder / f"{name}.md"
-        if not page.exists() or page.read_text(encoding="utf-8") != text:
-            page.write_text(text, encoding="utf-8")
+    return {_FOLDER / f"{name}.md": text for name, text in texts.items()}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,9 +46,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def command_line() -> str:
     """Every command with its help, as it prints it."""
     parts = ["# Command line", "", "`storescpd` and `python -m storescp` are the same program.", ""]
-    for names, command in _commands((), main_group):
-        context = click.Context(command, info_name=" ".join(("storescpd", *names)), max_content_width=100)
-        parts += [f"## {' '.join(('storescpd', *names))}", "", "```text", command.get_help(context), "```", ""]
+    for context in _contexts("storescpd", main_group, None):
+        parts += [f"## {context.command_path}", "", "```text", context.get_help(), "```", ""]
     parts += [
         "## Exit codes",
         "",
@@ -72,11 +72,13 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
-def _commands(names: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield names, command
+def _contexts(name: str, command: click.Command, parent: click.Context | None) -> Iterator[click.Context]:
+    """A command and those beneath it, each as it is called."""
+    context = click.Context(command, parent, name, terminal_width=_WIDTH, **command.context_settings)
+    yield context
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from _commands((*names, name), inner)
+        for inner, subcommand in command.commands.items():
+            yield from _contexts(inner, subcommand, context)
 
 
 def configuration() -> str:
@@ -215,7 +217,8 @@ _ANOMALIES = (
     "Data sets that PS3.5 does not allow are stored as received where DCMTK, Orthanc or pydicom can follow them, and "
     "answered with 0000. What was odd is named by a code: in the record (`anomalies`), in the log line of the "
     "association, in the metric `storescp_anomalies_total` and on the page. An image whose Pixel Data are concerned "
-    "is not transcoded: its record says `Failed`."
+    "is not transcoded: its record says `Failed`. The code `transcoding_busy` is about the reception instead: no "
+    "process was free to transcode the image."
 )
 # An element of group 0000, which belongs into the command set.
 _GROUP_0000 = (0xC000, "element of a group not allowed in a data set")
@@ -319,3 +322,8 @@ def _field(found: dict[str, Any], schema: dict[str, Any]) -> tuple[str, str]:
     if "maxLength" in found:
         content.append(f"at most {found['maxLength']} characters")
     return " or ".join(names[kind] for kind in kinds), "; ".join(content)
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

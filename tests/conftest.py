@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import skips
+from support import prepared, skips
 from support.instances import curated_folder
 from support.service import ServiceProcess
 
@@ -57,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     random.seed(f"{_SEED} {item.nodeid}")
+    # What runs alone measures, or is about starts.
+    prepared.SWITCH.is_on = not item.nodeid.startswith(_ALONE)
 
 
 @pytest.hookimpl(wrapper=True)

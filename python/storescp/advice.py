@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storescp import _core
 from storescp.names import name_of
@@ -229,6 +229,8 @@ ANOMALIES: dict[str, str] = {
     "sequence read on behind it.",
     "pixel_data_encoding": "Pixel Data are encapsulated in a native transfer syntax, or native in an encapsulated one "
     "(PS3.5 A.4).",
+    "transcoding_busy": "Nothing is odd about the data set: no process was free within transcoding.max_wait to "
+    "transcode it. 'storescpd transcode --stored' does it later. Where it happens often, raise transcoding.workers.",
 }
 
 _CANNOT_BE_READ = Advice(
@@ -258,6 +260,18 @@ def of_refusal(comment: str, status: int, tenant_value: str | None = None) -> Ad
 
 def of_transcoding(reason: str) -> Advice:
     """Advice for an instance that was stored as received because it could not be transcoded."""
+    if "no process was free" in reason:
+        return Advice(
+            "All processes that transcode had other instances for as long as transcoding.max_wait. It is stored as it "
+            "was received, and its record says Failed and transcoding_busy.",
+            "Run 'storescpd transcode --stored' when there is less to do. Where it happens often, raise "
+            "transcoding.workers.",
+        )
+    if "not finished within" in reason:
+        return Advice(
+            "It is stored as it was received: its pixels took longer than transcoding.instance_timeout.",
+            "Is it very large? Then raise transcoding.instance_timeout, and run 'storescpd transcode --stored --all'.",
+        )
     if "no codec" in reason:
         remedy = "Viewers that need it converted cannot show it; its record says Failed."
     else:
@@ -273,6 +287,22 @@ class Knock:
     calling: str = ""
     called: str = ""
     detail: str = ""
+    proxy: str = ""  # address of the load balancer that passed it on
+
+
+def of_connection(cause: str, knock: Knock, settings: Settings) -> Advice:
+    """Advice for a connection that was turned away before it was an association; the detail is that of the core."""
+    if knock.detail == _core.PROXY_HEADER_UNEXPECTED:
+        return Advice(
+            f"{knock.address} sends a PROXY header and is not in dicom_store_scp.proxy_protocol_from.",
+            "If it is your load balancer, add its address to the list. Otherwise turn the header off on its side.",
+        )
+    if knock.detail == _core.PROXY_HEADER_SECOND:
+        return Advice(
+            "The connection begins with two PROXY headers, as where one load balancer stands behind another.",
+            "Have the one that connects here read the header of the other one (HAProxy: accept-proxy).",
+        )
+    return of_rejection(cause, replace(knock, detail=""), settings)
 
 
 def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
@@ -321,6 +351,10 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
             "Is the sender a DICOM device? TLS connections go to tls.port; where tls.port is not set, the DICOM port "
             "takes TLS only.",
         ),
+        "request_memory": Advice(
+            "The requests of all connections, or those of this address, took more memory than they may.",
+            "Devices send requests of a few kilobytes: is something sending long ones on purpose?",
+        ),
         "request_timeout": Advice(
             "The connection was opened and no whole request came in time.",
             "Port scanners and monitors do that. If it is a sender: is its network slow? Does it speak TLS?",
@@ -328,6 +362,12 @@ def of_rejection(cause: str, knock: Knock, settings: Settings) -> Advice:
         "tls_handshake": Advice(
             "TLS could not be agreed on.",
             "See the detail. Does the sender have a certificate of the authority in tls.client_ca, and speak TLS 1.2?",
+        ),
+        "proxy_header": Advice(
+            f"{knock.address} is in dicom_store_scp.proxy_protocol_from, and its connection does not begin with a "
+            "PROXY header that can be followed.",
+            "See the detail. Turn the header on at the load balancer (HAProxy: send-proxy-v2), or take the address out "
+            "of the list.",
         ),
         "unreadable_certificate": Advice(
             "The client certificate cannot be read.", "Have the sender get another certificate."
@@ -447,6 +487,7 @@ _EVENTS: tuple[tuple[str, str], ...] = (
     ("storage.low_space", "Make room on the disk, or lower storage.min_free_bytes."),
     ("storage.quarantined", "Look at each with 'storescpd quarantine show', and at the disk: no file was deleted."),
     ("storage.", "Look at the disk and at the permissions of the folders that are named: no file was deleted."),
+    ("transcoding.workers_limited", "Raise the memory limit, or lower transcoding.worker_memory_bytes."),
     ("start_up.", "Nothing to do: what was acknowledged is kept, and senders send the rest again."),
 )
 

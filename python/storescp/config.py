@@ -7,6 +7,7 @@ or of a key that is not known: a secret may be behind a misspelt name.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -140,6 +141,13 @@ def examine(options: Mapping[tuple[str, str], Any], file: Path | None) -> Config
     warnings += _decimal_tags(layers)
     if settings.tenants.from_private_element and not settings.tenants.known:
         warnings.append("tenants.known is empty: every instance that carries the private tenant element is refused")
+    warnings += _believed_everybody(settings)
+    transcoding = settings.transcoding
+    if transcoding.timeout > transcoding.instance_timeout:
+        warnings.append(
+            f"transcoding.timeout ({transcoding.timeout:g} s for one frame) has no effect: "
+            f"transcoding.instance_timeout ({transcoding.instance_timeout:g} s for all frames) is shorter"
+        )
     found = Configuration(settings, file, tuple(layers), tuple(warnings), evaluation, tuple(problems))
     return replace(found, problems=(*problems, *_cross_checks(found)))
 
@@ -399,6 +407,16 @@ def _decimal_tags(layers: Sequence[Source]) -> Iterator[str]:
         if isinstance(value, str) and (text := value.strip()).isdecimal():
             read = f"read as decimal {int(text)} = 0x{int(text):04X}"
             yield f'{".".join(location)} = "{text}": {read}; write 0x{text} for hexadecimal'
+
+
+def _believed_everybody(settings: Settings) -> Iterator[str]:
+    """Networks of load balancers that hold every address."""
+    for network in settings.dicom_store_scp.proxy_protocol_from:
+        if ipaddress.ip_network(network, strict=False).prefixlen == 0:
+            yield (
+                f"dicom_store_scp.proxy_protocol_from has {network}, which is every address: whoever connects can "
+                "claim any address in a PROXY header; name the addresses of the load balancers only"
+            )
 
 
 def _resolve_paths(layer: Layer, base: Path) -> None:

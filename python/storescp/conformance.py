@@ -345,6 +345,7 @@ class Statement:
                 ("called AE titles accepted", called if scp.allowed_called_ae_titles else "any"),
                 ("calling AE titles accepted", titles),
                 ("addresses accepted", ", ".join(scp.allowed_peers) or "any"),
+                ("load balancers that send a PROXY header", ", ".join(scp.proxy_protocol_from) or "none"),
                 ("dicom_store_scp.max_pdu_length", str(scp.max_pdu_length)),
                 ("dicom_store_scp.max_associations", str(scp.max_associations)),
                 ("limits.idle_timeout", f"{self._settings.limits.idle_timeout:g} s"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from storescp.settings import Settings
+from storescp.workers import plan_workers
 
 if TYPE_CHECKING:
     from storescp import _core
@@ -170,8 +170,19 @@ class Engine(RecordQueue, Protocol):
         `tenant`, and whether a rule names it, count where its note names none.
         """
 
-    def retry_wished(self, most: int) -> list[tuple[str, str | None]]:
-        """Takes up at most `most` wishes for damaged data sets to be stored: name, and why it stays, or None."""
+    def transcode_stored(self, root: Path, path: str) -> str | None:
+        """Transcodes a stored instance in place: None where viewers can read it now, else why it stays as it is.
+
+        `path` is relative to the storage root. The rules of duplicates hold; the sender and the time of the new record
+        are those of the original.
+        """
+
+    def retry_wished(self, most: int) -> list[tuple[bool, str, str | None]]:
+        """Takes up at most `most` wishes of operators.
+
+        Whether it is a stored instance that is to be transcoded, its path or the name of a damaged data set, and why it
+        stays as it is, or None.
+        """
 
     def outbox_is_alive(self) -> bool:
         """Whether the outbox can still take rows."""
@@ -237,11 +248,12 @@ def engine_config(settings: Settings) -> str:
 def pool_config(settings: Settings) -> dict[str, object]:
     """How processes that transcode are started, and how many."""
     transcoding = settings.transcoding
-    # macOS has no affinity.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    plan = plan_workers(transcoding)
     return {
-        "command": [sys.executable, "-m", "storescp.transcode_worker", str(transcoding.worker_memory_bytes)],
-        "workers": transcoding.workers or cores,
-        "threads": cores,
+        "command": [sys.executable, "-m", "storescp.transcode_worker", str(plan.memory_bytes)],
+        "workers": plan.processes,
+        "threads": plan.threads,
         "timeout": transcoding.timeout,
+        "instance_timeout": transcoding.instance_timeout,
+        "max_wait": transcoding.max_wait,
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from storescp import machine
+
 # malloc.h of glibc; mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -23,6 +25,6 @@ def keep_less() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or os.environ.keys() & {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"}:
         return
-    mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, os.cpu_count() or 1))
+    mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, machine.processors()))
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

@@ -1,4 +1,4 @@
-"""Having damaged data sets stored that are in quarantine: by the service that runs, else by an engine of our own."""
+"""What operators want of stored and damaged data sets: done by the service that runs, else by an engine of our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from storescp import _core
@@ -18,10 +19,22 @@ from storescp.quarantine import Entry
 from storescp.settings import Settings
 
 _LOOK_SECONDS = 0.2
-# The largest instance takes longer than any other.
+# The largest instance takes longer than any other, also without the time for transcoding it.
 _PATIENCE_SECONDS = 600.0
+# The service takes wishes in their order: whoever asks for much leaves room for others.
+_AT_A_TIME = 16
 Outcome = tuple[Entry, str | None]  # why it stays in quarantine; None: it is stored
-_Wish = tuple[str | None, bool]  # tenant, and whether a rule names it
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A damaged data set to be stored, or a stored instance to be transcoded in place."""
+
+    root: Path  # the storage root
+    name: str  # of the entry of the quarantine, or the path of the stored file
+    tenant: str | None = None  # for an entry whose note names none
+    by_rule: bool = False  # a rule names the tenant
+    is_stored: bool = False
 
 
 def retry(settings: Settings, entries: Sequence[Entry], *, engine: str) -> Iterator[Outcome]:
@@ -30,18 +43,29 @@ def retry(settings: Settings, entries: Sequence[Entry], *, engine: str) -> Itera
     Raises:
         StorescpError: no engine can be opened, or the service that runs does not answer.
     """
-    if not entries:
-        return
-    wishes = {(str(entry.root), entry.name): _tenancy(settings, entry) for entry in entries}
-    left = {(str(entry.root), entry.name): entry for entry in entries}
-    if is_served(settings.storage.root):
-        yield from _by_service(settings.storage.root, wishes, left)
+    wishes = {Wish(entry.root, entry.name, *_tenancy(settings, entry)): entry for entry in entries}
+    for wish, stays in grant(settings, list(wishes), engine=engine):
+        yield wishes[wish], stays
+
+
+def grant(settings: Settings, wishes: Sequence[Wish], *, engine: str) -> Iterator[tuple[Wish, str | None]]:
+    """Has each wish granted; why it is not, or None.
+
+    Raises:
+        StorescpError: no engine can be opened, or the service that runs does not answer.
+    """
+    left = list(wishes)
+    while left and is_served(settings.storage.root):
+        batch, left = left[:_AT_A_TIME], left[_AT_A_TIME:]
+        left = [*(yield from _by_service(settings, batch)), *left]
     if left:
         # Nobody serves the root, or no longer.
         with contextlib.closing(_opened(settings, engine)) as opened:
-            for (root, name), entry in left.items():
-                tenant, by_rule = wishes[root, name]
-                yield entry, opened.retry(Path(root), name, tenant, by_rule)
+            for wish in left:
+                if wish.is_stored:
+                    yield wish, opened.transcode_stored(wish.root, wish.name)
+                else:
+                    yield wish, opened.retry(wish.root, wish.name, wish.tenant, wish.by_rule)
 
 
 def is_served(root: Path) -> bool:
@@ -65,40 +89,41 @@ def is_served(root: Path) -> bool:
     return False
 
 
-def _by_service(
-    root: Path, wishes: dict[tuple[str, str], _Wish], left: dict[tuple[str, str], Entry]
-) -> Iterator[Outcome]:
-    """Asks the service and waits for its answers. What it did not answer because it ended stays in `left`."""
+def _by_service(settings: Settings, wishes: Sequence[Wish]) -> Generator[tuple[Wish, str | None], None, list[Wish]]:
+    """Asks the service and waits for its answers. Returns what it did not answer because it ended."""
+    root, transcoding = settings.storage.root, settings.transcoding
+    patience = _PATIENCE_SECONDS + transcoding.max_wait + transcoding.instance_timeout
     with contextlib.closing(open_outbox(root, write=True)) as database:
-        ids = _ask(database, wishes)
+        asked = _ask(database, wishes)
         try:
-            deadline = time.monotonic() + _PATIENCE_SECONDS
-            while ids:
+            deadline = time.monotonic() + patience
+            while asked:
                 # In this order: what it answered before it ended is seen.
                 runs = is_served(root)
-                for row_id, outcome in _answers(database, ids):
-                    deadline = time.monotonic() + _PATIENCE_SECONDS
-                    yield left.pop(ids.pop(row_id)), outcome or None
+                for row_id, outcome in _answers(database, asked):
+                    deadline = time.monotonic() + patience
+                    yield asked.pop(row_id), outcome or None
                 if not runs:
-                    return
-                if ids and time.monotonic() > deadline:
-                    raise StorescpError(f"the service has not answered for {_PATIENCE_SECONDS:.0f} s")
-                time.sleep(_LOOK_SECONDS if ids else 0)
+                    break
+                if asked and time.monotonic() > deadline:
+                    raise StorescpError(f"the service has not answered for {patience:.0f} s")
+                time.sleep(_LOOK_SECONDS if asked else 0)
         finally:
-            _withdraw(database, ids)
+            _withdraw(database, asked)
+        return list(asked.values())
 
 
-def _ask(database: sqlite3.Connection, wishes: dict[tuple[str, str], _Wish]) -> dict[int, tuple[str, str]]:
-    ids = {}
+def _ask(database: sqlite3.Connection, wishes: Sequence[Wish]) -> dict[int, Wish]:
+    statement = "INSERT INTO quarantine_retry (root, name, tenant, by_rule, is_stored) VALUES (?, ?, ?, ?, ?)"
+    asked = {}
     with database:
-        for (root, name), (tenant, by_rule) in wishes.items():
-            row = (root, name, tenant, by_rule)
-            statement = "INSERT INTO quarantine_retry (root, name, tenant, by_rule) VALUES (?, ?, ?, ?)"
-            ids[database.execute(statement, row).lastrowid or 0] = (root, name)
-    return ids
+        for wish in wishes:
+            row = (str(wish.root), wish.name, wish.tenant, wish.by_rule, wish.is_stored)
+            asked[database.execute(statement, row).lastrowid or 0] = wish
+    return asked
 
 
-def _answers(database: sqlite3.Connection, ids: dict[int, tuple[str, str]]) -> list[tuple[int, str]]:
+def _answers(database: sqlite3.Connection, ids: dict[int, Wish]) -> list[tuple[int, str]]:
     """What was answered since the last call; it is removed."""
     with database:
         query = "SELECT id, outcome FROM quarantine_retry WHERE outcome IS NOT NULL ORDER BY id"
@@ -107,12 +132,12 @@ def _answers(database: sqlite3.Connection, ids: dict[int, tuple[str, str]]) -> l
     return found
 
 
-def _withdraw(database: sqlite3.Connection, ids: dict[int, tuple[str, str]]) -> None:
+def _withdraw(database: sqlite3.Connection, ids: dict[int, Wish]) -> None:
     with database:
         database.executemany("DELETE FROM quarantine_retry WHERE id = ?", [(row_id,) for row_id in ids])
 
 
-def _tenancy(settings: Settings, entry: Entry) -> _Wish:
+def _tenancy(settings: Settings, entry: Entry) -> tuple[str | None, bool]:
     """The tenant by the rules of today, for an entry whose note names none."""
     from storescp.network.admission import Admission  # noqa: PLC0415 - rarely needed
     from storescp.network.identity import Peer  # noqa: PLC0415

@@ -25,6 +25,7 @@ from storescp.network.admission import Admission
 from storescp.network.contexts import Offer
 from storescp.network.listener import Address, Listener, is_loopback
 from storescp.network.negotiation import Negotiator
+from storescp.network.occupancy import OccupancyWatch
 from storescp.network.tls import load_tls
 from storescp.notify import Watchdog, notify, notify_reloading
 from storescp.preparation import Prepared, load_users
@@ -34,6 +35,7 @@ from storescp.settings import Settings
 from storescp.signals import listening
 from storescp.space import SpaceWatch, roots_of
 from storescp.upkeep import Upkeep, announce
+from storescp.workers import plan_workers
 
 if TYPE_CHECKING:
     from storescp.http.server import HttpServer
@@ -50,6 +52,9 @@ class Server(Protocol):
     @property
     def addresses(self) -> list[Address]:
         """What is listened on, the clear port first."""
+
+    def refused_connections(self) -> dict[str, int]:
+        """Connections turned away before they were associations, by reason."""
 
     def start(self) -> None:
         """Begins to accept."""
@@ -142,6 +147,9 @@ class Service:
             upkeep = Upkeep(engine, self._licence)
             upkeep.start()
             running.callback(upkeep.stop)
+            occupancy = OccupancyWatch(self._admission, settings.dicom_store_scp.max_associations)
+            occupancy.start()
+            running.callback(occupancy.stop)
             self._space.start()
             running.callback(self._space.stop)
             for address in server.addresses:
@@ -188,7 +196,7 @@ class Service:
             admission=self._admission,
             publisher=publisher,
             licence=self._licence,
-            refused_connections=lambda: server.refused_connections() if isinstance(server, Listener) else {},
+            refused_connections=server.refused_connections,
             not_ready=self._reasons_not_ready,
             dead=self._liveness.dead,
         )
@@ -240,6 +248,7 @@ class Service:
                     host=configuration.host,
                 )
         self._announce_storage()
+        self._announce_workers()
         if self._prepared.engine_name == "python":
             log.warning(
                 "engine.python",
@@ -267,6 +276,20 @@ class Service:
             client_id=self._licence.licence.client_id,
             licence_days_left=self._licence.licence.days_left(datetime.now(UTC)),
         )
+
+    def _announce_workers(self) -> None:
+        """How many processes transcode, where that is not what the configuration asks for."""
+        # The pure-Python engine transcodes in the process of the service.
+        if self._prepared.engine_name == "python":
+            return
+        plan = plan_workers(self._settings.transcoding)
+        if plan.remark is not None:
+            log.warning(
+                "transcoding.workers_limited",
+                text=plan.remark,
+                workers=plan.processes,
+                worker_memory_bytes=plan.memory_bytes,
+            )
 
     def _announce_storage(self) -> None:
         """Whose the instances are where nothing says so, and that no instance can be taken for want of space."""

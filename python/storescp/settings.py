@@ -36,6 +36,7 @@ _ROOT_BYTES = 200
 _LAST_PORT = 65535
 _KAFKA_PORT = 9092
 MOST = (1 << 63) - 1
+LEAST_WORKER_BYTES = 256 << 20
 DEFAULT_TENANT = "1234567890"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
@@ -292,6 +293,11 @@ class DicomStoreScp(Section):
     )
     allowed_peers: tuple[Network, ...] = Field(
         (), description="addresses and networks of the senders that may open an association; empty: any address"
+    )
+    proxy_protocol_from: tuple[Network, ...] = Field(
+        (),
+        description="addresses and networks of the load balancers whose connections begin with a PROXY header (version "
+        "1 or 2); the address in the header counts as that of the sender; empty: no header is read",
     )
 
 
@@ -572,13 +578,26 @@ class Transcoding(Section):
         "1.2.840.10008.1.2.1", description="UID of the transfer syntax that instances are transcoded to"
     )
     workers: PositiveCount | None = Field(
-        None, description="maximum number of processes; without it one for each processor core"
+        None,
+        description="maximum number of processes; without it one for each processor that the service may use. There "
+        "are fewer where a memory limit has no room for them beside the service",
     )
-    worker_memory_bytes: Annotated[int, Field(ge=256 << 20, le=MOST), BYTES] = Field(
-        2 << 30, description="maximum bytes of memory of each process"
+    worker_memory_bytes: Annotated[int, Field(ge=LEAST_WORKER_BYTES, le=MOST), BYTES] = Field(
+        2 << 30,
+        description="maximum bytes of memory of each process; lowered where a memory limit has no room for one",
     )
     timeout: Seconds = Field(
         60.0, description="how long a process may take for one frame before it is ended, in seconds"
+    )
+    instance_timeout: Seconds = Field(
+        300.0,
+        description="how long a process may take for all frames of one instance before it is ended and the original is "
+        "stored as received, in seconds; 2 GiB of JPEG 2000, the slowest codec, take one core about 110 s",
+    )
+    max_wait: Seconds = Field(
+        20.0,
+        description="how long an instance waits for a free process before it is stored as received, in seconds; below "
+        "the time that senders wait for an answer, often 30 s",
     )
 
 

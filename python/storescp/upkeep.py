@@ -25,6 +25,7 @@ _HOURLY_SECONDS = 3600.0
 _FIRST_PAUSE_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
 _RETRY_SECONDS = 1.0
+_NEXT_RETRY_SECONDS = 0.1
 _RETRY_DATA_SETS = 100
 _DATE = re.compile(r"(?<=/)\d{8}(?=/)")
 
@@ -148,14 +149,25 @@ class Upkeep:
             log.warning("quarantine.waits", data_sets=state.damaged, since=since, text=text)
 
     def _retry(self) -> None:
-        """Stores damaged data sets that operators want to be stored; tells how a first worker was protected."""
-        while not self._stopping.wait(_RETRY_SECONDS):
+        """Stores damaged data sets and transcodes instances, as operators want; tells how workers are protected."""
+        pause = _RETRY_SECONDS
+        while not self._stopping.wait(pause):
+            pause = _RETRY_SECONDS
             try:
                 self._tell_unprotected()
-                for name, stays in self._engine.retry_wished(_RETRY_DATA_SETS):
-                    log.info("quarantine.stays" if stays else "quarantine.stored", name=name, reason=stays)
+                for is_stored, name, stays in self._engine.retry_wished(_RETRY_DATA_SETS):
+                    self._tell_granted(is_stored, name, stays)
+                    # Whoever asks for many asks for some at a time.
+                    pause = _NEXT_RETRY_SECONDS
             except StorescpError as error:
                 log.warning("quarantine.retry_failed", text="it is tried again", reason=str(error))
+
+    @staticmethod
+    def _tell_granted(is_stored: bool, name: str, stays: str | None) -> None:
+        if is_stored:
+            log.info("stored.stays" if stays else "stored.transcoded", path=without_date(name), reason=stays)
+        else:
+            log.info("quarantine.stays" if stays else "quarantine.stored", name=name, reason=stays)
 
     def _tell_unprotected(self) -> None:
         if self._knows_protections or not isinstance(self._engine, _core.Engine):

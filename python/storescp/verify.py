@@ -13,12 +13,12 @@ from pathlib import Path
 
 import xxhash
 
-from storescp import _core
+from storescp import _core, machine
 from storescp.errors import CoreError, StorescpError
 from storescp.quarantine import QUARANTINE, entries
 from storescp.settings import is_utf8
 
-_THREADS = min(4, os.cpu_count() or 1)
+_MOST_THREADS = 4
 _AT_A_TIME = 256
 _SIGN_BIT = 1 << 63
 # A service that runs puts a record into the database within a second of its file.
@@ -106,7 +106,7 @@ def _recorded_files(roots: Roots, database: sqlite3.Connection) -> Iterator[Look
     """
     query = "SELECT path, size, digest FROM instance WHERE id IN (SELECT max(id) FROM instance GROUP BY path)"
     rows = (Recorded(*row) for row in database.execute(query))
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="storescp-verify") as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, machine.processors()), thread_name_prefix="storescp-verify") as pool:
         while batch := list(itertools.islice(rows, _AT_A_TIME)):
             yield from pool.map(lambda recorded: _look_at(roots, recorded), batch)
 

@@ -6,7 +6,9 @@ import os
 import random
 import statistics
 import struct
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +89,55 @@ def test_association_set_up_takes_at_most_8_ms(scp: ServiceProcess) -> None:
         new = median_set_up_ms(scp.port, never_seen)
         print(f"{len(contexts)} contexts never seen {new:.1f} ms")
         assert new <= 8
+
+
+def large_request(kind: str, number: int) -> bytes:
+    """An A-ASSOCIATE-RQ of 0.95 MB that no other one equals."""
+    ours = [(2 * n + 1, uid) for n, uid in enumerate(sorted(storage_sop_classes())[:128])]
+    version = scu.item(0x55, f"V{number}".encode())
+    if kind == "short syntaxes":  # 128 contexts of 1,000 each, of six or seven bytes
+        contexts = [(id_, uid, [f"1.{one}" for one in range(1000)]) for id_, uid in ours[:104]]
+    elif kind == "long syntaxes":
+        contexts = [(id_, uid, [f"1.2.{number}.{one}.{'9' * 40}" for one in range(130)]) for id_, uid in ours]
+    elif kind == "foreign classes":
+        contexts = [(id_, f"1.2.{number}.{id_}", [f"1.2.{one:055}" for one in range(120)]) for id_, _ in ours]
+    else:  # unknown items
+        contexts = [(id_, uid, [EXPLICIT]) for id_, uid in ours]
+        unknown = b"".join(scu.item(0x99, bytes(65_000)) for _ in range(14))
+        request = associate_rq(contexts, extra_items=version)
+        return request[:2] + struct.pack(">L", len(request) - 6 + len(unknown)) + request[6:] + unknown
+    return associate_rq(contexts, extra_items=version)
+
+
+KINDS_OF_REQUESTS = ("short syntaxes", "long syntaxes", "foreign classes", "unknown items")
+
+
+def test_a_thousand_requests_of_a_megabyte_leave_at_most_32_mib(scp: ServiceProcess) -> None:
+    for _ in range(20):
+        RawAssociation(scp.port, CONTEXTS).release()
+    idle = scp.rss_kib()
+    outcomes: Counter[str] = Counter()
+
+    def knock(address: int) -> None:
+        for number in range(125):
+            request = large_request(KINDS_OF_REQUESTS[number % 4], 1000 * address + number)
+            assert 900_000 < len(request) <= 1 << 20
+            try:
+                RawAssociation(scp.port, [], request=request, source=f"127.0.0.{address}", timeout=30).release()
+                outcomes["accepted"] += 1
+            except scu.Rejected as rejected:
+                outcomes[str(rejected)] += 1
+
+    threads = [threading.Thread(target=knock, args=(address,)) for address in range(2, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert outcomes.total() == 1000, outcomes
+    grown, peak = ((scp.rss_kib(kind) - idle) / 1024 for kind in ("VmRSS", "VmHWM"))
+    print(f"\n1,000 requests of 0.95 MB, {dict(outcomes)}: {grown:.1f} MiB above idle, {peak:.1f} MiB at most")
+    assert grown <= 32
+    RawAssociation(scp.port, CONTEXTS).release()
 
 
 def nested(levels: int) -> bytes:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,17 +11,21 @@ import pytest
 
 from storescp import _core
 from support.compressed import JPEG_LS, ONLY_EXPLICIT
-from support.faults import Row, kill_under_load, rounds
+from support.faults import (
+    DURABILITIES,
+    ELSEWHERE,
+    ONLY_WHERE_SYNCED,
+    Row,
+    kill_under_load,
+    names_of_fail_points,
+    rounds,
+)
 from support.instances import Instance, ct_slice
 from support.load import Ledger, Make, start_senders, study_of
 from support.scu import EXPLICIT
 from support.service import DidNotStartError, ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
-# What survives the end of the process does so at each of them; a file has a name from the start at the first alone.
-DURABILITIES = [{"STORESCP_LOCAL_STORAGE__DURABILITY": durability} for durability in ("full", "none")]
-ONLY_WHERE_SYNCED = {"data_written", "journal_written", "journal_synced"}
-ELSEWHERE = {"put_aside", "damaged_written", "damaged_noted", "damaged_named"}  # test_replaced.py, test_damaged.py
 
 
 @pytest.mark.timeout(0)
@@ -67,14 +67,6 @@ def test_each_engine_takes_up_what_the_other_left(start_service: StartService) -
     assert service.stop() == 0
     row.reconcile(service, ledger)
     row.check()
-
-
-def names_of_fail_points(environment: dict[str, str]) -> list[str]:
-    command = [sys.executable, "-m", "storescp", "--version"]
-    said = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=30)
-    found = re.search(r"with fail points ([a-z_ ]+)", said.stdout)
-    assert found, said.stdout
-    return found[1].split()
 
 
 def test_a_release_has_no_fail_points() -> None:

@@ -14,6 +14,7 @@ import xxhash
 
 from support import scu
 from support.compressed import JPEG_LS, ONLY_EXPLICIT, compressed_ct
+from support.control_groups import ControlGroup, NoControlGroupsError, control_group
 from support.faults import Row, rounds
 from support.instances import CT, ct_slice, explicit, text
 from support.load import CONTEXTS, Ledger
@@ -27,46 +28,15 @@ FRAME_BYTES = ROWS * ROWS * 2
 STEP = 16378
 
 
-class Limit:
-    """A control group that holds the service, or where there are none, a look at its memory now and then."""
-
-    def __init__(self) -> None:
-        self._version_1 = Path("/sys/fs/cgroup/memory")
-        root = self._version_1 if self._version_1.is_dir() else Path("/sys/fs/cgroup")
-        self._folder: Path | None = root / f"storescp-test-{os.getpid()}"
-        name = "memory.limit_in_bytes" if root == self._version_1 else "memory.max"
-        try:
-            self._folder.mkdir()
-            (self._folder / name).write_text(str(LIMIT))
-        except OSError:
-            self._folder = None
-        self.wrapper: tuple[str, ...] = ()
-        if self._folder is not None:
-            enter = f'echo $$ > {self._folder}/cgroup.procs && exec "$@"'
-            self.wrapper = ("sh", "-c", enter, "sh")
-
-    @property
-    def kind(self) -> str:
-        return "watched" if self._folder is None else "in a control group"
-
-    def kills(self) -> int:
-        """How many processes the kernel ended for want of memory."""
-        if self._folder is None:
-            return 0
-        name = "memory.oom_control" if self._version_1.is_dir() else "memory.events"
-        fields = dict(line.split() for line in (self._folder / name).read_text().splitlines())
-        return int(fields["oom_kill"])
-
-    def remove(self) -> None:
-        if self._folder is not None:
-            self._folder.rmdir()
-
-
 @contextlib.contextmanager
-def limit() -> Iterator[Limit]:
-    one = Limit()
-    yield one
-    one.remove()
+def limit() -> Iterator[ControlGroup | None]:
+    """A control group that holds the service; None where none can be made: then its memory is looked at now and then."""
+    with contextlib.ExitStack() as made:
+        try:
+            group = made.enter_context(control_group(memory_bytes=LIMIT))
+        except NoControlGroupsError:
+            group = None
+        yield group
 
 
 def resident_bytes(service: ServiceProcess) -> int:
@@ -134,7 +104,8 @@ def test_ten_large_instances_in_little_memory(start_service: StartService, tmp_p
     acknowledged = 0
     for number in range(repeats):
         with limit() as group:
-            service = start_service(root=tmp_path / f"data-{number}", env=ONLY_EXPLICIT, wrapper=group.wrapper)
+            wrapper = () if group is None else group.wrapper
+            service = start_service(root=tmp_path / f"data-{number}", env=ONLY_EXPLICIT, wrapper=wrapper)
             ledger = Ledger()
             senders = [
                 threading.Thread(target=send_large, args=(service.port, ledger, sender, size // FRAME_BYTES))
@@ -146,8 +117,9 @@ def test_ten_large_instances_in_little_memory(start_service: StartService, tmp_p
                 senders[0].join(0.2)
                 highest = max(highest, resident_bytes(service))
             assert service.stop() == 0
-            assert group.kills() == 0
-            row.remark = f"{group.kind}, {highest >> 20} MiB at most"
+            assert group is None or group.kills() == 0
+            kind = "watched" if group is None else "in a control group"
+            row.remark = f"{kind}, {highest >> 20} MiB at most"
         assert sum(ledger.statuses.values()) == 10
         assert set(ledger.statuses) <= {0, 0xA700}
         row.reconcile(service, ledger)

@@ -62,6 +62,7 @@ def test_an_anomaly_is_named_in_the_log_the_metrics_and_on_the_page(start_servic
     _, metrics = get(port, "/metrics")
     assert 'storescp_anomalies_total{kind="trailing_bytes"} 2.0' in metrics
     assert 'storescp_anomalies_total{kind="file_meta_in_data_set"} 1.0' in metrics
+    assert 'storescp_anomalies_total{kind="transcoding_busy"} 0.0' in metrics
     latest = json.loads(get(port, "/status")[1])["latest"]
     shown = {tuple(one["anomalies"]) for one in latest}
     assert shown == {(), ("trailing_bytes",), ("file_meta_in_data_set",)}

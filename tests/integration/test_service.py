@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from pydicom.data import get_testdata_file
 
-from storescp import _core
+from storescp import _core, machine
 from storescp.licence import issue_licence
 from support.command import run_in_process, storescp
 from support.instances import CT, ct_slice, dataset_of, from_file
@@ -494,7 +494,7 @@ def test_idle_and_slow_peers_do_not_hold_up_the_others(start_service: StartServi
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
 def test_many_associations_share_a_few_arenas(start_service: StartService) -> None:
     """What one needed at its worst moment is there for the next, instead of being kept as often as there are threads."""
-    most = max(2, os.cpu_count() or 1)
+    most = max(2, machine.processors())
 
     def arenas_of(service: ServiceProcess) -> int:
         with contextlib.ExitStack() as running:

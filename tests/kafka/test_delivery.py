@@ -49,26 +49,28 @@ def by_trace(messages: list[Message]) -> dict[str, bytes]:
     return {dict(message.headers)["trace_id"].decode(): message.value for message in messages}
 
 
-@pytest.mark.timeout(300)
+def start_sender(number: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Every other one is DCMTK's, the others are pynetdicom's."""
+    pynetdicom = [sys.executable, "-m", "pynetdicom", "storescu", "127.0.0.1", str(port), str(folder), "-r"]
+    dcmtk = ["dcmsend", "-nh", "+sd", "127.0.0.1", str(port), str(folder)]
+    command = dcmtk if number % 2 else pynetdicom
+    return subprocess.Popen(
+        command, env=os.environ | {"TCP_NODELAY": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.timeout(600)
 def test_2000_instances_of_dcmtk_and_pynetdicom_over_8_associations(
     serve: Serve, broker: KafkaBroker, topics: Topics, tmp_path: Path
 ) -> None:
     service = serve(broker.address(), topics)
     folders = write_studies(tmp_path / "outgoing")
-    port = str(service.port)
-    pynetdicom = [sys.executable, "-m", "pynetdicom", "storescu"]
-    senders = [
-        subprocess.Popen(
-            ["dcmsend", "-nh", "+sd", "127.0.0.1", port, str(folder)]
-            if number % 2
-            else [*pynetdicom, "127.0.0.1", port, str(folder), "-r"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"TCP_NODELAY": "1"},
-        )
-        for number, folder in enumerate(folders)
-    ]
+    senders = [start_sender(number, service.port, folder) for number, folder in enumerate(folders)]
     assert [sender.wait(240) for sender in senders] == [0] * SENDERS
+    for _ in service.events("association.aborted_by_peer"):
+        # pynetdicom loses a response now and then and gives up after 30 s: its reactor takes it when the thread that waits
+        # for it saw a pause that was just over. A device would send again, and so do we, one after the other.
+        assert [start_sender(0, service.port, folder).wait(240) for folder in folders[::2]] == [0] * (SENDERS // 2)
     assert service.stop() == 0
     main, log = (by_trace(broker.read(topic)) for topic in topics)
     assert len(main) == SENDERS * EACH

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import struct
+import subprocess
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +18,23 @@ from support.service import ServiceProcess
 
 _ROUNDS = os.environ.get("STORESCP_CRASH_ROUNDS")
 TOPICS = ("storage_queue", "log_queue")
+# What survives the end of the process does so at each of them; a file has a name from the start at the first alone.
+DURABILITIES = [{"STORESCP_LOCAL_STORAGE__DURABILITY": durability} for durability in ("full", "none")]
+ONLY_WHERE_SYNCED = {"data_written", "journal_written", "journal_synced"}
+ELSEWHERE = {"put_aside", "damaged_written", "damaged_noted", "damaged_named"}  # test_replaced.py, test_damaged.py
 
 
 def rounds(full: int, few: int) -> int:
     """How often a row runs: a few times in the test suite, else as often as asked for, `full` at most."""
     return few if _ROUNDS is None else min(int(_ROUNDS), full)
+
+
+def names_of_fail_points(environment: dict[str, str]) -> list[str]:
+    command = [sys.executable, "-m", "storescp", "--version"]
+    said = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=30)
+    found = re.search(r"with fail points ([a-z_ ]+)", said.stdout)
+    assert found, said.stdout
+    return found[1].split()
 
 
 def slice_of_any_size(series: str, number: int) -> Instance:

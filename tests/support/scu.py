@@ -141,13 +141,16 @@ class RawAssociation:
         timeout: float = 20.0,
         request: bytes | None = None,
         tls: ssl.SSLContext | None = None,
+        opening: bytes = b"",
         **options: object,
     ) -> None:
+        """`opening` is sent before everything else, TLS too."""
         self.socket = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         self.message_ids = itertools.count(1)
         self.max_pdu = 16384
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket.sendall(opening)
             if tls is not None:
                 self.socket = tls.wrap_socket(self.socket)
             self.socket.sendall(request or associate_rq(contexts, **options))  # type: ignore[arg-type]

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from support import prepared
+
+_PROGRAM = ("-m", "storescp")
 LISTENING = re.compile(r"listening on (\S+):(\d+) as (\S+)( \(TLS\))?")
 
 
@@ -55,7 +58,7 @@ class ServiceProcess:
         listeners: int = 1,
         logs: Path | None = None,
         wrapper: Sequence[str] = (),
-        program: Sequence[str] = ("-m", "storescp"),
+        program: Sequence[str] = _PROGRAM,
         names_root: bool = True,
     ) -> None:
         self.root = root
@@ -65,11 +68,14 @@ class ServiceProcess:
         self._log = self.log_path.open("wb")
         arguments = ["-p", "0", *(("-o", str(root)) if names_root else ()), "--engine", engine, *options]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("STORESCP_")}
-        self.process = subprocess.Popen(
+        environment |= {"PYTHONUNBUFFERED": "1"} | (env or {})
+        is_plain = not wrapper and tuple(program) == _PROGRAM
+        forked = prepared.start(arguments, self._log, environment) if is_plain else None
+        self.process: subprocess.Popen[str] = forked or subprocess.Popen(
             [*wrapper, sys.executable, *program, *arguments],
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment | {"PYTHONUNBUFFERED": "1"} | (env or {}),
+            env=environment,
             text=True,
         )
         assert self.process.stdout is not None

@@ -42,7 +42,7 @@ def test_an_unknown_tenant_is_named() -> None:
         *("called_ae_title", "calling_ae_title", "peer_address", "association_limit", "user_identity"),
         *("draining", "application_context", "protocol_version", "max_pdu_length"),
         *("malformed_request", "request_timeout", "tls_handshake", "unreadable_certificate"),
-        *("connections", "connections_per_address", "outbox limit reached"),
+        *("connections", "connections_per_address", "proxy_header", "outbox limit reached"),
         "storage: less free space than configured",
     ],
 )
@@ -70,6 +70,18 @@ def test_a_request_that_cannot_be_followed_is_told_where() -> None:
     assert text.startswith("The A-ASSOCIATE-RQ cannot be followed: item 60 of 9 bytes reaches beyond the end")
     stranger = advice.of_rejection("malformed_request", advice.Knock("192.0.2.1"), Settings()).text()
     assert stranger.startswith("What came is not an A-ASSOCIATE-RQ.")
+
+
+@pytest.mark.parametrize("cause", ["malformed_request", "tls_handshake"])
+def test_a_proxy_header_that_nobody_expects_has_its_own_advice(cause: str) -> None:
+    def text(detail: str) -> str:
+        return advice.of_connection(cause, advice.Knock("192.0.2.1", detail=detail), Settings()).text()
+
+    unexpected, second = text(_core.PROXY_HEADER_UNEXPECTED), text(_core.PROXY_HEADER_SECOND)
+    assert unexpected.startswith("192.0.2.1 sends a PROXY header and is not in dicom_store_scp.proxy_protocol_from.")
+    assert second.startswith("The connection begins with two PROXY headers")
+    usual = advice.of_rejection(cause, advice.Knock("192.0.2.1"), Settings()).text()
+    assert text("UnrecognisedPdu") == usual
 
 
 @pytest.mark.parametrize("code", _core.request_oddities())

@@ -338,3 +338,13 @@ def test_numbers_of_an_element_in_text_are_decimal_without_0x(
         assert found.settings.tenants.private_group == number
         expected = f"read as decimal {number} = 0x{number:04X}; write 0x{text.strip()} for hexadecimal"
         assert any(expected in warning for warning in found.warnings) == is_warned
+
+
+def test_a_time_for_a_frame_beyond_that_of_the_instance_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORESCP_TRANSCODING__TIMEOUT", "600")
+    [warning] = load({}, None).warnings
+    assert warning == (
+        "transcoding.timeout (600 s for one frame) has no effect: transcoding.instance_timeout (300 s for all frames) is shorter"
+    )
+    monkeypatch.setenv("STORESCP_TRANSCODING__INSTANCE_TIMEOUT", "600")
+    assert load({}, None).warnings == ()

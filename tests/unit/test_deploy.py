@@ -6,26 +6,24 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click import UsageError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
-from storescp.cli import main_group
-from storescp.cli.common import EXIT_CONFIG, EXIT_LICENCE, EXIT_TEMPORARY, configuration
+from storescp.cli.common import EXIT_CONFIG, EXIT_LICENCE, EXIT_TEMPORARY
 from storescp.config import Configuration, load
 from storescp.liveness import HEARTBEAT_SECONDS
 from storescp.settings import Settings
-
-PROJECT = Path(__file__).parents[2]
-DEPLOY = PROJECT / "deploy"
-CHART = DEPLOY / "helm" / "storescp"
+from support.deployment import DEPLOY, PROJECT, run, settings_in_force, stateful_set, tool
 
 
 def compose() -> dict[str, Any]:
@@ -64,21 +62,6 @@ def test_what_has_no_status_page_is_not_asked_for_it() -> None:
     for service in services:
         assert ("command" in service) == (service.get("healthcheck") == {"disable": True})
     assert len(services) == 3
-
-
-def settings_in_force(
-    options: list[str], environment: dict[str, str], file: Path | None, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
-    """What the program makes of options, environment and a configuration file."""
-    with monkeypatch.context() as patch:
-        for key, value in environment.items():
-            if key.startswith("STORESCP_"):
-                patch.setenv(key, value)
-        config = [] if file is None else ["--config", str(file)]
-        with main_group.make_context("storescpd", [*config, *options, "check-config"]) as context:
-            context.invoked_subcommand = "check-config"
-            main_group.callback(**context.params)
-            return configuration(context).settings
 
 
 Started = tuple[list[str], dict[str, str]]
@@ -147,19 +130,6 @@ def test_the_compose_file_makes_its_storage_root_before_the_service_starts() -> 
     assert services["storage"].get("restart") is None
 
 
-def test_the_chart_makes_a_storage_root_only_where_it_is_told_to() -> None:
-    def pod(*values: str) -> dict[str, Any]:
-        return stateful_set(",".join(("existingSecret=s", *values)))["spec"]["template"]["spec"]
-
-    assert "initContainers" not in pod()
-    made = pod("persistence.create=true")
-    [first], [service] = made["initContainers"], made["containers"]
-    assert first["args"] == ["--config=/etc/storescp/storescp.toml", "storage", "create"]
-    for shared in ("image", "env", "volumeMounts", "workingDir", "securityContext"):
-        assert first[shared] == service[shared]
-    assert service["workingDir"] == "/data"
-
-
 def test_a_stop_of_the_compose_file_leaves_time_to_drain_and_to_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     service = compose()["services"]["storescp"]
     settings = configured(service, monkeypatch).settings.service
@@ -183,22 +153,72 @@ def test_the_image_has_what_the_build_needs_and_nothing_else() -> None:
     workspace = tomllib.loads((PROJECT / "Cargo.toml").read_text())["workspace"]
     assert {member.partition("/")[0] for member in workspace["members"]} <= kept
     assert {"Cargo.toml", "Cargo.lock", "pyproject.toml", "python", "README.md", "LICENSE"} <= kept
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    assert set(copied) - {"."} <= kept
 
 
-def run(*command: object, **options: Any) -> str:
-    """What a linter says; the test fails where it does."""
-    arguments = [str(part) for part in command]
-    done = subprocess.run(arguments, capture_output=True, check=False, text=True, timeout=60, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def test_every_image_is_named_by_its_full_version() -> None:
+    stages = re.findall(r"^FROM (\S+)", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    services = [service["image"] for service in compose()["services"].values()]
+    foreign = {*stages, *services} - {"storescp"}
+    assert len(foreign) >= 6
+    for image in foreign:
+        # PostgreSQL has versions of two numbers.
+        version = r"17\.\d+" if "/postgres:" in image else r"v?\d+\.\d+\.\d+(-slim-bookworm)?"
+        assert re.fullmatch(rf"docker\.io/[\w/]+:{version}", image), image
+    # What builds the image is no older than what the project asks for.
+    workspace = tomllib.loads((PROJECT / "Cargo.toml").read_text())["workspace"]
+    rust = re.search(r"/rust:([\d.]+)-", stages[0])
+    assert rust
+    assert Version(rust[1]) >= Version(workspace["package"]["rust-version"])
 
 
-def tool(name: str) -> str:
-    """A program that may be absent."""
-    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
-    if found is None:
-        pytest.skip(f"needs {name}")
-    return found
+def locked(name: str) -> dict[str, Version]:
+    """The packages of a lock file. Each has at least one hash, and nothing else is installed."""
+    text = (DEPLOY / name).read_text().replace("\\\n", " ")
+    entries = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    packages = {}
+    for entry in entries:
+        found = re.fullmatch(r"([\w.-]+)==(\S+)(?: +; [^\\]+?)?((?: +--hash=sha256:[0-9a-f]{64})+) *", entry)
+        assert found, entry
+        packages[canonicalize_name(found[1])] = Version(found[2])
+    return packages
+
+
+def unmet(requirements: list[str], packages: dict[str, Version]) -> list[str]:
+    """Requirements that a lock file does not meet."""
+    wanted = [Requirement(text) for text in requirements]
+    return [
+        str(one)
+        for one in wanted
+        if (version := packages.get(canonicalize_name(one.name))) is None or version not in one.specifier
+    ]
+
+
+def test_the_lock_files_meet_what_the_project_asks_for() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["postgresql"]]
+    runtime = locked("runtime.lock")
+    assert unmet(asked, runtime) == []
+    assert unmet(project["build-system"]["requires"], locked("build.lock")) == []
+    assert unmet(["click<1", "absent"], runtime) == ["click<1", "absent"]
+    # What those need in turn is there too: pip takes nothing that has no hash.
+    same = [one for one in metadata.distributions() if runtime.get(canonicalize_name(one.name)) == Version(one.version)]
+    for one in same:
+        needs = [Requirement(text) for text in one.requires or ()]
+        here = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+        assert {canonicalize_name(need.name) for need in here} <= runtime.keys(), one.name
+
+
+def test_the_image_installs_what_is_locked() -> None:
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip install (.*?)(?= &&|\n)", text)
+    assert len(installs) == 3
+    from_lock = [one for one in installs if re.search(r"--require-hashes --requirement \S*\w+\.lock *$", one)]
+    # The third is the project's own wheel.
+    [own] = [one for one in installs if one not in from_lock]
+    assert "--no-deps /wheels/*.whl" in own
+    assert re.search(r"^COPY deploy/(\w+\.lock) ", text, re.MULTILINE)
 
 
 def test_the_compose_file_follows_its_schema() -> None:
@@ -281,69 +301,3 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
             yield from differences(one, other, f"{path}[{number}]")
     elif ours != theirs:
         yield path
-
-
-def rendered(values: str) -> str:
-    """The manifests of the chart."""
-    return subprocess.run(
-        [tool("helm"), "template", "r", CHART, "--kube-version", "1.33.0", "--set", values],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
-
-
-def stateful_set(values: str) -> dict[str, Any]:
-    """The workload of the chart."""
-    return next(one for one in yaml.safe_load_all(rendered(values)) if one["kind"] == "StatefulSet")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        "image.tag=1.0",
-        ",".join(
-            (
-                "existingSecret=s",
-                "persistence.create=true",
-                "podMonitor.enabled=true",
-                "prometheusRule.enabled=true",
-                "networkPolicy.enabled=true",
-                "dicom.tlsPort=2762",
-                "dicom.service.type=LoadBalancer",
-                "http.tokenSecret=t",
-                "env.STORESCP_KAFKA__BROKERS=kafka:9092",
-            )
-        ),
-    ],
-)
-def test_the_chart_makes_manifests_that_kubernetes_takes(tmp_path: Path, values: str) -> None:
-    run(tool("helm"), "lint", "--strict", CHART)
-    manifests = tmp_path / "manifests.yaml"
-    manifests.write_text(rendered(values))
-    run(tool("kubernetes-validate"), "--strict", "--no-warn", "-k", "1.33", manifests)
-    [container] = stateful_set(values)["spec"]["template"]["spec"]["containers"]
-    assert container["securityContext"]["readOnlyRootFilesystem"] is True
-
-
-def test_the_chart_refuses_values_that_cannot_be() -> None:
-    helm = tool("helm")
-    for wrong in ("dicom.port=104", "persistence.size=many", "persistence.create=1", "unknown=1", "env.PATH=x"):
-        done = subprocess.run(
-            [helm, "template", "r", CHART, "--kube-version", "1.33.0", "--set", wrong],
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode != 0, wrong
-
-
-def test_workflows_follow_their_schema_and_ask_for_no_more_than_they_need() -> None:
-    workflows = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
-    assert len(workflows) >= 2
-    run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *workflows)
-    run(tool("zizmor"), "--offline", "--no-progress", "--persona", "regular", *workflows)
-    for workflow in workflows:
-        for action in re.findall(r"uses: (\S+)", workflow.read_text()):
-            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action

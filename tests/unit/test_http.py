@@ -81,7 +81,7 @@ class Running:
             host="127.0.0.1",
             warned=Warnings(),
             engine=self.engine,  # type: ignore[arg-type]
-            admission=SimpleNamespace(counts=lambda: (0, 0, {})),  # type: ignore[arg-type]
+            admission=SimpleNamespace(counts=lambda: (0, 0, {}), largest=lambda: (None, None)),  # type: ignore[arg-type]
             publisher=SimpleNamespace(published=Counter(), failing={}, silent_since=self.silent_since),  # type: ignore[arg-type]
             licence=watch,  # type: ignore[arg-type]
             refused_connections=dict,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from dataclasses import replace
 
+import pydicom
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -39,9 +42,17 @@ PLAIN_CONTEXTS = st.lists(
 )
 
 
-def outcome(request: bytes) -> object:
+@pytest.fixture(autouse=True, scope="module")
+def _as_in_the_service() -> Iterator[None]:
+    """UIDs are not looked at for what deserves a warning, which would be an error here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.IGNORE)
+        yield
+
+
+def outcome(request: bytes, offer: Offer = OFFER) -> object:
     try:
-        found = Negotiator(OFFER, 16384).negotiate(request)
+        found = Negotiator(offer, 16384).negotiate(request)
     except MalformedRequest:
         return None
     if isinstance(found, Rejection):
@@ -50,11 +61,11 @@ def outcome(request: bytes) -> object:
     return answer.contexts, answer.rejected_contexts, answer.peer_max_pdu_length, answer.pdu_for(request), found.user
 
 
-def outcome_of_each(request: bytes) -> object:
+def outcome_of_each(request: bytes, offer: Offer = OFFER) -> object:
     """As pynetdicom has it that sees all of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(negotiation, "condense", lambda *_: None)
-        return outcome(request)
+        return outcome(request, offer)
 
 
 @given(PLAIN_CONTEXTS)
@@ -67,10 +78,22 @@ def test_plain_requests_are_condensed_and_answered_the_same(contexts: list[tuple
     assert outcome(request) == outcome_of_each(request)
 
 
-@given(CONTEXTS)
-def test_odd_requests_are_answered_the_same(contexts: list[tuple[int, str, list[str]]]) -> None:
+@given(contexts=CONTEXTS, promiscuous=st.booleans())
+def test_odd_requests_are_answered_the_same(contexts: list[tuple[int, str, list[str]]], promiscuous: bool) -> None:
+    request, offer = scu.associate_rq(contexts), replace(OFFER, promiscuous=promiscuous)
+    assert outcome(request, offer) == outcome_of_each(request, offer)
+
+
+@pytest.mark.parametrize("promiscuous", [False, True])
+def test_uids_with_leading_zeros_are_condensed_and_answered_the_same(promiscuous: bool) -> None:
+    offer = replace(OFFER, promiscuous=promiscuous)
+    syntaxes = [[f"1.2.{number:055}" for number in range(20)], ["1.02", scu.EXPLICIT], [scu.IMPLICIT, "00"]]
+    contexts = [(2 * n + 1, ("1.2.03", CT, "01.2")[n % 3], syntaxes[n // 3 % 3]) for n in range(60)]
     request = scu.associate_rq(contexts)
-    assert outcome(request) == outcome_of_each(request)
+    condensed = condense(request, offer)
+    assert condensed is not None
+    assert len(condensed[0]) < len(request) / 10
+    assert outcome(request, offer) == outcome_of_each(request, offer)
 
 
 @given(st.integers(0, 400), st.binary(max_size=8))

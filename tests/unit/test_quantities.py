@@ -89,7 +89,9 @@ def test_every_key_in_bytes_or_seconds_is_looked_at() -> None:
     in_bytes = {str(key) for key in KEYS["bytes"]}
     assert {str(key) for key in all_keys() if key.name.endswith("_bytes")} <= in_bytes
     assert {"limits.max_pdu_tolerated", "dicom_store_scp.max_pdu_length"} <= in_bytes
-    timed = {str(key) for key in all_keys() if key.name.endswith(("timeout", "_retention", "keep_delivered"))}
+    timed = {
+        str(key) for key in all_keys() if key.name.endswith(("timeout", "_retention", "keep_delivered", "max_wait"))
+    }
     assert timed
     assert timed == {str(key) for key in KEYS["seconds"]}
 

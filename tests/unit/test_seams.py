@@ -60,6 +60,7 @@ def test_what_stands_between_socket_and_decoder_in_the_pure_engine_is_there() ->
     dul = Association(ApplicationEntity(), "acceptor").dul
     # Set on the object: both are looked up there each time.
     assert "self._decode_pdu(bytestream)" in inspect.getsource(dul._read_pdu_data)
+    assert "self.socket.recv(6)" in inspect.getsource(dul._read_pdu_data)
     assert "pdu.encode()" in inspect.getsource(dul._send)
     assert "dul._send(" in inspect.getsource(fsm.AE_7)
     pdu, event = dul._decode_pdu(bytearray(scu.associate_rq([(1, CT, [scu.EXPLICIT])])))
@@ -72,6 +73,10 @@ def test_what_the_pure_listener_overrides_is_there() -> None:
     assert "deepcopy(self.server.contexts)" in inspect.getsource(RequestHandler._create_association)
     association = Association(ApplicationEntity(), "acceptor")
     assert isinstance(association.acse, ACSE)
+    assert isinstance(association.dul.artim_timer.timeout, float | int)
+    assert "dul.artim_timer.start()" in inspect.getsource(fsm.AE_5)
+    assert "self.finish_request(" in inspect.getsource(ThreadedAssociationServer.process_request_thread)
+    assert "from_tuple(self.client_address)" in inspect.getsource(RequestHandler.remote.fget)
     assert association._accepted_cx == {}
     assert association._rejected_cx == []
     assert hasattr(_config, "UNRESTRICTED_STORAGE_SERVICE")

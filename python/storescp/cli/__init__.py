@@ -188,6 +188,7 @@ def check_config(context: click.Context, config: Path | None) -> None:
     needs a free port and a storage root that no other process serves.
     """
     from storescp.preparation import check  # noqa: PLC0415 - other commands start faster without it
+    from storescp.workers import plan_workers  # noqa: PLC0415
 
     logs.configure("error", "console")
     found = configuration_with_problems(context, config)
@@ -199,7 +200,11 @@ def check_config(context: click.Context, config: Path | None) -> None:
         click.echo(f"warning: {warning}", err=True)
     if found.evaluation:
         click.echo("no configuration file and no licence section: evaluation mode", err=True)
-    check(found, context.find_root().obj["engine"])
+    engine = context.find_root().obj["engine"]
+    check(found, engine)
+    # The pure-Python engine transcodes in the process of the service.
+    if engine == "rust":
+        click.echo(plan_workers(found.settings.transcoding).text)
     click.echo("a start would succeed")
 
 

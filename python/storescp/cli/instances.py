@@ -81,18 +81,48 @@ def _show_transcoding(settings: Settings, source: Source, found: _core.ScanResul
 
 
 @click.command("transcode")
-@click.argument("source", metavar="SRC", type=click.Path(exists=True, path_type=Path))
-@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
-@click.option("--to", "transfer_syntax", required=True, metavar="UID", help="Transfer syntax that is wanted.")
+@click.argument("source", metavar="[SRC]", required=False, type=click.Path(exists=True, path_type=Path))
+@click.argument("target", metavar="[DST]", required=False, type=click.Path(path_type=Path))
+@click.option("--to", "transfer_syntax", metavar="UID", help="Transfer syntax that is wanted.")
+@click.option("--stored", is_flag=True, help="In place, what was stored as received because transcoding was busy.")
+@click.option(
+    "--all", "everything", is_flag=True, help="With --stored: all that viewers cannot read, whatever the reason."
+)
+@click.option("--dry-run", is_flag=True, help="With --stored: only show what would be transcoded.")
 @config_option
 @click.pass_context
 def transcode_command(
+    context: click.Context,
+    config: Path | None,
+    source: Path | None,
+    target: Path | None,
+    transfer_syntax: str | None,
+    stored: bool,
+    everything: bool,
+    dry_run: bool,
+) -> None:
+    """Transcode files, or stored instances.
+
+    SRC is a file or a folder. With --stored, the service transcodes stored instances in place where it runs, else the
+    command does. Exit 1 where one could not be.
+    """
+    if stored:
+        from storescp.cli.stored import transcode_stored  # noqa: PLC0415
+
+        if source or target or transfer_syntax:
+            raise click.UsageError("--stored takes no SRC, DST or --to: transcoding.target says what is wanted")
+        transcode_stored(context, config, everything=everything, dry_run=dry_run)
+    elif everything or dry_run:
+        raise click.UsageError("--all and --dry-run go with --stored")
+    elif source is None or target is None or transfer_syntax is None:
+        raise click.UsageError("give SRC, DST and --to, or --stored")
+    else:
+        _transcode_files(context, config, source, target, transfer_syntax)
+
+
+def _transcode_files(
     context: click.Context, config: Path | None, source: Path, target: Path, transfer_syntax: str
 ) -> None:
-    """Transcode a file, or all of a folder, to DST.
-
-    Exit 1 where one could not be.
-    """
     from storescp.settings import TARGETS  # noqa: PLC0415
     from storescp.transcode import Totals, plan_files, transcode_files  # noqa: PLC0415
 

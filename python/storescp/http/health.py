@@ -65,6 +65,12 @@ class Family:
 
 
 _ACTIVE = Family(GaugeMetricFamily, "storescp_associations_active", "Associations now.")
+_LARGEST = Family(
+    GaugeMetricFamily,
+    "storescp_associations_largest",
+    "Associations now of the one address, and of the one calling AE title, that holds most of them.",
+    ("by",),
+)
 _ASSOCIATIONS = Family(CounterMetricFamily, "storescp_associations", "Associations that were let in.")
 _REFUSED = Family(
     CounterMetricFamily, "storescp_refused", "Associations and connections that were turned away.", ("reason",)
@@ -149,7 +155,7 @@ _BUILD = Family(GaugeMetricFamily, "storescp_build_info", "What runs.", ("versio
 # Of `StorageState`: what needs an operator.
 FINDINGS = ("quarantined", "changed", "missing", "unreadable", "undecided")
 METRICS = (
-    _ACTIVE, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _ANOMALIES, _FREE,
+    _ACTIVE, _LARGEST, _ASSOCIATIONS, _REFUSED, _INSTANCES, _BYTES, _STAGES, _TRANSCODES, _ANOMALIES, _FREE,
     _FINDINGS, _REPLACED_FILES, _REPLACED_BYTES, _REPLACED_LIMIT, _REPLACED,
     _DAMAGED, _DAMAGED_BYTES, _DAMAGED_LIMIT, _DAMAGED_SINCE,
     _PENDING, _OLDEST, _SET_ASIDE, _STALE, _PUBLISHED, _LICENCE, _READY, _BUILD,
@@ -176,6 +182,10 @@ class ServiceCollector(Collector):
     def _associations(self) -> Iterable[Metric]:
         active, total, rejected = self._probe.admission.counts()
         yield _ACTIVE.of(active)
+        largest = _LARGEST.empty()
+        for by, holder in zip(("address", "calling_ae"), self._probe.admission.largest(), strict=True):
+            largest.add_metric([by], holder[1] if holder else 0)
+        yield largest
         yield _ASSOCIATIONS.of(total)
         refused = _REFUSED.empty()
         for reason, count in (self._probe.refused_connections() | rejected).items():
@@ -194,7 +204,8 @@ class ServiceCollector(Collector):
             transcodes.add_metric([source, target, outcome], count)
         yield transcodes
         anomalies = _ANOMALIES.empty()
-        for kind, count in engine.anomalies():
+        # Also those that have not come yet: an alert sees the first one only where it saw none before.
+        for kind, count in (dict.fromkeys(_core.anomalies(), 0) | dict(engine.anomalies())).items():
             anomalies.add_metric([kind], count)
         yield anomalies
         stages = _STAGES.empty()

@@ -137,8 +137,11 @@ class Status:
         line = dict(kind.line)
         event, cause = str(line.get("event")), str(line.get("cause") or "")
         if cause:
-            knock = advice.Knock(*(str(line.get(key) or "") for key in ("peer", "calling_ae", "called_ae", "reason")))
-            told = advice.of_rejection(cause, knock, self._probe.settings).text()
+            is_connection = event == "connection.refused"
+            keys = ("peer", "calling_ae", "called_ae", "detail" if is_connection else "reason")
+            knock = advice.Knock(*(str(line.get(key) or "") for key in keys))
+            of = advice.of_connection if is_connection else advice.of_rejection
+            told = of(cause, knock, self._probe.settings).text()
         else:
             sentences = (str(line.get("text") or ""), advice.of_event(event))
             told = " ".join(f"{text.rstrip('.')}." for text in sentences if text)

@@ -68,6 +68,10 @@ class Admission:
         with self._lock:
             return *self.core.counts(), dict(self._refused)
 
+    def largest(self) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+        """The address and the calling AE title that hold most associations now, and how many each."""
+        return self.core.largest()
+
     def note_refusal(self, cause: str) -> None:
         """Counts an association that was rejected."""
         with self._lock:
@@ -139,7 +143,7 @@ def rules_json(settings: Settings) -> str:
             "max_associations": scp.max_associations,
             "max_per_address": limits.max_associations_per_address,
             "max_per_calling_ae": limits.max_associations_per_calling_ae,
-            "peers": [_network(peer) for peer in scp.allowed_peers],
+            "peers": [network_of(peer) for peer in scp.allowed_peers],
             "called_ae_titles": called,
             "calling_ae_titles": scp.allowed_calling_ae_titles or None,
             "tenants": [
@@ -147,7 +151,7 @@ def rules_json(settings: Settings) -> str:
                     "tenant": rule.tenant_id,
                     "called_ae_title": rule.called_ae,
                     "calling_ae_title": rule.calling_ae,
-                    "source": rule.source and _network(rule.source),
+                    "source": rule.source and network_of(rule.source),
                     "by_certificate": rule.tls_subject is not None,
                 }
                 for rule in tenants.rules
@@ -157,7 +161,8 @@ def rules_json(settings: Settings) -> str:
     )
 
 
-def _network(text: str) -> tuple[str, int]:
+def network_of(text: str) -> tuple[str, int]:
+    """A network of the configuration as the core takes it: address and prefix length."""
     network = ipaddress.ip_network(text, strict=False)
     address, _, _ = str(network.network_address).partition("%")
     return address, network.prefixlen

@@ -25,6 +25,7 @@ class Peer:
     port: int
     tls_version: str | None = None
     subject: x509.Name | None = None
+    proxy_address: str | None = None  # of the load balancer, where the connection began with a PROXY header
 
     @property
     def subject_text(self) -> str | None:
@@ -32,11 +33,11 @@ class Peer:
         return None if self.subject is None else self.subject.rfc4514_string()
 
     @classmethod
-    def of(cls, peer: tuple[str, int], tls: tuple[str, bytes | None] | None) -> Peer:
+    def of(cls, peer: tuple[str, int], tls: tuple[str, bytes | None] | None, proxy_address: str | None = None) -> Peer:
         """From what the core knows of a connection."""
         version, certificate = tls or (None, None)
         subject = None if certificate is None else x509.load_der_x509_certificate(certificate).subject
-        return cls(*peer, version, subject)
+        return cls(*peer, version, subject, proxy_address)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from storescp import _core
 from storescp.advice import Knock
 from storescp.audit.trail import Trail
 from storescp.errors import BindError
-from storescp.network.admission import Admission
+from storescp.network.admission import Admission, network_of
 from storescp.network.identity import Peer
 from storescp.network.negotiation import MalformedRequest, Negotiator, Rejection, titles_of
 from storescp.network.report import Report
@@ -108,6 +108,7 @@ class Listener:
             handshake_timeout=limits.handshake_timeout,
             request_timeout=limits.request_timeout,
             max_request_bytes=limits.max_pdu_tolerated,
+            balancers=[network_of(network) for network in scp.proxy_protocol_from],
             tls=tls,
         )
         # In blocking mode one association is served, and the others wait.
@@ -226,7 +227,7 @@ class Listener:
     def _tell(self, served: _core.Served) -> None:
         """The line of an association that needed nobody."""
         calling, called = served.calling_ae_title, served.called_ae_title
-        peer = Peer(*served.peer)
+        peer = Peer(*served.peer, proxy_address=served.proxy_address)
         self._report.over(served.summary, peer, calling, called, served.rejected_contexts, served.oddities)
 
     def _report_refused(self, *, final: bool = False) -> None:
@@ -237,7 +238,8 @@ class Listener:
         self._report.settle(final=final)
 
     def _refuse(self, connection: _core.Connection, peer: Peer, rejection: Rejection) -> None:
-        self._report.rejected(rejection, Knock(peer.address, *titles_of(connection.request)), peer.port)
+        knock = Knock(peer.address, *titles_of(connection.request), proxy=peer.proxy_address or "")
+        self._report.rejected(rejection, knock, peer.port)
         self._admission.note_refusal(rejection.cause)
         self._trail.association_rejected(peer, rejection.cause)
         connection.refuse(rejection.pdu())
@@ -246,7 +248,7 @@ class Listener:
         address, port = connection.peer
         place = self._admission.enter(address)
         if isinstance(place, Rejection):
-            self._refuse(connection, Peer(address, port), place)
+            self._refuse(connection, Peer(address, port, proxy_address=connection.proxy_address), place)
             return
         try:
             self._see_to_a_waiting_worker()
@@ -260,7 +262,7 @@ class Listener:
     def _serve(self, connection: _core.Connection, place: _core.Place) -> None:
         address, port = connection.peer
         try:
-            peer = Peer.of((address, port), connection.tls)
+            peer = Peer.of((address, port), connection.tls, connection.proxy_address)
         except ValueError as error:
             self._report.certificate_unreadable(Knock(address, detail=str(error)), port)
             self._trail.connection_refused(address, "unreadable_certificate", "")

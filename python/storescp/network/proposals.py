@@ -26,7 +26,8 @@ _TRANSFER_SYNTAX = 0x40
 _USER_INFORMATION = 0x50
 # A presentation context's identifier and three reserved bytes.
 _CONTEXT_BYTES = 4
-_UID = re.compile(rb"(?=.{1,64}\Z)(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*\Z")
+# With leading zeros in components, too: PS3.5 9.1 forbids them, devices send them, and what they name is not offered.
+_UID = re.compile(rb"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*\Z")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC
+from pynetdicom.transport import AssociationSocket
 
 from storescp import _core
 from storescp.advice import Knock
@@ -26,14 +27,18 @@ _VERSION = slice(6, 8)
 
 
 class Intake:
-    """Stands between the socket of an association and pynetdicom's decoder and encoder."""
+    """Stands between the socket of an association and pynetdicom's decoder and encoder.
 
-    def __init__(self, assoc: Association, report: Report) -> None:
+    `proxy_address` is that of the load balancer where the connection began with a PROXY header, else empty.
+    """
+
+    def __init__(self, assoc: Association, report: Report, proxy_address: str) -> None:
         self.rejection: Rejection | None = None
         self.knock = Knock("")
         self.oddities: Sequence[Oddity] = ()
         self._assoc = assoc
         self._report = report
+        self._proxy_address = proxy_address
         self._titles = b""
         self._is_malformed = False
         dul = assoc.dul
@@ -41,18 +46,31 @@ class Intake:
         self._send: Callable[[Any], None] = dul._send  # noqa: SLF001
         dul._decode_pdu = self._decode_clean  # type: ignore[method-assign, assignment] # noqa: SLF001
         dul._send = self._send_as_agreed  # type: ignore[method-assign] # noqa: SLF001
+        self._socket = cast(AssociationSocket, dul.socket)
+        self._receive = self._socket.recv
+        self._socket.recv = self._receive_opening  # type: ignore[method-assign]
 
     @property
     def port(self) -> int:
         """The peer's port."""
         return int(self._assoc.requestor.port or 0)
 
+    def _receive_opening(self, nr_bytes: int) -> bytearray:
+        """The first bytes of a connection, which may be a PROXY header that nobody expects."""
+        self._socket.recv = self._receive  # type: ignore[method-assign]
+        received = self._receive(nr_bytes)
+        if _core.begins_proxy_header(bytes(received)):
+            detail = _core.PROXY_HEADER_SECOND if self._proxy_address else _core.PROXY_HEADER_UNEXPECTED
+            peer = (str(self._assoc.requestor.address), self.port)
+            self._report.connection_refused(peer, "malformed_request", detail)
+        return received
+
     def _decode_clean(self, received: bytearray) -> Any:
         request = bytes(received)
         if request[0] != _ASSOCIATE_RQ:
             return self._decode(received)
         address = str(self._assoc.requestor.address)
-        self.knock = Knock(address, *titles_of(request))
+        self.knock = Knock(address, *titles_of(request), proxy=self._proxy_address)
         try:
             self.rejection = check_fixed_fields(request)
             cleaned = clean(request)

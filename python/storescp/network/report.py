@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from storescp import _core
-from storescp.advice import Knock, of_context, of_oddity, of_rejection
+from storescp.advice import Knock, of_connection, of_context, of_oddity, of_rejection
 from storescp.network import instances
 from storescp.network.identity import Peer
 from storescp.network.negotiation import Rejection
@@ -86,7 +86,8 @@ class Report:
         if peer is None:
             log.warning("connection.not_accepted", reason=detail)
             return
-        extra = self._explanation(reason, Knock(peer[0]))
+        advice = of_connection(reason, Knock(peer[0], detail=detail), self._settings)
+        extra = {"text": advice.text()} if self.explains else {}
         log.warning("connection.refused", peer=peer[0], port=peer[1], cause=reason, detail=detail or None, **extra)
 
     def request_malformed(self, knock: Knock, port: int) -> None:
@@ -124,6 +125,7 @@ class Report:
             result=rejection.result,
             source=rejection.source,
             reason=rejection.reason,
+            **({"proxy_address": knock.proxy} if knock.proxy else {}),
             **({"detail": rejection.detail} if rejection.detail else {}),
             **self._explanation(rejection.cause, knock),
         )
@@ -238,6 +240,8 @@ def _details(summary: _core.AssociationSummary, peer: Peer, rejected_contexts: i
         details["tenants"] = summary.tenants
     if summary.identical or summary.kept or summary.replaced:
         details |= {"identical": summary.identical, "kept": summary.kept, "replaced": summary.replaced}
+    if peer.proxy_address:
+        details["proxy_address"] = peer.proxy_address
     if peer.tls_version:
         details |= {"tls": peer.tls_version, "tls_subject": peer.subject_text}
     if rejected_contexts:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import structlog
-
 from storescp import _core
 from storescp.engine import MOST_NAMED, StartUp, StorageState
 from storescp.errors import CoreError, TemporaryFailure, is_temporary
@@ -26,6 +24,7 @@ from storescp.pure.damaged import (
 )
 from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
 from storescp.pure.outbox import NewRow, Outbox, Row
+from storescp.pure.pixels import BUSY, Pixels, Transcoding
 from storescp.pure.reconcile import Reconciler
 from storescp.pure.refusal import (
     Refusal,
@@ -37,13 +36,12 @@ from storescp.pure.refusal import (
 from storescp.pure.replaced import REPLACED, ReplacedFiles
 from storescp.pure.source import Source
 from storescp.pure.store import OUTBOX, Store, digest, file_meta, locate_dataset, reason_of, split_file
-from storescp.pure.structure import ANOMALIES, WalkLimits, inflate, walk
-from storescp.pure.transcode import EXPLICIT, TranscodeError, can_transcode, to_explicit
+from storescp.pure.stored import NOT_REPLACED, Original, UnchangedError, read_original
+from storescp.pure.structure import ANOMALIES, Walked, WalkLimits, inflate, walk
 from storescp.quarantine import DAMAGED, QUARANTINE
 from storescp.roots import IN_USE
 from storescp.settings import TENANT_ID, Settings
 
-log = structlog.get_logger("storescp.pure")
 SUCCESS = 0x0000
 _MAY_PASS = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
@@ -62,30 +60,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """A data set as it will be stored, and what became of its pixels."""
-
-    dataset: bytes
-    received_as: str
-    stored_as: str
-    status: str
-
-
-@dataclass(frozen=True)
 class _Instance:
     path: str
     content: bytes
     header_bytes: int
     transfer_syntax: str
     row: NewRow
-
-
-def is_video_or_jpip(transfer_syntax: str) -> bool:
-    """Nothing to decode to (PS3.6 Annex A)."""
-    number = transfer_syntax.removeprefix("1.2.840.10008.1.2.4.").split(".")[0]
-    if number == transfer_syntax.split(".", maxsplit=1)[0] or not number.isdigit():
-        return False
-    return int(number) in (94, 95, 204, 205, *range(100, 109))
 
 
 class PureEngine:
@@ -104,6 +84,7 @@ class PureEngine:
         private = frozenset() if self._private_tag is None else frozenset({self._private_tag})
         self._wanted = captured_tags(self._required) | private
         self._known_tenants = frozenset(tenants.known)
+        self._transcoding = Transcoding(settings)
         root = self._storage.root
         try:
             self._store = Store(root, create=self._storage.create)
@@ -287,17 +268,38 @@ class PureEngine:
             return f"it is stored, but cannot be removed from quarantine: {reason_of(error)}"
         return None
 
-    def retry_wished(self, most: int) -> list[tuple[str, str | None]]:
-        """Takes up at most `most` wishes for damaged data sets to be stored: name, and why it stays, or None."""
+    def transcode_stored(self, root: Path, path: str) -> str | None:
+        """Transcodes a stored instance in place: None where viewers can read it now, else why it stays as it is."""
+        if not root.exists() or not root.samefile(self._storage.root):
+            return "it is not stored"
+        try:
+            original = read_original(self._store, self._outbox, path)
+            if not self._transcoding.is_readable(original.transfer_syntax):
+                self._transcode_in_place(original)
+        except UnchangedError as unchanged:
+            return str(unchanged)
+        except Refusal as refusal:
+            return f"{refusal.status:04X} {refusal.comment}"
+        except OSError as error:
+            failure = storage_refusal(error)
+            return f"{failure.status:04X} {failure.comment}"
+        return None
+
+    def retry_wished(self, most: int) -> list[tuple[bool, str, str | None]]:
+        """Takes up at most `most` wishes of operators."""
         outcomes = []
         try:
-            for row_id, root, name, tenant, by_rule in self._outbox.retry_wishes(most):
-                outcome = self.retry(Path(root), name, tenant, by_rule)
-                self._outbox.answer_retry(row_id, outcome or "")
-                outcomes.append((name, outcome))
+            for wish in self._outbox.retry_wishes(most):
+                root = Path(wish.root)
+                if wish.is_stored:
+                    outcome = self.transcode_stored(root, wish.name)
+                else:
+                    outcome = self.retry(root, wish.name, wish.tenant, wish.by_rule)
+                self._outbox.answer_retry(wish.id, outcome or "")
+                outcomes.append((wish.is_stored, wish.name, outcome))
         except sqlite3.Error as error:
             raise CoreError(f"outbox: {error}") from None
-        if any(outcome is None for _, outcome in outcomes):
+        if any(not is_stored and outcome is None for is_stored, _, outcome in outcomes):
             with contextlib.suppress(OSError):  # the next sweep says so
                 self._damaged.count()
         return outcomes
@@ -335,35 +337,61 @@ class PureEngine:
             raise Refusal(0xA700, f"instance exceeds the size limit of {most} bytes")
         plain = inflate(dataset, transfer_syntax, self._walk_limits)
         found = walk(plain, transfer_syntax, self._wanted, self._walk_limits)
+        index = self._identify(found, sop_class, sop_instance)
+        tenant = self._tenant(source, found.values)
+        if plain is dataset:
+            # Readers of the file would take them for its own meta information (PS3.10 7.1).
+            dataset = dataset[found.file_meta_bytes :]
+        pixels = self._transcoding.of(
+            dataset, transfer_syntax, has_pixel_data=found.has_pixel_data, is_odd=found.odd_pixel_data
+        )
+        if pixels.was_busy:
+            index = replace(index, anomalies=(*index.anomalies, BUSY))
+        return tenant, self._commit(self._instance(pixels, source, tenant, index))
+
+    def _identify(self, found: Walked, sop_class: str, sop_instance: str) -> InstanceIndex:
         index = read_index(found.values, self._required)
         if index.sop_class_uid != sop_class:
             raise Refusal(0xA900, "SOPClassUID of the data set differs from the command")
         if index.sop_instance_uid != sop_instance:
             raise Refusal(0xA900, "SOPInstanceUID of the data set differs from the command")
-        tenant = self._tenant(source, found.values)
-        found_odd = {*index.anomalies, *found.anomalies}
-        index = replace(index, anomalies=tuple(code for code in ANOMALIES if code in found_odd))
-        if plain is dataset:
-            # Readers of the file would take them for its own meta information (PS3.10 7.1).
-            dataset = dataset[found.file_meta_bytes :]
-        pixels = self._transcode(
-            dataset, transfer_syntax, has_pixel_data=found.has_pixel_data, is_odd=found.odd_pixel_data
-        )
-        return tenant, self._commit(self._instance(pixels, source, tenant, index))
+        odd = {*index.anomalies, *found.anomalies}
+        return replace(index, anomalies=tuple(code for code in ANOMALIES if code in odd))
 
-    def _transcode(self, dataset: bytes, transfer_syntax: str, *, has_pixel_data: bool, is_odd: bool) -> _Pixels:
-        """What viewers cannot read becomes what they can; where that fails, the original stays."""
-        transcoding = self._settings.transcoding
-        viewable = transfer_syntax in transcoding.viewer_transfer_syntaxes
-        if viewable or is_video_or_jpip(transfer_syntax) or not has_pixel_data:
-            return _Pixels(dataset, transfer_syntax, transfer_syntax, "NoNeedTransfer")
-        if can_transcode(transfer_syntax) and transcoding.target == EXPLICIT and not is_odd:
-            try:
-                explicit = to_explicit(dataset, transfer_syntax, self._settings.limits.max_decoded_bytes)
-                return _Pixels(explicit, transfer_syntax, EXPLICIT, "Success")
-            except TranscodeError as error:
-                log.info("transcode.failed", source=transfer_syntax, reason=type(error.__cause__ or error).__name__)
-        return _Pixels(dataset, transfer_syntax, transfer_syntax, "Failed")
+    def _transcode_in_place(self, original: Original) -> None:
+        """The transcoded instance takes the place of the original, with a record of its own.
+
+        Raises:
+            UnchangedError, Refusal: nothing has changed.
+        """
+        if self._storage.duplicates != "replace":
+            raise UnchangedError(NOT_REPLACED)
+        unavailable = self.unavailable()
+        if unavailable:
+            raise Refusal(0xA700, unavailable)
+        plain = inflate(original.dataset, original.transfer_syntax, self._walk_limits)
+        found = walk(plain, original.transfer_syntax, self._wanted, self._walk_limits)
+        index = self._identify(found, original.sop_class_uid, original.sop_instance_uid)
+        pixels = self._transcoding.of(
+            original.dataset,
+            original.transfer_syntax,
+            has_pixel_data=found.has_pixel_data,
+            is_odd=found.odd_pixel_data,
+        )
+        if pixels.status != "Success":
+            raise UnchangedError(pixels.failure or "it has no pixel data")
+        odd = {*index.anomalies, *original.anomalies}
+        index = replace(index, anomalies=tuple(code for code in ANOMALIES if code in odd))
+        instance = self._instance(pixels, original.source, original.tenant, index, original.received_at)
+        if instance.path != original.path:
+            raise UnchangedError("it is another instance than its path says")
+        durability = self._storage.durability
+        with self._store.one_writer:
+            if not self._reconciler.reconsider(original.path):
+                raise undecided_refusal()
+            if self._store.read(original.path) != original.content:
+                raise UnchangedError("another instance took its place meanwhile")
+            self._write(instance, original.content, data=durability != "none", directories=durability == "full")
 
     def _keep_damaged(
         self, damage: Refusal, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source
@@ -407,14 +435,24 @@ class PureEngine:
             raise tenant_refusal(None)
         return tenant
 
-    def _instance(self, pixels: _Pixels, source: Source, tenant: str, index: InstanceIndex) -> _Instance:
+    def _instance(
+        self, pixels: Pixels, source: Source, tenant: str, index: InstanceIndex, received_at: str | None = None
+    ) -> _Instance:
         transfer_syntax = pixels.stored_as
         header = file_meta(index.sop_class_uid, index.sop_instance_uid, transfer_syntax, source.calling_ae_title)
         content = header + pixels.dataset
-        row = self._row(content, source, tenant, index, pixels)
+        row = self._row(content, source, tenant, index, pixels, received_at)
         return _Instance(row.path, content, len(header), transfer_syntax, row)
 
-    def _row(self, content: bytes, source: Source, tenant: str, index: InstanceIndex, pixels: _Pixels) -> NewRow:
+    def _row(
+        self,
+        content: bytes,
+        source: Source,
+        tenant: str,
+        index: InstanceIndex,
+        pixels: Pixels,
+        received_at: str | None = None,
+    ) -> NewRow:
         trace_id = str(record.uuid7())
         study, series = index.study_instance_uid, index.series_instance_uid
         path = _path(tenant, index.study_date, study, series, index.sop_instance_uid)
@@ -434,7 +472,7 @@ class PureEngine:
                 "study_date": index.study_date.isoformat() if index.study_date else None,
                 "transfer_status": pixels.status,
                 "number_of_frames": index.number_of_frames,
-                "created_time": record.timestamp(),
+                "created_time": received_at or record.timestamp(),
                 "series_uid_hash": record.hash_uid(series),
                 "study_uid_hash": record.hash_uid(study),
                 "accession_number": index.accession_number,
@@ -464,7 +502,7 @@ class PureEngine:
         except Refusal:
             raise unrecorded_refusal() from None
         source = Source(located.source_ae_title, "", "", path.partition("/")[0])
-        row = self._row(content, source, source.tenant or "", index, _Pixels(b"", syntax, syntax, "NoNeedTransfer"))
+        row = self._row(content, source, source.tenant or "", index, Pixels(b"", syntax, syntax, "NoNeedTransfer"))
         if row.path != path:
             raise unrecorded_refusal()
         return row

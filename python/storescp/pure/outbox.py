@@ -59,6 +59,28 @@ class UndecidedRow:
     payload: str
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The newest committed row of a path; the payload is empty where it was taken."""
+
+    size: int
+    digest: bytes
+    payload: str
+    created: int  # microseconds since 1970
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What an operator wants: a damaged data set stored, or a stored instance transcoded."""
+
+    id: int
+    root: str
+    name: str  # of the entry of the quarantine, or the path of the stored file
+    tenant: str | None  # for an entry whose note names none
+    by_rule: bool
+    is_stored: bool
+
+
 def path_hash(path: str) -> int:
     """XXH3-64 of a relative path as SQLite's signed integer."""
     value = xxhash.xxh3_64_intdigest(path.encode())
@@ -125,6 +147,16 @@ class Outbox:
                 "ORDER BY id DESC",
                 (path_hash(path), path),
             ).fetchall()
+
+    def newest(self, path: str) -> Recorded | None:
+        """The newest committed row of a path."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT size, digest, payload, created FROM instance "
+                "WHERE path_hash = ? AND path = ? AND ready IS NOT NULL ORDER BY id DESC LIMIT 1",
+                (path_hash(path), path),
+            ).fetchone()
+        return None if row is None else Recorded(*row)
 
     def undecided(self, path: str | None = None) -> dict[str, list[UndecidedRow]]:
         """Rows of an interrupted predecessor by path, the newest of a path last: of one path, or all."""
@@ -231,15 +263,18 @@ class Outbox:
             self._lock.notify_all()
             return len(wanted)
 
-    def retry_wishes(self, most: int) -> list[tuple[int, str, str, str | None, bool]]:
-        """Entries of the quarantine that are to be stored: id, root, name, tenant, whether a rule names it."""
+    def retry_wishes(self, most: int) -> list[Wish]:
+        """What operators want, and what was not tried yet."""
         with self._lock:
             rows = self._connection.execute(
-                "SELECT id, root, name, tenant, by_rule FROM quarantine_retry WHERE outcome IS NULL "
+                "SELECT id, root, name, tenant, by_rule, is_stored FROM quarantine_retry WHERE outcome IS NULL "
                 "ORDER BY id LIMIT ?",
                 (most,),
             ).fetchall()
-        return [(row_id, root, name, tenant, bool(by_rule)) for row_id, root, name, tenant, by_rule in rows]
+        return [
+            Wish(row_id, root, name, tenant, bool(by_rule), bool(is_stored))
+            for row_id, root, name, tenant, by_rule, is_stored in rows
+        ]
 
     def answer_retry(self, row_id: int, outcome: str) -> None:
         """Tells whoever asked what became of an entry: an empty text where it is stored, else why not."""

@@ -40,6 +40,7 @@ ANOMALIES = (
     "character_set",
     "sequence_content",
     "pixel_data_encoding",
+    "transcoding_busy",
 )
 TRUNCATED = "data set ends inside an element or sequence"
 BEYOND = "an element is longer than what contains it"

@@ -26,7 +26,7 @@ const LEAST_MARKER: u8 = 1;
 pub(crate) struct Jpeg;
 
 pub(crate) fn version() -> String {
-    "3.1".to_owned()
+    env!("STORESCP_LIBJPEG_TURBO_VERSION").to_owned()
 }
 
 /// What the marker segments before the first scan say.

@@ -1,7 +1,7 @@
 //! JPEG-LS (ISO/IEC 14495-1) through `CharLS`.
 
 use std::borrow::Cow;
-use std::ffi::{c_void, CStr};
+use std::ffi::{c_char, c_void, CStr};
 
 use charls_sys as charls;
 
@@ -16,8 +16,16 @@ const LEAST_MARKER: u8 = 0x80;
 
 pub(crate) struct JpegLs;
 
+extern "C" {
+    /// charls/version.h; charls-sys does not declare it.
+    fn charls_get_version_string() -> *const c_char;
+}
+
 pub(crate) fn version() -> String {
-    "2.4".to_owned()
+    // SAFETY: the text is static.
+    unsafe { CStr::from_ptr(charls_get_version_string()) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// What the first scan says of itself (ISO/IEC 14495-1 C.1.1.3 and C.2.3).

@@ -3,7 +3,7 @@
 
 mod untold;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ pub struct Served {
     pub summary: Summary,
     /// Address and port of the peer.
     pub peer: SocketAddr,
+    /// The load balancer that passed the connection on, where it began with a PROXY header.
+    pub proxy: Option<IpAddr>,
     /// Who sent.
     pub source: Source,
     /// What was answered.
@@ -151,7 +153,7 @@ impl Desk {
 }
 
 fn serve(engine: &Engine, connection: Connection, welcome: Welcome) -> Served {
-    let peer = connection.peer();
+    let (peer, proxy) = (connection.peer(), connection.proxy());
     let agreement = Agreement {
         answer: welcome.answer,
         source: welcome.source,
@@ -160,6 +162,7 @@ fn serve(engine: &Engine, connection: Connection, welcome: Welcome) -> Served {
     Served {
         summary,
         peer,
+        proxy,
         answer: agreement.answer,
         source: agreement.source,
     }

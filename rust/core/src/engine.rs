@@ -486,9 +486,10 @@ impl Engine {
         }
     }
 
-    /// Ends a walk of [`Engine::recover`] early; the next start begins it again.
+    /// Ends a walk of [`Engine::recover`] early, and the transcoding of a stored instance; the next start begins it again.
     pub fn stop_recovery(&self) {
         self.recovery_stopped.store(true, Ordering::Release);
+        self.transcoders.look_up();
     }
 
     pub(crate) fn recovery_stop(&self) -> &AtomicBool {

@@ -47,6 +47,8 @@ fn element(group: &mut Vec<u8>, number: u16, vr: [u8; 2], value: &str, padding: 
 pub struct FileMeta {
     /// Where the data set begins.
     pub dataset_at: usize,
+    /// Media Storage SOP Class UID (0002,0002).
+    pub sop_class_uid: String,
     /// Transfer Syntax UID (0002,0010).
     pub transfer_syntax: String,
     /// Implementation Class UID (0002,0012): which program wrote the file.
@@ -78,6 +80,7 @@ pub fn decode(head: &[u8]) -> Option<FileMeta> {
         let (value, next) = value.split_at_checked(size)?;
         let text = || String::from_utf8(trim_padding(value).to_vec()).ok();
         match u16::from_le_bytes([low, high]) {
+            0x0002 => meta.sop_class_uid = text()?,
             0x0010 => meta.transfer_syntax = text()?,
             0x0012 => meta.implementation_class_uid = text()?,
             0x0016 => meta.source_ae_title = text()?,
@@ -118,6 +121,7 @@ mod tests {
         file.extend_from_slice(b"\x08\x00data");
         let meta = FileMeta {
             dataset_at: header.len(),
+            sop_class_uid: class.to_string(),
             transfer_syntax: "1.2.840.10008.1.2.1".to_owned(),
             implementation_class_uid: IMPLEMENTATION_CLASS_UID.to_owned(),
             source_ae_title: "CT1".to_owned(),

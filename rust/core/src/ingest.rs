@@ -2,18 +2,23 @@
 
 mod commit;
 mod identity;
+mod in_place;
 mod keep;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+pub(crate) use in_place::Original;
+pub use in_place::Unchanged;
 pub use keep::{Note, TenantFrom};
 
 use crate::config::Malformed;
-use crate::dataset::anomaly::Anomalies;
+use crate::dataset::anomaly::{Anomalies, Anomaly};
 use crate::dataset::index::InstanceIndex;
 use crate::dataset::scan::{Captured, ScanLimits};
 use crate::dataset::stream::DatasetScan;
@@ -165,6 +170,10 @@ pub struct Reception<'e> {
     scanning: Duration,
     /// Bytes of the data set so far.
     received: u64,
+    /// When it was received, where that was earlier.
+    received_at: Option<DateTime<Utc>>,
+    /// Ends transcoding early.
+    stop: Option<&'e AtomicBool>,
 }
 
 impl<'e> Reception<'e> {
@@ -233,6 +242,8 @@ impl<'e> Reception<'e> {
             began: Instant::now(),
             scanning: Duration::ZERO,
             received: 0,
+            received_at: None,
+            stop: None,
         })
     }
 
@@ -300,24 +311,32 @@ impl<'e> Reception<'e> {
         if self.spool.dataset_bytes() != self.received {
             return Err(Refusal::Bug);
         }
-        let (index, tenant) = match self.identified() {
+        let (mut index, tenant) = match self.identified() {
             Err(damage) if self.announced.malformed == Malformed::Quarantine && damage.is_of_damage() => {
                 return Err(self.keep(damage));
             }
             identified => identified?,
         };
         self.settle_tenant(&tenant)?;
-        let path = InstancePath::new(
-            &tenant,
-            index.study_date,
-            &index.study_instance_uid,
-            &index.series_instance_uid,
-            &index.sop_instance_uid,
-        );
+        let path = path_of(&tenant, &index);
         failpoint::hit("received");
         self.leave_out_file_meta()?;
         let attempt = self.transcode(index.anomalies)?;
+        if let Some(TranscodeError::Busy(_)) = attempt.as_ref().and_then(|attempt| attempt.error.as_ref()) {
+            index.anomalies.insert(Anomaly::TranscodingBusy);
+        }
         let stored = self.commit(&tenant, &index, &path)?;
+        Ok(self.finished(stored, attempt, tenant, index, &path))
+    }
+
+    fn finished(
+        mut self,
+        stored: Stored,
+        attempt: Option<Attempt>,
+        tenant: TenantId,
+        index: InstanceIndex,
+        path: &InstancePath,
+    ) -> Finished<'e> {
         self.scratch.captured = self.scan.into_captured();
         let (buffer, file) = self.spool.into_scratch();
         if self.transfer_status == TransferStatus::Success {
@@ -325,18 +344,18 @@ impl<'e> Reception<'e> {
         } else {
             self.scratch.received = buffer;
         }
-        Ok(Finished {
+        Finished {
             stored,
             attempt,
             tenant,
             index,
-            file: (self.engine.recent().is_watched()).then(|| self.store.absolute(&path).into()),
+            file: (self.engine.recent().is_watched()).then(|| self.store.absolute(path).into()),
             scratch: self.scratch,
             rest: Rest {
                 open: (self.folder, file),
                 store: self.store,
             },
-        })
+        }
     }
 
     /// Elements of group 0002 at the beginning of the data set go: readers of the file would take them for its own meta information
@@ -426,6 +445,7 @@ impl<'e> Reception<'e> {
             target,
             max_decoded_bytes: config.limits.max_decoded_bytes,
             input: self.spool.as_input()?,
+            stop: self.stop,
         };
         let began = Instant::now();
         let transcoded = pool.transcode(&task, &mut result);
@@ -434,6 +454,16 @@ impl<'e> Reception<'e> {
         failpoint::hit("transcoded");
         Ok(result)
     }
+}
+
+fn path_of(tenant: &TenantId, index: &InstanceIndex) -> InstancePath {
+    InstancePath::new(
+        tenant,
+        index.study_date,
+        &index.study_instance_uid,
+        &index.series_instance_uid,
+        &index.sop_instance_uid,
+    )
 }
 
 /// Memory that an instance may fill before it goes to a file. What is not synced and stays where and as it is goes there block by

@@ -37,6 +37,7 @@ pub mod sender;
 pub mod stages;
 pub mod status;
 pub mod store;
+pub mod stored;
 pub mod tenants;
 pub mod transcode;
 pub mod transfer_syntax;

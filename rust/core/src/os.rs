@@ -39,9 +39,9 @@ pub(crate) fn preallocate(file: &File, offset: u64, bytes: u64) -> io::Result<()
     reserved(file, FallocateFlags::empty(), offset, bytes)
 }
 
-/// The same, and the file is no longer than what is written to it.
+/// The same, and the file is no longer than what is written to it. Nothing where a reservation sets the length.
 pub(crate) fn reserve(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-    reserved(file, FallocateFlags::KEEP_SIZE, offset, bytes)
+    imp::LENGTH_STAYS.map_or(Ok(()), |flags| reserved(file, flags, offset, bytes))
 }
 
 fn reserved(file: &File, flags: FallocateFlags, offset: u64, bytes: u64) -> io::Result<()> {
@@ -78,8 +78,8 @@ pub(crate) fn write_all(
 #[cfg(target_os = "linux")]
 mod imp {
     use super::{
-        io, AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
-        TcpStream,
+        io, AsFd, Errno, FallocateFlags, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny,
+        SocketFlags, SocketType, TcpStream,
     };
     use std::os::fd::AsRawFd as _;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +97,7 @@ mod imp {
     pub(crate) const SOCKET: SocketFlags = SocketFlags::CLOEXEC;
     pub(crate) const SEND: SendFlags = SendFlags::NOSIGNAL;
     pub(crate) const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+    pub(super) const LENGTH_STAYS: Option<FallocateFlags> = Some(FallocateFlags::KEEP_SIZE);
     /// What `O_NOFOLLOW` does for the last name of a path, for all of them.
     const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
     /// Of ext2, ext3 and ext4, and of XFS (statfs(2)). Without a journal they do not: start-up removes what is left then.
@@ -199,12 +200,13 @@ mod imp {
 }
 
 #[cfg(not(target_os = "linux"))]
+#[allow(clippy::unnecessary_wraps)] // the same signatures as on Linux, where these can fail
 mod imp {
     use super::{
-        io, AsFd, Errno, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType,
-        TcpStream,
+        io, AsFd, Errno, FallocateFlags, File, OFlags, OwnedFd, RecvFlags, SendFlags, SocketAddrAny,
+        SocketFlags, SocketType, TcpStream,
     };
-    use rustix::io::{fcntl_setfd, ioctl_fionbio, Errno, FdFlags};
+    use rustix::io::{fcntl_setfd, ioctl_fionbio, FdFlags};
 
     /// There is no such setting there.
     pub(crate) fn acknowledge_at_once(_socket: &TcpStream) -> io::Result<()> {
@@ -215,6 +217,8 @@ mod imp {
     pub(crate) const SOCKET: SocketFlags = SocketFlags::empty();
     pub(crate) const SEND: SendFlags = SendFlags::empty();
     pub(crate) const RECEIVE: RecvFlags = RecvFlags::empty();
+    /// `F_PREALLOCATE` of fcntl(2) reserves behind the end, and what rustix makes of it moves the end.
+    pub(super) const LENGTH_STAYS: Option<FallocateFlags> = None;
 
     /// Nobody there says which.
     pub(crate) fn this_processor() -> usize {

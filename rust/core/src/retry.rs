@@ -1,17 +1,18 @@
-//! Trying again to store damaged data sets that are in quarantine, as if they came now.
+//! What operators want of the service: damaged data sets that are in quarantine are stored as if they came now, and stored
+//! instances are transcoded ([`crate::stored`]).
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 
 use crate::config::Malformed;
-use crate::digest::Digester;
+use crate::digest::{Digest, Digester};
 use crate::engine::Engine;
 use crate::exchange::contain;
 use crate::file_meta;
 use crate::ingest::{Announced, Note, Reception, Scratch, Source, TenantFrom};
 use crate::layout::TenantId;
-use crate::outbox::OutboxError;
+use crate::outbox::{OutboxError, RetryWish};
 use crate::status::Refusal;
 use crate::store::damaged;
 use crate::store::Store;
@@ -45,6 +46,17 @@ pub enum Stays {
     NotRemoved(io::Error),
 }
 
+/// What became of something that an operator wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Whether it is a stored instance that is transcoded.
+    pub is_stored: bool,
+    /// The entry of the quarantine, or the path of the stored file.
+    pub name: String,
+    /// Why it stays as it is; `None`: it does not.
+    pub stays: Option<String>,
+}
+
 /// Whose an instance is where its note does not say it, and whether a rule says so.
 #[derive(Clone, Copy, Debug)]
 pub struct Tenancy {
@@ -64,32 +76,35 @@ impl Engine {
         let opened = store.damaged().open(name).map_err(Stays::Unreadable)?;
         let (text, file) = opened.ok_or(Stays::Absent)?;
         let note: Note = serde_json::from_slice(&text).map_err(|_| Stays::Note)?;
-        self.store_again(&note, tenancy, file)?;
+        self.store_again(&note, tenancy, &file)?;
         let bytes = damaged::weight(note.size, text.len() as u64);
         store.damaged().remove(name, bytes).map_err(Stays::NotRemoved)
     }
 
-    /// Takes up at most `most` wishes of operators; what became of each, by name.
+    /// Takes up at most `most` wishes of operators; what became of each.
     ///
     /// # Errors
     /// [`OutboxError`].
-    pub fn retry_wished(&self, most: u32) -> Result<Vec<(String, Result<(), Stays>)>, OutboxError> {
+    pub fn retry_wished(&self, most: u32) -> Result<Vec<Granted>, OutboxError> {
         let mut outcomes = Vec::new();
         for wish in self.outbox().retry_wishes(most)? {
             if self.is_recovery_stopped() {
                 break;
             }
-            let tenant = wish.tenant.and_then(|tenant| TenantId::parse(&tenant).ok());
-            let tenancy = tenant.map(|tenant| Tenancy {
-                tenant,
-                by_rule: wish.by_rule,
+            let stays = self.grant(&wish);
+            if stays.is_some() && self.is_recovery_stopped() {
+                // The end of the service may be why. Whoever asked, or the next start, tries again.
+                break;
+            }
+            self.outbox()
+                .answer_retry(wish.id, stays.clone().unwrap_or_default())?;
+            outcomes.push(Granted {
+                is_stored: wish.is_stored,
+                name: wish.name,
+                stays,
             });
-            let outcome = self.retry(Path::new(&wish.root), &wish.name, tenancy);
-            let told = outcome.as_ref().err().map(ToString::to_string);
-            self.outbox().answer_retry(wish.id, told.unwrap_or_default())?;
-            outcomes.push((wish.name, outcome));
         }
-        if outcomes.iter().any(|(_, outcome)| outcome.is_ok()) {
+        if outcomes.iter().any(|one| !one.is_stored && one.stays.is_none()) {
             // When the oldest came is known from the names alone. Where they cannot be read, the next sweep says so.
             for store in self.tenants().stores() {
                 let _ = store.damaged().recount();
@@ -98,7 +113,27 @@ impl Engine {
         Ok(outcomes)
     }
 
-    fn store_of_root(&self, root: &Path) -> Option<&Store> {
+    /// Why it is not granted.
+    fn grant(&self, wish: &RetryWish) -> Option<String> {
+        let root = Path::new(&wish.root);
+        if wish.is_stored {
+            let outcome = self.transcode_stored(root, &wish.name);
+            return outcome.err().map(|unchanged| unchanged.to_string());
+        }
+        let tenant = wish
+            .tenant
+            .as_deref()
+            .and_then(|tenant| TenantId::parse(tenant).ok());
+        let tenancy = tenant.map(|tenant| Tenancy {
+            tenant,
+            by_rule: wish.by_rule,
+        });
+        self.retry(root, &wish.name, tenancy)
+            .err()
+            .map(|stays| stays.to_string())
+    }
+
+    pub(crate) fn store_of_root(&self, root: &Path) -> Option<&Store> {
         let same = |store: &&Store| {
             let ours = store.root_path();
             ours == root
@@ -110,7 +145,7 @@ impl Engine {
         self.tenants().stores().find(same)
     }
 
-    fn store_again(&self, note: &Note, tenancy: Option<Tenancy>, file: File) -> Result<(), Stays> {
+    fn store_again(&self, note: &Note, tenancy: Option<Tenancy>, file: &File) -> Result<(), Stays> {
         let uid = |text: &str| Uid::parse(text.as_bytes()).map_err(|_| Stays::Note);
         let noted = note.tenant.as_deref().map(TenantId::parse).transpose();
         let noted = noted.map_err(|_| Stays::Note)?;
@@ -145,13 +180,14 @@ impl Engine {
         let mut failed = None;
         let taken = contain(|| {
             let mut reception = Reception::begin(self, &source, announced, Scratch::default())?;
-            match feed(&mut reception, note, file) {
-                Ok(()) => {}
-                Err(Stays::Refused(refusal)) => return Err(refusal),
-                Err(other) => {
-                    failed = Some(other);
-                    return Ok(());
-                }
+            match feed(&mut reception, file) {
+                Ok((size, digest)) if (size, hexadecimal(digest)) == (note.size, note.digest.clone()) => {}
+                Ok(_) | Err(NotFed::NoHeader) => failed = Some(Stays::Changed),
+                Err(NotFed::Refused(refusal)) => return Err(refusal),
+                Err(NotFed::Unreadable(error)) => failed = Some(Stays::Unreadable(error)),
+            }
+            if failed.is_some() {
+                return Ok(());
             }
             let finished = reception.finish()?;
             self.note_stored(&finished.index, finished.attempt);
@@ -162,7 +198,8 @@ impl Engine {
         failed.map_or(Ok(()), Err)
     }
 
-    fn note_stored(
+    /// Counts what a reception would tell an association.
+    pub(crate) fn note_stored(
         &self,
         index: &crate::dataset::index::InstanceIndex,
         attempt: Option<crate::ingest::Attempt>,
@@ -177,33 +214,44 @@ impl Engine {
     }
 }
 
-/// Gives the data set of a file to a reception, and compares the file with its note.
-fn feed(reception: &mut Reception<'_>, note: &Note, mut file: File) -> Result<(), Stays> {
+/// Why a file cannot be given to a reception.
+pub(crate) enum NotFed {
+    /// It does not begin as the files do that we write.
+    NoHeader,
+    /// It cannot be read.
+    Unreadable(io::Error),
+    /// What the reception says.
+    Refused(Refusal),
+}
+
+/// Gives the data set of a file to a reception; size and digest of the file.
+pub(crate) fn feed(reception: &mut Reception<'_>, mut file: &File) -> Result<(u64, Digest), NotFed> {
     let mut head = Vec::new();
     let mut digest = Digester::default();
-    (&mut file)
-        .take(HEADER_BYTES)
-        .read_to_end(&mut head)
-        .map_err(Stays::Unreadable)?;
-    let dataset_at = file_meta::decode(&head).ok_or(Stays::Changed)?.dataset_at;
+    file.rewind()
+        .and_then(|()| file.take(HEADER_BYTES).read_to_end(&mut head))
+        .map_err(NotFed::Unreadable)?;
+    let dataset_at = file_meta::decode(&head).ok_or(NotFed::NoHeader)?.dataset_at;
     digest.update(&head);
     let mut size = head.len() as u64;
-    reception.append(head.get(dataset_at..).unwrap_or_default())?;
+    let rest = head.get(dataset_at..).unwrap_or_default();
+    reception.append(rest).map_err(NotFed::Refused)?;
     let mut block = vec![0; READ_BYTES];
     loop {
-        let count = file.read(&mut block).map_err(Stays::Unreadable)?;
+        let count = match file.read(&mut block) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count.map_err(NotFed::Unreadable)?,
+        };
         let bytes = block.get(..count).unwrap_or_default();
         if bytes.is_empty() {
-            break;
+            return Ok((size, digest.digest()));
         }
         size += count as u64;
         digest.update(bytes);
-        reception.append(bytes)?;
+        reception.append(bytes).map_err(NotFed::Refused)?;
     }
-    let found = format!("{:032x}", u128::from_be_bytes(digest.digest()));
-    if (size, &found) == (note.size, &note.digest) {
-        Ok(())
-    } else {
-        Err(Stays::Changed)
-    }
+}
+
+fn hexadecimal(digest: Digest) -> String {
+    format!("{:032x}", u128::from_be_bytes(digest))
 }

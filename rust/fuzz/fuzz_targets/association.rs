@@ -41,7 +41,8 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
         "audit": true, "tenants": {},
         "transcoding": {
             "target": "1.2.840.10008.1.2.1",
-            "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0}
+            "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0,
+                     "instance_timeout": 1.0, "max_wait": 1.0}
         }
     });
     let context = |abstract_syntax: &str, transfer_syntax: &str| Context {

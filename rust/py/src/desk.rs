@@ -40,6 +40,7 @@ pub struct Desk(desk::Desk);
 pub struct Served {
     summary: Py<AssociationSummary>,
     peer: (String, u16),
+    proxy_address: Option<String>,
     calling_ae_title: String,
     called_ae_title: String,
     tenant: Option<String>,
@@ -71,6 +72,15 @@ impl Admission {
     /// Places taken now, and associations that were let in since the start.
     fn counts(&self) -> (usize, u64) {
         self.0.counts()
+    }
+
+    /// The address and the calling AE title that hold most associations now, and how many each; None where there are none.
+    fn largest(&self) -> (Option<(String, usize)>, Option<(String, usize)>) {
+        let largest = self.0.largest();
+        let address = largest
+            .address
+            .map(|(address, count)| (address.to_string(), count));
+        (address, largest.calling_ae_title)
     }
 
     /// Whether an address may come in at all.
@@ -271,6 +281,7 @@ impl Desk {
             Ok(Served {
                 summary: Py::new(py, AssociationSummary::from(served.summary))?,
                 peer: (source.address, served.peer.port()),
+                proxy_address: served.proxy.map(|address| address.to_string()),
                 calling_ae_title: source.calling_ae_title,
                 called_ae_title: source.called_ae_title,
                 tenant: source.tenant.map(|tenant| tenant.as_str().to_owned()),

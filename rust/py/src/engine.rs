@@ -491,13 +491,25 @@ impl Engine {
         Ok(outcome.err().map(|stays| stays.to_string()))
     }
 
-    /// Takes up at most `most` wishes for damaged data sets to be stored: name, and why it stays, or None.
-    fn retry_wished(&self, py: Python<'_>, most: u32) -> PyResult<Vec<(String, Option<String>)>> {
+    /// Transcodes a stored instance in place: None where viewers can read it now, else why it stays as it is. `path` is relative
+    /// to the storage root.
+    #[allow(clippy::needless_pass_by_value)] // PyO3 converts a path to an owned one
+    fn transcode_stored(&self, py: Python<'_>, root: PathBuf, path: &str) -> PyResult<Option<String>> {
+        let engine = self.inner()?;
+        let outcome = run(py, || {
+            Ok::<_, std::convert::Infallible>(engine.transcode_stored(&root, path))
+        })?;
+        Ok(outcome.err().map(|unchanged| unchanged.to_string()))
+    }
+
+    /// Takes up at most `most` wishes of operators: whether it is a stored instance to be transcoded, its path or the name of an
+    /// entry of the quarantine, and why it stays as it is, or None.
+    fn retry_wished(&self, py: Python<'_>, most: u32) -> PyResult<Vec<(bool, String, Option<String>)>> {
         let engine = self.inner()?;
         let outcomes = run(py, || engine.retry_wished(most))?;
         Ok(outcomes
             .into_iter()
-            .map(|(name, outcome)| (name, outcome.err().map(|stays| stays.to_string())))
+            .map(|one| (one.is_stored, one.name, one.stays))
             .collect())
     }
 

@@ -1,6 +1,6 @@
 //! Connections before they are associations.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use storescp_core::net::admission::Network;
 use storescp_core::net::gate;
 use storescp_core::net::tls::{ClientAuth, TlsFiles, TlsSetup};
+use storescp_core::wire::proxy;
 
 use crate::boundary::{run, CoreError};
 
@@ -57,6 +59,7 @@ impl Tls {
 
 #[pymethods]
 impl Gate {
+    /// `balancers`: networks (address, prefix length) from where connections begin with a PROXY header.
     #[new]
     #[allow(clippy::too_many_arguments)] // each is a limit
     fn new(
@@ -66,6 +69,7 @@ impl Gate {
         handshake_timeout: f64,
         request_timeout: f64,
         max_request_bytes: u32,
+        balancers: Vec<(IpAddr, u32)>,
         tls: Option<&Tls>,
     ) -> PyResult<Self> {
         let seconds =
@@ -77,9 +81,13 @@ impl Gate {
             request_timeout: seconds(request_timeout)?,
             request_bytes: max_request_bytes,
         };
+        let balancers = balancers.into_iter();
+        let balancers = balancers
+            .map(|(address, prefix_length)| Network::new(address, prefix_length))
+            .collect();
         let tls = tls.map(|tls| tls.0.clone());
         run(py, || {
-            gate::Gate::start(limits, tls).map(|gate| Self(Arc::new(gate)))
+            gate::Gate::start(limits, balancers, tls).map(|gate| Self(Arc::new(gate)))
         })
     }
 
@@ -120,7 +128,9 @@ impl Gate {
             ("connections_per_address", &counters.per_address),
             ("request_timeout", &counters.timeout),
             ("malformed_request", &counters.malformed),
+            ("request_memory", &counters.request_memory),
             ("tls_handshake", &counters.handshake),
+            ("proxy_header", &counters.proxy_header),
             ("not_accepted", &counters.not_accepted),
         ]
         .map(|(reason, counter)| (reason, counter.load(Ordering::Relaxed)))
@@ -171,10 +181,16 @@ impl Connection {
         self.look(|connection| PyBytes::new(py, connection.request()))
     }
 
-    /// Address and port of the peer.
+    /// Address and port of the peer, by its PROXY header where there was one.
     #[getter]
     fn peer(&self) -> PyResult<(String, u16)> {
         self.look(|connection| (connection.peer().ip().to_string(), connection.peer().port()))
+    }
+
+    /// The address that the connection came from where it began with a PROXY header.
+    #[getter]
+    fn proxy_address(&self) -> PyResult<Option<String>> {
+        self.look(|connection| connection.proxy().map(|address| address.to_string()))
     }
 
     /// TLS version and the peer's certificate (DER), or None on a clear connection.
@@ -196,4 +212,23 @@ impl Connection {
             Ok::<_, std::convert::Infallible>(())
         })
     }
+}
+
+/// Looks at the bytes of a PROXY header so far: how many more certainly belong to it, 0 where it is complete, and then address
+/// and port that it names; none where those of the connection count. Raises `CoreError` that says what is wrong.
+#[pyfunction]
+pub fn parse_proxy_header(received: &[u8]) -> PyResult<(usize, Option<(String, u16)>)> {
+    match proxy::parse(received).map_err(|malformed| CoreError::new_err(malformed.to_string()))? {
+        proxy::Progress::More(wanted) => Ok((wanted, None)),
+        proxy::Progress::Complete(proxy::Source::Connection) => Ok((0, None)),
+        proxy::Progress::Complete(proxy::Source::Peer(peer)) => {
+            Ok((0, Some((peer.ip().to_string(), peer.port()))))
+        }
+    }
+}
+
+/// Whether bytes begin as a PROXY header does.
+#[pyfunction]
+pub fn begins_proxy_header(received: &[u8]) -> bool {
+    proxy::begins_header(received)
 }

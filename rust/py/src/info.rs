@@ -153,10 +153,11 @@ pub fn cipher_suites() -> Vec<String> {
 pub fn build_info() -> Vec<(&'static str, String)> {
     let mut info = vec![
         ("version", storescp_core::VERSION.to_owned()),
-        ("dicom-rs", "0.10.1".to_owned()),
+        ("dicom-rs", env!("STORESCP_DICOM_RS_VERSION").to_owned()),
         ("sqlite", storescp_core::outbox::sqlite_version().to_owned()),
     ];
     info.extend(storescp_codecs::versions());
+    info.push(("jxl-rs", env!("STORESCP_JXL_RS_VERSION").to_owned()));
     let fail_points = storescp_core::failpoint::compiled();
     if !fail_points.is_empty() {
         info.push(("for tests only, with fail points", fail_points.join(" ")));

@@ -32,6 +32,13 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(request::read_title, module)?)?;
     module.add_function(wrap_pyfunction!(request::request_oddities, module)?)?;
     module.add_function(wrap_pyfunction!(request::title_oddities, module)?)?;
+    module.add("PROXY_HEADER_UNEXPECTED", storescp_core::wire::proxy::UNEXPECTED)?;
+    module.add("PROXY_HEADER_SECOND", storescp_core::wire::proxy::SECOND)?;
+    module.add("PROXY_HEADER_CUT", storescp_core::wire::proxy::CUT)?;
+    module.add("PROXY_HEADER_ABSENT", storescp_core::wire::proxy::ABSENT)?;
+    module.add("PROXY_HEADER_LATE", storescp_core::wire::proxy::LATE)?;
+    module.add_function(wrap_pyfunction!(gate::parse_proxy_header, module)?)?;
+    module.add_function(wrap_pyfunction!(gate::begins_proxy_header, module)?)?;
     module.add_class::<gate::Gate>()?;
     module.add_class::<gate::Tls>()?;
     module.add_class::<gate::Connection>()?;

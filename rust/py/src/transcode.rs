@@ -167,6 +167,7 @@ impl Transcoder {
                     target,
                     max_decoded_bytes,
                     input: Input::File(input.as_fd(), offset),
+                    stop: None,
                 };
                 let mut sink = FileSink {
                     file: &output,

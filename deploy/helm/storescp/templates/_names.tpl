@@ -13,15 +13,43 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "storescp.labels" -}}
 {{ include "storescp.selector" . }}
+{{ include "storescp.release" . }}
+{{- end -}}
+
+{{- define "storescp.release" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* What the service and the command that makes its storage root share, so that both find the same root. */}}
-{{- define "storescp.container" -}}
+{{/* The index is no member of the service: names of its own keep it out of the selectors of services and policies. */}}
+{{- define "storescp.indexSelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-index
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "storescp.image" -}}
 image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
 imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end -}}
+
+{{/* The rights of a pod, but for those to its volumes. */}}
+{{- define "storescp.podRights" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "storescp.rights" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* What the service and the command that makes its storage root share, so that both find the same root. */}}
+{{- define "storescp.container" -}}
+{{ include "storescp.image" . }}
 workingDir: /data
 env:
   - {name: STORESCP_LOCAL_STORAGE__CREATE, value: "false"}
@@ -37,10 +65,7 @@ env:
 {{- with .Values.extraEnvFrom }}
 envFrom: {{- toYaml . | nindent 2 }}
 {{- end }}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
+securityContext: {{- include "storescp.rights" . | nindent 2 }}
 resources: {{- toYaml .Values.resources | nindent 2 }}
 volumeMounts:
   - {name: data, mountPath: /data}

@@ -19,11 +19,13 @@ pub enum Anomaly {
     SequenceContent,
     /// Encapsulated Pixel Data in a native transfer syntax, or the reverse (PS3.5 A.4).
     PixelDataEncoding,
+    /// Nothing of the data set: no process was free to transcode it.
+    TranscodingBusy,
 }
 
 impl Anomaly {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Delimiter,
         Self::TrailingBytes,
         Self::IllegalVr,
@@ -32,6 +34,7 @@ impl Anomaly {
         Self::CharacterSet,
         Self::SequenceContent,
         Self::PixelDataEncoding,
+        Self::TranscodingBusy,
     ];
 
     /// The code in records, metrics and log lines.
@@ -46,6 +49,7 @@ impl Anomaly {
             Self::CharacterSet => "character_set",
             Self::SequenceContent => "sequence_content",
             Self::PixelDataEncoding => "pixel_data_encoding",
+            Self::TranscodingBusy => "transcoding_busy",
         }
     }
 
@@ -73,6 +77,15 @@ impl Anomalies {
         self.pixel_data = true;
     }
 
+    /// Without one of them.
+    #[must_use]
+    pub fn without(self, anomaly: Anomaly) -> Self {
+        Self {
+            kinds: self.kinds & !anomaly.bit(),
+            ..self
+        }
+    }
+
     /// Both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -92,6 +105,18 @@ impl Anomalies {
     #[must_use]
     pub fn concern_pixel_data(self) -> bool {
         self.pixel_data
+    }
+
+    /// Those of which a record has the codes. Codes that are not known are passed over.
+    #[must_use]
+    pub fn of_codes<'c>(codes: impl Iterator<Item = &'c str>) -> Self {
+        let mut found = Self::default();
+        for code in codes {
+            if let Some(known) = Anomaly::ALL.into_iter().find(|anomaly| anomaly.code() == code) {
+                found.insert(known);
+            }
+        }
+        found
     }
 
     /// Their codes, in the order of [`Anomaly::ALL`].
@@ -124,6 +149,9 @@ mod tests {
         let codes: std::collections::BTreeSet<_> = all.codes().collect();
         assert_eq!(codes.len(), Anomaly::ALL.len());
         assert!(!all.concern_pixel_data());
+        assert_eq!(Anomalies::of_codes(all.codes().chain(["later"])), all);
+        let others = all.without(Anomaly::TranscodingBusy);
+        assert!(!others.contains(Anomaly::TranscodingBusy) && others.contains(Anomaly::Delimiter));
         all.insert_in_pixel_data(Anomaly::Delimiter);
         assert!(all.concern_pixel_data());
     }

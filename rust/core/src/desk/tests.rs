@@ -41,7 +41,8 @@ fn fixture(rules: &serde_json::Value) -> Fixture {
         "outbox": {"max_rows": 1u64 << 40, "max_bytes": 1u64 << 40},
         "private_tenant": null, "audit": false, "tenants": {},
         "transcoding": {
-            "target": EXPLICIT, "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0}
+            "target": EXPLICIT, "pool": {"command": ["/nonexistent"], "workers": 1, "threads": 1, "timeout": 1.0,
+                     "instance_timeout": 1.0, "max_wait": 1.0}
         }
     });
     let mut all = serde_json::json!({
@@ -58,7 +59,7 @@ fn fixture(rules: &serde_json::Value) -> Fixture {
         request_timeout: SOON,
         request_bytes: 1 << 20,
     };
-    let gate = Arc::new(Gate::start(limits, None).unwrap());
+    let gate = Arc::new(Gate::start(limits, Vec::new(), None).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     gate.listen(listener, false).unwrap();

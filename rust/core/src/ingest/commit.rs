@@ -36,25 +36,13 @@ impl Reception<'_> {
     ) -> Result<Stored, Refusal> {
         let store = self.store;
         let _one_writer = store.lock(path.relative());
-        if self.engine.outbox().undecided() > 0 {
-            // Whatever an interruption left at this path is decided before anything takes its place.
-            if self.engine.reconsider_path(path.relative())?.undecided.count > 0 {
-                return Err(Refusal::Undecided);
-            }
-        }
+        self.decide(path)?;
         let folder = store.folders().open(path)?;
         match store.existing(folder.as_ref(), path, &mut self.spool)? {
             Existing::Absent => self.commit_new(tenant, index, path, folder, None),
             Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
             Existing::Different { size } => match self.engine.config().duplicates {
-                Duplicates::Replace => {
-                    match self.engine.ensure_recorded(path.relative()) {
-                        // It is none of ours, so nobody waits for its record.
-                        Ok(()) | Err(Refusal::Unrecorded) => {}
-                        Err(refusal) => return Err(refusal),
-                    }
-                    self.commit_new(tenant, index, path, folder, Some(size))
-                }
+                Duplicates::Replace => self.replace(tenant, index, path, folder, size),
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
                 Duplicates::Keep => {
                     self.make_existing_durable(path)?;
@@ -63,6 +51,33 @@ impl Reception<'_> {
                 }
             },
         }
+    }
+
+    /// Whatever an interruption left at this path is decided before anything takes its place.
+    pub(super) fn decide(&self, path: &InstancePath) -> Result<(), Refusal> {
+        if self.engine.outbox().undecided() > 0
+            && self.engine.reconsider_path(path.relative())?.undecided.count > 0
+        {
+            return Err(Refusal::Undecided);
+        }
+        Ok(())
+    }
+
+    /// Takes the place of a file of `size` bytes.
+    pub(super) fn replace(
+        &mut self,
+        tenant: &TenantId,
+        index: &InstanceIndex,
+        path: &InstancePath,
+        folder: Option<SeriesFolder>,
+        size: u64,
+    ) -> Result<Stored, Refusal> {
+        match self.engine.ensure_recorded(path.relative()) {
+            // It is none of ours, so nobody waits for its record.
+            Ok(()) | Err(Refusal::Unrecorded) => {}
+            Err(refusal) => return Err(refusal),
+        }
+        self.commit_new(tenant, index, path, folder, Some(size))
     }
 
     /// The commit. The order of its steps is the promise; see "What 0000 means" in ARCHITECTURE.md. `replaced` is the size of
@@ -262,7 +277,7 @@ impl Reception<'_> {
             file: (&file_path, size),
             transfer_syntaxes: (self.announced.transfer_syntax, self.spool.transfer_syntax()),
             transfer_status: self.transfer_status,
-            created,
+            created: self.received_at.unwrap_or(created),
             sender: (
                 &self.source.address,
                 &self.source.calling_ae_title,

@@ -14,7 +14,13 @@ use crate::layout::TenantId;
 pub struct Network(IpAddr, u32);
 
 impl Network {
-    fn contains(self, address: IpAddr) -> bool {
+    /// All addresses that begin with the first `prefix_length` bits of an address.
+    #[must_use]
+    pub fn new(address: IpAddr, prefix_length: u32) -> Self {
+        Self(address, prefix_length)
+    }
+
+    pub(super) fn contains(self, address: IpAddr) -> bool {
         // All bits are shifted away where there is no prefix.
         match (self.0, address) {
             (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
@@ -90,6 +96,15 @@ pub struct Tenancy {
     pub by_rule: bool,
 }
 
+/// Who holds most associations; nothing where there are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Largest {
+    /// An address, and how many it holds.
+    pub address: Option<(IpAddr, usize)>,
+    /// A calling AE title, and how many it holds.
+    pub calling_ae_title: Option<(String, usize)>,
+}
+
 #[derive(Debug, Default)]
 struct Taken {
     total: usize,
@@ -138,6 +153,24 @@ impl Admission {
     #[must_use]
     pub fn counts(&self) -> (usize, u64) {
         (self.taken().total, self.let_in.load(Ordering::Relaxed))
+    }
+
+    /// The address and the calling AE title that hold most associations now, and how many each.
+    #[must_use]
+    pub fn largest(&self) -> Largest {
+        let taken = self.taken();
+        Largest {
+            address: taken
+                .by_address
+                .iter()
+                .map(|(&address, &count)| (address, count))
+                .max_by_key(|&(_, count)| count),
+            calling_ae_title: taken
+                .by_calling
+                .iter()
+                .max_by_key(|(_, &count)| count)
+                .map(|(title, &count)| (title.clone(), count)),
+        }
     }
 
     /// Whether an address may come in at all.
@@ -303,6 +336,28 @@ mod tests {
             taken.by_address.is_empty() && taken.by_calling.is_empty(),
             "what is gone is forgotten"
         );
+    }
+
+    #[test]
+    fn who_holds_most_is_known() {
+        let admission = admission(serde_json::json!({"max_associations": 9}));
+        let nobody = Largest {
+            address: None,
+            calling_ae_title: None,
+        };
+        assert_eq!(admission.largest(), nobody);
+        let (here, there) = (address("10.0.0.1"), address("10.0.0.2"));
+        let mut places: Vec<_> = [here, there, there]
+            .map(|peer| admission.enter(peer).unwrap())
+            .into();
+        for (place, title) in places.iter_mut().zip(["CT1", "CT1", "MR1"]) {
+            place.enter_calling(title).unwrap();
+        }
+        let largest = admission.largest();
+        assert_eq!(largest.address, Some((there, 2)));
+        assert_eq!(largest.calling_ae_title, Some(("CT1".to_owned(), 2)));
+        drop(places);
+        assert_eq!(admission.largest(), nobody);
     }
 
     #[test]

@@ -10,8 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::wire::request::Oddity;
 use crate::wire::title;
 
-/// Requests kept, in bytes.
+/// Memory that remembered requests and their answers take together, in bytes.
 const REMEMBERED_BYTES: usize = 16 << 20;
+/// A request and its answer that take more than this are not remembered: those of devices take a hundredth of it.
+const LARGEST_BYTES: usize = REMEMBERED_BYTES / 32;
+/// What the allocator and a map's table add to a value.
+const OVERHEAD_BYTES: usize = 32;
 // Fields of A-ASSOCIATE-RQ and -AC (PS3.8 Tables 9-11 and 9-17).
 const PROTOCOL_VERSION: usize = 7;
 const CALLED: Range<usize> = 10..26;
@@ -59,6 +63,27 @@ impl Answer {
     pub fn pdu_for(&self, request: &[u8]) -> Vec<u8> {
         with_titles(&self.pdu, request.get(CALLED.start..CALLING.end))
     }
+
+    /// Memory that it takes, in bytes, and not less.
+    fn held_bytes(&self) -> usize {
+        let text = |text: &String| size_of::<String>() + text.capacity() + OVERHEAD_BYTES;
+        // A table has places for up to twice as many as there are in it.
+        let contexts = 2 * self.contexts.capacity() * (size_of::<(u8, Context)>() + 1);
+        let syntaxes = self
+            .contexts
+            .values()
+            .map(|one| text(&one.abstract_syntax) + text(&one.transfer_syntax));
+        let rejected = self.rejected.iter().map(|one| {
+            let offered: usize = one.transfer_syntaxes.iter().map(text).sum();
+            size_of::<Rejected>() + text(&one.abstract_syntax) + offered
+        });
+        let oddities = self
+            .oddities
+            .iter()
+            .map(|one| size_of::<Oddity>() + text(&one.detail));
+        let lists = syntaxes.chain(rejected).chain(oddities).sum::<usize>();
+        size_of::<Self>() + self.pdu.capacity() + contexts + lists
+    }
 }
 
 /// Answers by request, the recently used ones.
@@ -75,13 +100,23 @@ struct Generations {
 
 impl Generations {
     fn put(&mut self, key: Vec<u8>, answer: Arc<Answer>) {
-        if self.newer_bytes + key.len() > REMEMBERED_BYTES / 2 {
+        let bytes = held_bytes(&key, &answer);
+        if bytes > LARGEST_BYTES {
+            return;
+        }
+        if self.newer_bytes + bytes > REMEMBERED_BYTES / 2 {
             self.older = std::mem::take(&mut self.newer);
             self.newer_bytes = 0;
         }
-        self.newer_bytes += key.len();
+        self.newer_bytes += bytes;
         self.newer.insert(key, answer);
     }
+}
+
+/// Memory that a request and its answer take in a map, in bytes.
+fn held_bytes(key: &Vec<u8>, answer: &Answer) -> usize {
+    let entry = 2 * size_of::<(Vec<u8>, Arc<Answer>)>() + OVERHEAD_BYTES;
+    entry + key.capacity() + answer.held_bytes()
 }
 
 impl Answers {
@@ -102,7 +137,7 @@ impl Answers {
     pub fn remember(&self, request: &[u8], answer: Arc<Answer>) {
         let key = with_titles(request, None);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if key.len() <= REMEMBERED_BYTES / 2 && !kept.newer.contains_key(&key) {
+        if !kept.newer.contains_key(&key) {
             kept.put(key, answer);
         }
     }
@@ -181,16 +216,46 @@ mod tests {
         let answers = Answers::default();
         let of = |number: u32| {
             let mut rest = number.to_le_bytes().to_vec();
-            rest.resize(1 << 20, 0);
+            rest.resize(256 << 10, 0);
             request(b"ME              ", b"CT1             ", &rest)
         };
-        for number in 0..40 {
+        for number in 0..160 {
             answers.remember(&of(number), answer(Vec::new()));
             assert!(answers.find(&of(0)).is_some(), "{number}");
         }
         assert!(answers.find(&of(1)).is_none());
         let kept = answers.0.lock().unwrap();
-        assert!(kept.newer.len() + kept.older.len() <= 16, "16 MiB");
+        assert!(kept.newer.len() + kept.older.len() <= 64, "16 MiB");
+    }
+
+    #[test]
+    fn answers_count_as_well_as_requests() {
+        let answers = Answers::default();
+        let large = |count: usize| {
+            let rejected = Rejected {
+                abstract_syntax: "1.2.3".to_owned(),
+                result: 3,
+                transfer_syntaxes: (0..count).map(|number| format!("1.2.{number}")).collect(),
+            };
+            let mut large = Arc::unwrap_or_clone(answer(Vec::new()));
+            large.rejected.push(rejected);
+            Arc::new(large)
+        };
+        let of = |number: u32| request(b"ME              ", b"CT1             ", &number.to_le_bytes());
+        // 250 bytes of request each, and more than 100 KB of answer.
+        for number in 0..2_000 {
+            answers.remember(&of(number), large(1_500));
+        }
+        let kept = answers.0.lock().unwrap();
+        let held = kept.newer.iter().chain(&kept.older);
+        let bytes: usize = held.map(|(key, answer)| held_bytes(key, answer)).sum();
+        assert!(kept.newer.len() > 10 && bytes <= REMEMBERED_BYTES, "{bytes}");
+        drop(kept);
+        answers.remember(&of(9_999), large(20_000));
+        assert!(
+            answers.find(&of(9_999)).is_none(),
+            "one that is too large is not remembered"
+        );
     }
 
     #[test]

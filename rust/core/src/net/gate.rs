@@ -2,11 +2,16 @@
 //! one those with TLS, so that handshakes hold up nobody else.
 //!
 //! A connection costs a descriptor and its own bytes, no thread, however slowly it sends. It leaves with a whole
-//! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else.
+//! A-ASSOCIATE-RQ (PS3.8 9.3.2), or at its deadline, or when it sends something else. That of a load balancer begins with a
+//! PROXY header, which names the peer.
 
+mod budget;
+mod header;
+mod places;
+mod waiting;
 mod watcher;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,12 +21,20 @@ use std::time::Duration;
 
 use mio::{Poll, Waker};
 
+use super::admission::Network;
 use super::stream::{Stream, TlsPeer};
 use super::tls::TlsSetup;
+use budget::{Budget, Share};
+use places::Places;
 use watcher::{Watcher, WAKE};
+
+pub use places::Slot;
 
 /// Refused connections that are remembered until somebody asks.
 const MOST_REFUSALS: usize = 1000;
+
+/// Reads of 4 KiB from a peer that is turned away: what is in a socket's receive buffer, and no stream without end.
+const MOST_DISCARDED_READS: usize = 256;
 
 /// Bounds on connections that are not associations yet.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +45,7 @@ pub struct GateLimits {
     pub per_address: usize,
     /// Until the TLS handshake is over.
     pub handshake_timeout: Duration,
-    /// From then on until the request is complete.
+    /// From then on until the request is complete; a PROXY header is a part of it, and where TLS follows has as long.
     pub request_timeout: Duration,
     /// Bytes of an A-ASSOCIATE-RQ.
     pub request_bytes: u32,
@@ -49,8 +62,12 @@ pub struct GateCounters {
     pub timeout: AtomicU64,
     /// Something else than a request, or too long.
     pub malformed: AtomicU64,
+    /// All requests together, or those of one address, took too much memory.
+    pub request_memory: AtomicU64,
     /// The TLS handshake failed, or was not over in time.
     pub handshake: AtomicU64,
+    /// No PROXY header, or a wrong one, where a connection has to begin with it.
+    pub proxy_header: AtomicU64,
     /// There was no descriptor or no memory to accept with; the connection waits in the backlog.
     pub not_accepted: AtomicU64,
 }
@@ -71,28 +88,11 @@ pub struct Refused {
 pub struct Connection {
     stream: Stream,
     peer: SocketAddr,
+    proxy: Option<IpAddr>,
     request: Vec<u8>,
     slot: Slot,
-}
-
-/// A place among the counted connections, given back when dropped.
-#[derive(Debug)]
-pub struct Slot {
-    shared: Arc<Shared>,
-    address: IpAddr,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut places = lock(&self.shared.places);
-        places.total -= 1;
-        if let Some(count) = places.by_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                places.by_address.remove(&self.address);
-            }
-        }
-    }
+    /// Of the memory of all requests.
+    _share: Share,
 }
 
 impl Connection {
@@ -102,10 +102,16 @@ impl Connection {
         &self.request
     }
 
-    /// Address and port of the peer; an IPv4-mapped IPv6 address is given as IPv4.
+    /// Address and port of the peer, by its PROXY header where there was one; an IPv4-mapped IPv6 address is given as IPv4.
     #[must_use]
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Whose connection it is where it began with a PROXY header: the load balancer's address.
+    #[must_use]
+    pub fn proxy(&self) -> Option<IpAddr> {
+        self.proxy
     }
 
     /// Who the peer is by TLS; none on a clear connection.
@@ -136,29 +142,31 @@ impl Connection {
 fn turn_away(stream: &Stream, bytes: &[u8]) {
     let (mut sink, mut socket) = (stream, &**stream.socket());
     if sink.write_all(bytes).is_ok() && stream.close_write().is_ok() {
-        // Unread bytes would make the kernel reset the connection, which may destroy what was just sent.
+        // Unread bytes would make the kernel reset the connection, which may destroy what was just sent. A peer that sends
+        // faster than this takes the risk.
         let _ = socket.set_nonblocking(true);
         let mut discard = [0; 4096];
-        while matches!(socket.read(&mut discard), Ok(count) if count > 0) {}
+        for _ in 0..MOST_DISCARDED_READS {
+            if !matches!(socket.read(&mut discard), Ok(count) if count > 0) {
+                break;
+            }
+        }
     }
 }
 
 #[derive(Debug)]
 struct Shared {
     limits: GateLimits,
+    /// Where load balancers are, whose connections begin with a PROXY header.
+    balancers: Vec<Network>,
     tls: Mutex<Option<TlsSetup>>,
     refused: Mutex<VecDeque<Refused>>,
     places: Mutex<Places>,
+    request_memory: Arc<Budget>,
     ready: Mutex<VecDeque<Connection>>,
     ready_changed: Condvar,
     counters: GateCounters,
     stopping: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Places {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -176,31 +184,6 @@ impl Shared {
         // Under the lock of those who wait: otherwise one may look and fall asleep in between.
         let _waiting = lock(&self.ready);
         self.ready_changed.notify_one();
-    }
-
-    fn take_place(self: &Arc<Self>, peer: SocketAddr) -> Option<Slot> {
-        let address = peer.ip();
-        let mut places = lock(&self.places);
-        let of_address = places.by_address.get(&address).copied().unwrap_or(0);
-        let counters = &self.counters;
-        let refused = if of_address >= self.limits.per_address {
-            Some((&counters.per_address, "connections_per_address"))
-        } else if places.total >= self.limits.connections {
-            Some((&counters.connections, "connections"))
-        } else {
-            None
-        };
-        if let Some((counter, reason)) = refused {
-            drop(places);
-            self.refuse(counter, Some(peer), reason, String::new());
-            return None;
-        }
-        places.total += 1;
-        *places.by_address.entry(address).or_default() += 1;
-        Some(Slot {
-            shared: Arc::clone(self),
-            address,
-        })
     }
 }
 
@@ -241,17 +224,20 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Starts the threads; that for TLS only where there is a set-up.
+    /// Starts the threads; that for TLS only where there is a set-up. Connections from `balancers` begin with a PROXY header,
+    /// and no others do.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn start(limits: GateLimits, tls: Option<TlsSetup>) -> io::Result<Self> {
+    pub fn start(limits: GateLimits, balancers: Vec<Network>, tls: Option<TlsSetup>) -> io::Result<Self> {
         let with_tls = tls.is_some();
         let shared = Arc::new(Shared {
             limits,
+            balancers,
             tls: Mutex::new(tls),
             refused: Mutex::default(),
             places: Mutex::default(),
+            request_memory: Arc::default(),
             ready: Mutex::default(),
             ready_changed: Condvar::new(),
             counters: GateCounters::default(),

@@ -55,12 +55,15 @@ impl Stream {
 
     /// A connection with TLS on it, of either side; the handshake is to come.
     pub(crate) fn encrypted(socket: TcpStream, connection: Connection) -> Self {
-        let socket = Arc::new(socket);
-        let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&socket)));
-        Self {
-            socket,
-            tls: Some(RefCell::new(Tls { connection, incoming })),
-        }
+        let mut stream = Self::clear(socket);
+        stream.begin_tls(connection);
+        stream
+    }
+
+    /// From here on there is TLS on a clear connection, of either side; the handshake is to come.
+    pub(crate) fn begin_tls(&mut self, connection: Connection) {
+        let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&self.socket)));
+        self.tls = Some(RefCell::new(Tls { connection, incoming }));
     }
 
     /// Whether it is without TLS.
@@ -154,7 +157,11 @@ impl Tls {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 outcome => return outcome,
             }
-            self.flush(socket)?;
+            match self.flush(socket) {
+                // A peer that takes nothing now may send all the same.
+                Err(error) if is_full(&error) => {}
+                outcome => outcome?,
+            }
             if self.receive(socket)? == 0 {
                 return Ok(0);
             }
@@ -173,15 +180,22 @@ impl Tls {
     }
 }
 
+/// Whether the socket takes nothing at present; with a time limit for writes the kernel says either.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
             None => (&*self.socket).read(buffer),
             Some(tls) => {
-                let outcome = tls.borrow_mut().read(&self.socket, buffer)?;
-                // The last flight of a handshake may still be here.
-                tls.borrow_mut().flush(&self.socket)?;
-                Ok(outcome)
+                let tls = &mut *tls.borrow_mut();
+                let count = tls.read(&self.socket, buffer)?;
+                // The last flight of a handshake may still be here, or the answer to a key update (RFC 8446 4.6.3). What was read is
+                // not lost where the peer takes neither now: the next call tries again, and says what is wrong.
+                let _ = tls.flush(&self.socket);
+                Ok(count)
             }
         }
     }
@@ -219,3 +233,6 @@ impl Write for &Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

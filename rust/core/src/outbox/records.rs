@@ -52,6 +52,19 @@ impl Outbox {
         Ok(found)
     }
 
+    /// The record of a row, JSON; empty where it is forgotten.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub fn payload(&self, id: i64) -> Result<String, OutboxError> {
+        let reader = lock(&self.reader);
+        let found = reader
+            .prepare_cached("SELECT payload FROM instance WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        Ok(found.unwrap_or_default())
+    }
+
     /// Paths of the rows that were received between two moments (microseconds since 1970), and whose files have their names: a page
     /// of them, the newest first, and what to ask for the next one by, where there may be one.
     ///
@@ -103,14 +116,16 @@ impl Outbox {
         Ok(wishes.collect::<Result<_, _>>()?)
     }
 
-    /// Entries of the quarantine that operators want to be stored, and that were not tried yet.
+    /// Entries of the quarantine that operators want to be stored, and stored instances that they want to be transcoded, which
+    /// were not tried yet.
     ///
     /// # Errors
     /// [`OutboxError`].
     pub fn retry_wishes(&self, most: u32) -> Result<Vec<RetryWish>, OutboxError> {
         let reader = lock(&self.reader);
         let mut statement = reader.prepare_cached(
-            "SELECT id, root, name, tenant, by_rule FROM quarantine_retry WHERE outcome IS NULL ORDER BY id LIMIT ?1",
+            "SELECT id, root, name, tenant, by_rule, is_stored FROM quarantine_retry WHERE outcome IS NULL
+             ORDER BY id LIMIT ?1",
         )?;
         let wishes = statement.query_map([most], |row| {
             Ok(RetryWish {
@@ -119,6 +134,7 @@ impl Outbox {
                 name: row.get(2)?,
                 tenant: row.get(3)?,
                 by_rule: row.get(4)?,
+                is_stored: row.get(5)?,
             })
         })?;
         Ok(wishes.collect::<Result<_, _>>()?)

@@ -19,7 +19,8 @@ pub struct NewRow {
     pub size: u64,
     /// Digest of the file.
     pub digest: [u8; 16],
-    /// When it was received, microseconds since 1970: what the record says.
+    /// When the row was made, microseconds since 1970: when its file was received, but where that is transcoded later. Rows grow
+    /// with it, and the lag of a topic is counted from it.
     pub created: i64,
     /// The file takes the place of another one, and is synced before it does: what lies there is whole, whichever of both it is.
     pub replaces: bool,
@@ -72,19 +73,21 @@ pub struct Newest {
     pub digest: [u8; 16],
 }
 
-/// A damaged data set in quarantine that an operator wants to be stored.
+/// A damaged data set in quarantine that an operator wants to be stored, or a stored instance to be transcoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryWish {
     /// Row id.
     pub id: i64,
     /// Storage root.
     pub root: String,
-    /// Name of the entry.
+    /// Name of the entry, or path of the stored file relative to its storage root.
     pub name: String,
     /// Tenant, for an entry whose note names none.
     pub tenant: Option<String>,
     /// Whether a rule names that tenant.
     pub by_rule: bool,
+    /// Whether it is a stored instance.
+    pub is_stored: bool,
 }
 
 /// What was decided about rows that an interruption left undecided.

@@ -5,11 +5,12 @@ use rusqlite::Connection;
 use super::OutboxError;
 
 /// Script `n` brings a database of version `n` to version `n + 1`; an empty one has version 0.
-pub const MIGRATIONS: [&str; 4] = [
+pub const MIGRATIONS: [&str; 5] = [
     include_str!("schema_1.sql"),
     include_str!("schema_2.sql"),
     include_str!("schema_3.sql"),
     include_str!("schema_4.sql"),
+    include_str!("schema_5.sql"),
 ];
 
 /// Brings the database to the version of this program.

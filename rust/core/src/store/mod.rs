@@ -8,19 +8,18 @@ mod direct;
 pub mod folders;
 mod identity;
 mod nameless;
+mod path_locks;
 pub mod quarantine;
 pub mod replaced;
 pub mod spool;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -34,13 +33,13 @@ use damaged::DamagedDataSets;
 use direct::Direct;
 use folders::{Folders, SeriesFolder};
 use nameless::Nameless;
+use path_locks::{PathLock, PathLocks};
 use quarantine::Quarantine;
 use replaced::{Replaced, ReplacedLimits};
 use spool::Spool;
 
 /// How often free space is asked for, in milliseconds.
 const FREE_SPACE_INTERVAL_MS: u64 = 250;
-const LOCKS: usize = 1024;
 const COPY_BYTES: usize = 256 * 1024;
 
 /// The storage root and what is shared by all who write beneath it.
@@ -56,8 +55,7 @@ pub struct Store {
     nameless: Nameless,
     direct: Direct,
     folders: Folders,
-    locks: Box<[Mutex<()>; LOCKS]>,
-    lock_seed: RandomState,
+    locks: PathLocks,
     free: FreeSpace,
     quarantine: Quarantine,
     damaged: DamagedDataSets,
@@ -165,8 +163,7 @@ impl Store {
             nameless,
             direct,
             folders: Folders::new(root_fd),
-            locks: Box::new([const { Mutex::new(()) }; LOCKS]),
-            lock_seed: RandomState::new(),
+            locks: PathLocks::default(),
             free,
             _exclusive: exclusive,
         })
@@ -223,13 +220,8 @@ impl Store {
     }
 
     /// One writer at a time for a path relative to the root: duplicates are decided and committed under this lock.
-    #[allow(clippy::indexing_slicing)] // the index is taken modulo the length
-    pub fn lock(&self, relative: &str) -> MutexGuard<'_, ()> {
-        let hash = usize::try_from(self.lock_seed.hash_one(relative) % LOCKS as u64).unwrap_or(0);
-        // The guard protects no data, so a panic of its last holder leaves nothing inconsistent.
-        self.locks[hash % LOCKS]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub fn lock(&self, relative: &str) -> PathLock<'_> {
+        self.locks.lock(relative)
     }
 
     /// Free bytes for us in the file system of the root, at most a quarter of a second old.

@@ -81,7 +81,10 @@ pub enum TranscodeError {
         /// Its text.
         text: String,
     },
-    /// The process that did it crashed, hung or used too much memory.
+    /// All processes had other instances, for so many seconds.
+    #[error("no process was free within {0} s")]
+    Busy(f64),
+    /// The process that did it crashed, hung, took too long or used too much memory.
     #[error("{0}")]
     Worker(String),
 }
@@ -109,6 +112,7 @@ impl TranscodeError {
             Self::Structure(_) => "structure",
             Self::Io(_) => "io",
             Self::Reported { code, .. } => code,
+            Self::Busy(_) => "busy",
             Self::Worker(_) => "worker",
         }
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -32,6 +32,10 @@ pub struct PoolConfig {
     pub threads: usize,
     /// Seconds without a finished frame after which a worker is ended.
     pub timeout: f64,
+    /// Seconds that a worker may take for all frames of one instance before it is ended.
+    pub instance_timeout: f64,
+    /// Seconds that an instance waits for a worker that is free.
+    pub max_wait: f64,
 }
 
 /// A data set to transcode, in a file of its own or behind a header.
@@ -45,6 +49,8 @@ pub struct Task<'t> {
     pub max_decoded_bytes: u64,
     /// The data set.
     pub input: Input<'t>,
+    /// Ends the task early, as [`Pool::abort`] does. Whoever sets it calls [`Pool::look_up`].
+    pub stop: Option<&'t AtomicBool>,
 }
 
 /// Takes a result: a small one comes in memory, a large one is in a file when it comes.
@@ -122,8 +128,14 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Acquire)
+    /// Has those who wait see that their task is to end early.
+    pub fn look_up(&self) {
+        self.changed.notify_all();
+    }
+
+    /// What ends a task early.
+    fn stops<'t>(&'t self, task: &Task<'t>) -> [&'t AtomicBool; 2] {
+        [&self.aborted, task.stop.unwrap_or(&self.aborted)]
     }
 
     /// The protections that a worker has to do without, once one was started.
@@ -141,10 +153,12 @@ impl Pool {
     /// Has a worker do it. Waits for one that is free, and for the result.
     ///
     /// # Errors
-    /// [`TranscodeError`]; [`TranscodeError::Worker`] when the process crashed, hung or could not be started.
+    /// [`TranscodeError`]; [`TranscodeError::Busy`] when no worker was free in time, [`TranscodeError::Worker`] when the process
+    /// crashed, hung, took too long or could not be started.
     pub fn transcode(&self, task: &Task<'_>, sink: &mut dyn Sink) -> Result<Report, TranscodeError> {
+        let wait_ends = Instant::now() + seconds(self.config.max_wait);
         loop {
-            let mut worker = self.acquire()?;
+            let mut worker = self.acquire(self.stops(task), wait_ends)?;
             let outcome = self.converse(&mut worker, task, sink);
             let was_gone = matches!(outcome, Err(Broken::BeforeTheJob));
             let result = self.leave(worker, outcome);
@@ -180,24 +194,34 @@ impl Pool {
         })
     }
 
-    fn acquire(&self) -> Result<Worker, TranscodeError> {
+    /// A worker that is free, in the order of asking.
+    fn acquire(&self, stops: [&AtomicBool; 2], wait_ends: Instant) -> Result<Worker, TranscodeError> {
+        let is_stopped = || stops.iter().any(|stop| stop.load(Ordering::Acquire));
         let mut state = self.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.waiting.push_back(ticket);
-        let mut state = self
+        let has_turn = |state: &State| {
+            state.waiting.front() == Some(&ticket)
+                && (!state.idle.is_empty() || state.live < self.config.workers)
+        };
+        let left = wait_ends.saturating_duration_since(Instant::now());
+        let (mut state, _) = self
             .changed
-            .wait_while(state, |state| {
-                let is_our_turn = state.waiting.front() == Some(&ticket)
-                    && (!state.idle.is_empty() || state.live < self.config.workers);
-                !is_our_turn && !self.is_aborted()
-            })
+            .wait_timeout_while(state, left, |state| !has_turn(state) && !is_stopped())
             .unwrap_or_else(PoisonError::into_inner);
-        if self.is_aborted() {
-            state.waiting.retain(|&other| other != ticket);
-            return Err(interrupted());
+        let has_turn = has_turn(&state);
+        state.waiting.retain(|&other| other != ticket);
+        if is_stopped() || !has_turn {
+            drop(state);
+            // The next one may have been behind it alone.
+            self.changed.notify_all();
+            return Err(if is_stopped() {
+                interrupted()
+            } else {
+                TranscodeError::Busy(self.config.max_wait)
+            });
         }
-        state.waiting.pop_front();
         let idle = state.idle.pop();
         if idle.is_none() {
             state.live += 1;
@@ -226,7 +250,9 @@ impl Pool {
             Err(error) => return Ok(Err(error.into())),
         }
         let prepared = sink.meanwhile();
-        let mut answer = worker.answer(self.patience());
+        let patience = self.patience(task);
+        let ends = Instant::now() + patience.whole;
+        let mut answer = worker.answer(patience, ends);
         if let Some(missing) = worker.missing.take() {
             // The first one tells for all.
             let _ = self.missing.set(missing);
@@ -237,7 +263,7 @@ impl Pool {
                 // The worker waits for a file.
                 Err(error) => return Err(Broken::WithoutRoom(error)),
             }
-            answer = worker.answer(self.patience());
+            answer = worker.answer(patience, ends);
         }
         let (report, in_memory) = match answer? {
             Reply::Done {
@@ -263,10 +289,11 @@ impl Pool {
         }
     }
 
-    fn patience(&self) -> Patience<'_> {
+    fn patience<'t>(&'t self, task: &Task<'t>) -> Patience<'t> {
         Patience {
-            limit: Duration::try_from_secs_f64(self.config.timeout).unwrap_or(Duration::from_secs(60)),
-            aborted: &self.aborted,
+            limit: seconds(self.config.timeout),
+            whole: seconds(self.config.instance_timeout),
+            stops: self.stops(task),
         }
     }
 
@@ -282,6 +309,11 @@ impl Drop for Pool {
             worker.dismiss();
         }
     }
+}
+
+/// Of the configuration, which allows none that are negative or infinite.
+fn seconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(60))
 }
 
 fn interrupted() -> TranscodeError {

@@ -72,6 +72,9 @@ pub fn abort(reason: AbortReason) -> [u8; 10] {
     [0x07, 0, 0, 0, 0, 4, 0, 0, 2, reason as u8]
 }
 
+/// An A-ASSOCIATE-RJ (PS3.8 Table 9-21): rejected-transient, service provider (presentation), local limit exceeded.
+pub const REJECT_LOCAL_LIMIT: [u8; 10] = [0x03, 0, 0, 0, 0, 4, 0, 2, 3, 2];
+
 /// An A-RELEASE-RP.
 pub const RELEASE_RP: [u8; 10] = [0x06, 0, 0, 0, 0, 4, 0, 0, 0, 0];
 

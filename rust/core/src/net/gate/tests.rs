@@ -4,6 +4,8 @@ use super::*;
 use std::net::TcpStream;
 use std::time::Instant;
 
+mod headers;
+
 fn limits() -> GateLimits {
     GateLimits {
         connections: 10,
@@ -18,7 +20,7 @@ fn limits() -> GateLimits {
 fn started(limits: GateLimits) -> (Gate, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let gate = Gate::start(limits, None).unwrap();
+    let gate = Gate::start(limits, Vec::new(), None).unwrap();
     gate.listen(listener, false).unwrap();
     (gate, address)
 }

@@ -1,7 +1,7 @@
 //! What a thread of the gate does: it accepts, and reads until requests are complete.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::sync::atomic::Ordering;
@@ -12,32 +12,15 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 
-use super::{lock, turn_away, Arrivals, Connection, Shared, Slot};
-use crate::net::stream::Stream;
-use crate::wire::pdu::{self, AbortReason, PduHeader, PduType, HEADER_BYTES};
+use super::waiting::{Progress, Waiting};
+use super::{lock, turn_away, Arrivals, Connection, Shared};
+use crate::wire::pdu;
 
 pub(super) const WAKE: Token = Token(0);
 const READ_BYTES: usize = 64 * 1024;
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Until the next attempt to accept where no descriptor was left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-struct Waiting {
-    stream: Stream,
-    peer: SocketAddr,
-    slot: Slot,
-    bytes: Vec<u8>,
-    deadline: Instant,
-}
-
-enum Progress {
-    More,
-    Complete,
-    Closed,
-    Malformed(AbortReason),
-    /// Of TLS.
-    Failed(String),
-}
 
 /// A thread's connections, and the sockets where it accepts them.
 pub(super) struct Watcher {
@@ -148,33 +131,20 @@ impl Watcher {
     /// Takes an accepted connection; one over a limit is closed at once.
     fn admit(&mut self, socket: TcpStream, peer: SocketAddr, buffer: &mut [u8]) -> io::Result<()> {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let Some(slot) = self.shared.take_place(peer) else {
+        let mut balancers = self.shared.balancers.iter();
+        let awaits_header = balancers.any(|network| network.contains(peer.ip()));
+        let Some(slot) = self.shared.take_place(peer, awaits_header) else {
             return Ok(());
         };
         socket.set_nodelay(true)?;
-        let stream = if self.encrypted {
-            let setup = lock(&self.shared.tls).clone().ok_or(io::ErrorKind::Unsupported)?;
-            Stream::encrypted(socket, setup.accept().map_err(io::Error::other)?)
-        } else {
-            Stream::clear(socket)
-        };
+        let mut waiting = Waiting::new(socket, peer, slot, awaits_header, &self.shared);
+        if self.encrypted && !awaits_header {
+            waiting.begin_tls(&self.shared)?;
+        }
         let token = self.token();
         // A handshake may have to wait until it can write; the events come on change only.
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.register(stream.socket().as_raw_fd(), token, interest)?;
-        let limits = &self.shared.limits;
-        let patience = if self.encrypted {
-            limits.handshake_timeout
-        } else {
-            limits.request_timeout
-        };
-        let waiting = Waiting {
-            stream,
-            peer,
-            slot,
-            bytes: Vec::new(),
-            deadline: Instant::now() + patience,
-        };
+        self.register(waiting.stream.socket().as_raw_fd(), token, interest)?;
         self.waiting.insert(token, waiting);
         // The request is often there already.
         self.advance(token, buffer);
@@ -197,13 +167,8 @@ impl Watcher {
         let Some(waiting) = self.waiting.get_mut(&token) else {
             return;
         };
-        let was_handshaking = waiting.stream.is_handshaking();
-        let progress = waiting.read(buffer, self.shared.limits.request_bytes);
-        let is_handshaking = waiting.stream.is_handshaking();
+        let progress = waiting.advance(buffer, &self.shared, self.encrypted);
         if matches!(progress, Progress::More) {
-            if was_handshaking && !is_handshaking {
-                waiting.deadline = Instant::now() + self.shared.limits.request_timeout;
-            }
             return;
         }
         let Some(waiting) = self.waiting.remove(&token) else {
@@ -214,37 +179,50 @@ impl Watcher {
             .poll
             .registry()
             .deregister(&mut SourceFd(&waiting.stream.socket().as_raw_fd()));
-        let counters = &self.shared.counters;
+        self.conclude(waiting, progress);
+    }
+
+    /// Hands over a connection whose request is complete; every other one is closed, and told where that matters.
+    fn conclude(&self, waiting: Waiting, progress: Progress) {
+        let shared = &self.shared;
+        let (counters, peer) = (&shared.counters, Some(waiting.peer));
         match progress {
             Progress::Complete => {
                 let connection = Connection {
                     stream: waiting.stream,
                     peer: waiting.peer,
+                    proxy: waiting.proxy,
                     request: waiting.bytes,
                     slot: waiting.slot,
+                    _share: waiting.share,
                 };
-                lock(&self.shared.ready).push_back(connection);
-                self.shared.ready_changed.notify_one();
+                lock(&shared.ready).push_back(connection);
+                shared.ready_changed.notify_one();
             }
             Progress::Malformed(reason) => {
-                let detail = format!("{reason:?}");
-                self.shared.refuse(
-                    &counters.malformed,
-                    Some(waiting.peer),
-                    "malformed_request",
-                    detail,
-                );
+                let stray = waiting.stray_header();
+                let detail = stray.map_or_else(|| format!("{reason:?}"), str::to_owned);
+                shared.refuse(&counters.malformed, peer, "malformed_request", detail);
                 turn_away(&waiting.stream, &pdu::abort(reason));
             }
+            Progress::NoMemory => {
+                let detail = format!("{} bytes of it had come", waiting.bytes.len());
+                shared.refuse(&counters.request_memory, peer, "request_memory", detail);
+                turn_away(&waiting.stream, &pdu::REJECT_LOCAL_LIMIT);
+            }
             Progress::Failed(detail) => {
-                self.shared
-                    .refuse(&counters.handshake, Some(waiting.peer), "tls_handshake", detail);
+                let detail = waiting.stray_header().map_or(detail, str::to_owned);
+                shared.refuse(&counters.handshake, peer, "tls_handshake", detail);
                 turn_away(&waiting.stream, &[]);
             }
-            Progress::Closed if is_handshaking => {
+            Progress::NoHeader(detail) => {
+                shared.refuse(&counters.proxy_header, peer, "proxy_header", detail);
+                turn_away(&waiting.stream, &[]);
+            }
+            Progress::OverLimit => turn_away(&waiting.stream, &[]),
+            Progress::Closed if waiting.stream.is_handshaking() && !waiting.is_check() => {
                 let detail = "the peer closed the connection".to_owned();
-                self.shared
-                    .refuse(&counters.handshake, Some(waiting.peer), "tls_handshake", detail);
+                shared.refuse(&counters.handshake, peer, "tls_handshake", detail);
             }
             Progress::More | Progress::Closed => {}
         }
@@ -256,7 +234,11 @@ impl Watcher {
         self.waiting.retain(|_, waiting| {
             let expired = waiting.deadline <= now;
             // Counted before they are closed: whoever sees the end of the connection finds it counted.
-            if expired && waiting.stream.is_handshaking() {
+            if let Some(header) = waiting.header.as_ref().filter(|_| expired) {
+                let detail = header.overdue().to_owned();
+                self.shared
+                    .refuse(&counters.proxy_header, Some(waiting.peer), "proxy_header", detail);
+            } else if expired && waiting.stream.is_handshaking() {
                 let detail = "not over in time".to_owned();
                 self.shared
                     .refuse(&counters.handshake, Some(waiting.peer), "tls_handshake", detail);
@@ -270,44 +252,5 @@ impl Watcher {
             }
             !expired
         });
-    }
-}
-
-impl Waiting {
-    /// Reads no byte beyond the request: what follows belongs to the association.
-    fn read(&mut self, buffer: &mut [u8], most: u32) -> Progress {
-        loop {
-            let wanted = match self.bytes.first_chunk::<HEADER_BYTES>() {
-                None => HEADER_BYTES - self.bytes.len(),
-                Some(&header) => {
-                    let header = PduHeader::parse(header);
-                    match header.pdu_type {
-                        PduType::AssociateRq if header.length <= most => {}
-                        PduType::AssociateRq => return Progress::Malformed(AbortReason::InvalidPduParameter),
-                        PduType::Unrecognised => return Progress::Malformed(AbortReason::UnrecognisedPdu),
-                        _ => return Progress::Malformed(AbortReason::UnexpectedPdu),
-                    }
-                    let whole = HEADER_BYTES + usize::try_from(header.length).unwrap_or(usize::MAX);
-                    whole - self.bytes.len()
-                }
-            };
-            if wanted == 0 {
-                return Progress::Complete;
-            }
-            let room = wanted.min(buffer.len());
-            let mut source = &self.stream;
-            match source.read(buffer.get_mut(..room).unwrap_or_default()) {
-                Ok(0) => return Progress::Closed,
-                Ok(count) => self
-                    .bytes
-                    .extend_from_slice(buffer.get(..count).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::More,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Progress::Failed(error.to_string())
-                }
-                Err(_) => return Progress::Closed,
-            }
-        }
     }
 }

@@ -78,7 +78,10 @@ pub(super) enum Broken {
 pub(super) struct Patience<'p> {
     /// Without a sign of life.
     pub(super) limit: Duration,
-    pub(super) aborted: &'p AtomicBool,
+    /// With all signs of life.
+    pub(super) whole: Duration,
+    /// Each ends the conversation when it is set.
+    pub(super) stops: [&'p AtomicBool; 2],
 }
 
 impl Worker {
@@ -181,13 +184,16 @@ impl Worker {
         Ok(copy)
     }
 
-    /// The next answer that is more than a sign of life.
-    pub(super) fn answer(&mut self, patience: Patience<'_>) -> Result<Reply, Broken> {
+    /// The next answer that is more than a sign of life, which comes before `end`.
+    pub(super) fn answer(&mut self, patience: Patience<'_>, end: Instant) -> Result<Reply, Broken> {
         loop {
-            match self.receive(patience)? {
-                Reply::Progress => {}
+            match self.receive(patience, end)? {
                 Reply::Started { missing } => self.missing = Some(missing),
+                Reply::Progress => {}
                 reply => return Ok(reply),
+            }
+            if Instant::now() >= end {
+                return Err(too_long(patience.whole));
             }
         }
     }
@@ -196,21 +202,24 @@ impl Worker {
         rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout))
     }
 
-    fn receive(&self, patience: Patience<'_>) -> Result<Reply, Broken> {
-        let deadline = Instant::now() + patience.limit;
+    fn receive(&self, patience: Patience<'_>, end: Instant) -> Result<Reply, Broken> {
+        let deadline = end.min(Instant::now() + patience.limit);
         let slice = Timespec {
             tv_sec: 0,
             tv_nsec: LOOK_UP_NANOSECONDS,
         };
         let mut message = [0u8; MESSAGE_BYTES];
         loop {
-            if patience.aborted.load(Ordering::Acquire) {
+            if patience.stops.iter().any(|stop| stop.load(Ordering::Acquire)) {
                 return Err(Broken::Aborted);
             }
             match self.poll(slice) {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(Broken::WithTheJob(error.to_string())),
                 Ok(0) if Instant::now() < deadline => continue,
+                Ok(0) if patience.limit != patience.whole && deadline == end => {
+                    return Err(too_long(patience.whole))
+                }
                 Ok(0) => {
                     return Err(Broken::WithTheJob(format!(
                         "no progress for {:.0} s",
@@ -258,6 +267,10 @@ impl Worker {
         drop(socket);
         let _ = child.wait();
     }
+}
+
+fn too_long(whole: Duration) -> Broken {
+    Broken::WithTheJob(format!("not finished within {:.0} s", whole.as_secs_f64()))
 }
 
 /// How a process ended, in words.

@@ -10,6 +10,9 @@ const ABSTRACT_SYNTAX: u8 = 0x30;
 const TRANSFER_SYNTAX: u8 = 0x40;
 /// Identifier and three reserved bytes.
 const HEADER_BYTES: usize = 4;
+/// Transfer syntaxes of a context that are looked at, twice as many as PS3.6 has. A request has room for 100,000 of them, each
+/// of which would cost its reader a hundred times as much memory as it takes there.
+const MOST_TRANSFER_SYNTAXES: usize = 128;
 
 /// Whether an identifier can be answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,9 +100,10 @@ pub(super) fn clean(
 struct Proposal {
     has_abstract: bool,
     abstract_syntax: Option<Uid>,
-    /// Encoded transfer syntax sub-items.
-    transfer_syntaxes: Vec<u8>,
-    first_transfer_syntax: Option<Uid>,
+    /// Each once, in the sender's order.
+    transfer_syntaxes: Vec<Uid>,
+    /// More of them follow than are looked at.
+    is_cut: bool,
 }
 
 impl Proposal {
@@ -116,14 +120,7 @@ impl Proposal {
                 }
             }
             Piece::Item(TRANSFER_SYNTAX, uid) => match read_uid(uid, oddities) {
-                Some(uid) => {
-                    put(
-                        &mut self.transfer_syntaxes,
-                        TRANSFER_SYNTAX,
-                        uid.as_str().as_bytes(),
-                    );
-                    self.first_transfer_syntax.get_or_insert(uid);
-                }
+                Some(uid) => self.take_transfer_syntax(id, uid, oddities),
                 None => oddities.add(Kind::TransferSyntax, format!("{id}: {}", quoted(uid))),
             },
             Piece::Item(kind, _) => note_unknown(oddities, kind, Container::PresentationContext),
@@ -131,11 +128,24 @@ impl Proposal {
         }
     }
 
+    fn take_transfer_syntax(&mut self, id: u8, uid: Uid, oddities: &mut Oddities) {
+        if self.transfer_syntaxes.len() < MOST_TRANSFER_SYNTAXES {
+            if !self.transfer_syntaxes.contains(&uid) {
+                self.transfer_syntaxes.push(uid);
+            }
+        } else if !std::mem::replace(&mut self.is_cut, true) {
+            oddities.add(
+                Kind::TransferSyntax,
+                format!("{id}: more than {MOST_TRANSFER_SYNTAXES}"),
+            );
+        }
+    }
+
     fn note_missing(&self, id: u8, oddities: &mut Oddities) {
         if !self.has_abstract {
             oddities.add(Kind::AbstractSyntax, format!("{id}: none"));
         }
-        if self.first_transfer_syntax.is_none() {
+        if self.transfer_syntaxes.is_empty() {
             oddities.add(Kind::TransferSyntax, format!("{id}: none"));
         }
     }
@@ -143,16 +153,19 @@ impl Proposal {
     /// The value of the item. It is no longer than it was, or very short.
     fn encode(self, id: u8) -> Vec<u8> {
         let mut body = vec![id, 0, 0, 0];
-        let first = self.first_transfer_syntax.as_ref().map_or(NO_SYNTAX, Uid::as_str);
-        match &self.abstract_syntax {
-            Some(uid) => put(&mut body, ABSTRACT_SYNTAX, uid.as_str().as_bytes()),
-            None => put(&mut body, ABSTRACT_SYNTAX, NO_SYNTAX.as_bytes()),
-        }
+        let abstract_syntax = self.abstract_syntax.as_ref().map_or(NO_SYNTAX, Uid::as_str);
+        put(&mut body, ABSTRACT_SYNTAX, abstract_syntax.as_bytes());
         // A context that is answered with result 3 needs no more than one transfer syntax.
-        if self.abstract_syntax.is_none() || self.first_transfer_syntax.is_none() {
-            put(&mut body, TRANSFER_SYNTAX, first.as_bytes());
+        let most = if self.abstract_syntax.is_none() {
+            1
         } else {
-            body.extend_from_slice(&self.transfer_syntaxes);
+            MOST_TRANSFER_SYNTAXES
+        };
+        for uid in self.transfer_syntaxes.iter().take(most) {
+            put(&mut body, TRANSFER_SYNTAX, uid.as_str().as_bytes());
+        }
+        if self.transfer_syntaxes.is_empty() {
+            put(&mut body, TRANSFER_SYNTAX, NO_SYNTAX.as_bytes());
         }
         body
     }

@@ -28,7 +28,7 @@ pub enum Kind {
     RepeatedContextId,
     /// A presentation context without an abstract syntax that can be read: result 3.
     AbstractSyntax,
-    /// A transfer syntax that cannot be read, or none in a context: result 4.
+    /// A transfer syntax that cannot be read, or none in a context: result 4. Or more of them than are looked at.
     TransferSyntax,
     /// A maximum length of other than four bytes.
     MaximumLength,

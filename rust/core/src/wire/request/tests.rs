@@ -155,6 +155,23 @@ fn a_repeated_identifier_has_one_answer_for_all_that_have_it() {
 }
 
 #[test]
+fn of_transfer_syntaxes_each_counts_once_and_a_bounded_number_at_all() {
+    let syntaxes = |count: usize| (0..count).map(|number| item(0x40, format!("1.2.{number}").as_bytes()));
+    let proposing = |repeats: usize, count: usize| {
+        let repeated = std::iter::repeat_n(item(0x40, EXPLICIT), repeats);
+        let items: Vec<_> = [item(0x30, CT)]
+            .into_iter()
+            .chain(repeated)
+            .chain(syntaxes(count))
+            .collect();
+        [item(0x10, DICOM), context(1, &items), user(&[])]
+    };
+    assert_cleaned(&proposing(900, 3), &request(&proposing(1, 3)), &[]);
+    let odd = [(Kind::TransferSyntax, "1: more than 128")];
+    assert_cleaned(&proposing(1, 5_000), &request(&proposing(1, 127)), &odd);
+}
+
+#[test]
 fn whether_anything_is_proposed_is_told() {
     let proposes = |items: &[Vec<u8>]| clean(&request(items)).unwrap().has_proposals;
     assert!(proposes(&[item(0x10, DICOM), ct(2), user(&[])]));
