@@ -53,7 +53,7 @@ OFTEN_FORBIDDEN = {"trace_the_parent", "write_to_the_parents_memory", "set_up_io
 def attempt(folder: Path, mode: str, name: str, argument: object = "") -> str:
     """What an attempt came to, in a process that a pool took for its worker and gave a job."""
     command = [sys.executable, "-P", str(PROGRAM), mode, name, str(argument)]
-    pool = _core.Transcoder(json.dumps({"command": command, "workers": 1, "threads": 1, "timeout": 20}))
+    pool = _core.Transcoder(json.dumps(pool_config(Settings()) | {"command": command, "workers": 1, "timeout": 20}))
     source, target = folder / "original", folder / "target"
     with pytest.raises(CoreError) as raised:
         pool.transcode_file(source, 0, target, b"", RLE, EXPLICIT, 1 << 20)
