@@ -1,6 +1,7 @@
-"""A picture of a file: `python -m storescp.thumbnail_worker FILE EDGE MEMORY_BYTES`, PNG to standard output.
+"""A picture of a file: `python -m storescp.thumbnail_worker EDGE MEMORY_BYTES < FILE`, PNG to standard output.
 
-A process of its own, with little memory, little time and the lowest priority.
+A process of its own, with little memory, little time and the lowest priority. It gives up files, the network and most
+system calls before it looks at the file.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ _LOWEST_PRIORITY = 19
 
 def main() -> int:
     """Writes the picture; the exit code."""
-    file, edge, memory_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    edge, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
     os.nice(_LOWEST_PRIORITY)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The service tells which protections are missing; they are those of the processes that transcode.
+    _core.lock_down()
     try:
-        picture = _core.thumbnail(file, edge, memory_bytes // 4)
+        picture = _core.thumbnail(edge, memory_bytes // 4)
     except CoreError as error:
         sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
         return 1
     sys.stdout.buffer.write(picture)
+    sys.stdout.flush()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Python would look for files at its end, which it may not.
+    os._exit(main())

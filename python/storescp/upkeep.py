@@ -95,6 +95,7 @@ class Upkeep:
         self._engine = engine
         self._licence = licence
         self._is_first_count = True
+        self._knows_protections = False
         self._stopping = threading.Event()
         self._recovery = threading.Thread(target=self._recover, name="storescp-recovery")
         self._retries = threading.Thread(target=self._retry, name="storescp-retry", daemon=True)
@@ -148,11 +149,12 @@ class Upkeep:
             log.warning("quarantine.waits", data_sets=state.damaged, since=since, text=text)
 
     def _retry(self) -> None:
-        """Stores damaged data sets, and transcodes stored instances, as operators want."""
+        """Stores damaged data sets and transcodes instances, as operators want; tells how workers are protected."""
         pause = _RETRY_SECONDS
         while not self._stopping.wait(pause):
             pause = _RETRY_SECONDS
             try:
+                self._tell_unprotected()
                 for is_stored, name, stays in self._engine.retry_wished(_RETRY_DATA_SETS):
                     self._tell_granted(is_stored, name, stays)
                     # Whoever asks for many asks for some at a time.
@@ -166,6 +168,15 @@ class Upkeep:
             log.info("stored.stays" if stays else "stored.transcoded", path=without_date(name), reason=stays)
         else:
             log.info("quarantine.stays" if stays else "quarantine.stored", name=name, reason=stays)
+
+    def _tell_unprotected(self) -> None:
+        if self._knows_protections or not isinstance(self._engine, _core.Engine):
+            return
+        missing = self._engine.missing_protections()
+        self._knows_protections = missing is not None
+        if missing:
+            text = "processes that decode images run without protections that this kernel or container does not offer"
+            log.warning("transcoding.workers_unprotected", text=text, missing=missing)
 
     def _measure(self) -> None:
         """What was deleted beneath a tenant gives its quota back; the start has just counted."""

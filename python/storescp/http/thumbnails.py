@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -46,12 +47,16 @@ class Thumbnails:
         return file
 
 
-def _render(file: Path) -> bytes:
-    command = [sys.executable, "-m", "storescp.thumbnail_worker", str(file), str(EDGE), str(_MEMORY_BYTES)]
+def _render(path: Path) -> bytes:
+    command = [sys.executable, "-m", "storescp.thumbnail_worker", str(EDGE), str(_MEMORY_BYTES)]
+    environment = {name: os.environ[name] for name in _core.WORKER_ENVIRONMENT if name in os.environ}
     try:
-        done = subprocess.run(  # noqa: S603 - our own module, and a path of our own
-            command, capture_output=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
+        with path.open("rb") as file:
+            done = subprocess.run(  # noqa: S603 - our own module
+                command, capture_output=True, timeout=_SECONDS, check=False, stdin=file, env=environment
+            )
+    except OSError as error:
+        raise NoPicture(f"the file cannot be read: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise NoPicture(f"it was not ready after {_SECONDS:.0f} seconds") from None
     if done.returncode != 0:

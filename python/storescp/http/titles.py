@@ -63,6 +63,7 @@ _TITLES = {
     "tls.certificate_expires_soon": "A TLS certificate ends soon",
     "tls.revocation_list_is_old": "A revocation list is old",
     "transcoding.workers_limited": "Memory has no room for all transcoding workers",
+    "transcoding.workers_unprotected": "Images are decoded with less protection",
     "upkeep.failed": "The upkeep of the storage root failed",
     "worker.not_started": "A thread could not be started",
 }

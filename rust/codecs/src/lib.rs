@@ -31,6 +31,7 @@ mod native;
 mod rle;
 mod samples;
 pub mod write_back;
+pub mod writers;
 
 pub use geometry::Geometry;
 

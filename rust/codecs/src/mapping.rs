@@ -1,23 +1,24 @@
 //! Memory by the page: data sets as slices of files, without reading them, and memory that a disk reads.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 /// The pages of a file, read as they are touched; they are not memory of the process.
 #[derive(Debug)]
 pub struct Mapping(Mmap);
 
 impl Mapping {
-    /// Maps a whole file. The file must not be cut while it is mapped: it is a temporary file or a memory file of
+    /// Maps a whole file, and leaves its cursor at its end. The file must not be cut while it is mapped: it is a temporary file or a memory file of
     /// ours that nobody else has open.
     ///
     /// # Errors
     /// What `mmap` says.
     pub fn of(file: &File) -> io::Result<Self> {
+        let bytes = length(file)?;
         // SAFETY: the file is ours alone (see above), so that its bytes neither change nor go away beneath the slice.
-        let map = unsafe { Mmap::map(file) }?;
+        let map = unsafe { MmapOptions::new().len(bytes).map(file) }?;
         // Only advice: a kernel that does not take it reads ahead as it likes.
         let _ = map.advise(memmap2::Advice::Sequential);
         Ok(Self(map))
@@ -76,6 +77,18 @@ impl SharedMemory {
         Ok(())
     }
 
+    /// Copies its first bytes, each of which is read once: who else has the file may change them meanwhile, and afterwards.
+    ///
+    /// # Errors
+    /// `InvalidData` where it has fewer.
+    pub fn copy_to(&self, copy: &mut [u8]) -> io::Result<()> {
+        let bytes = self.map.get(..copy.len()).ok_or(io::ErrorKind::InvalidData)?;
+        copy.copy_from_slice(bytes);
+        // Whoever looks at the copy shall not be given what it was copied from.
+        std::hint::black_box(copy);
+        Ok(())
+    }
+
     /// All bytes that the file had when it was mapped.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.map
@@ -88,9 +101,16 @@ impl SharedMemory {
     }
 
     fn map(file: &File) -> io::Result<MmapMut> {
+        let bytes = length(file)?;
         // SAFETY: the file is a memory file of ours that cannot shrink; who reads it does so when we do not write.
-        unsafe { MmapMut::map_mut(file) }
+        unsafe { MmapOptions::new().len(bytes).map_mut(file) }
     }
+}
+
+/// Bytes of a file. A process that is locked down may not ask for more than the end of it.
+fn length(mut file: &File) -> io::Result<usize> {
+    let end = file.seek(SeekFrom::End(0))?;
+    usize::try_from(end).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
 /// Bytes of a [`LargePage`].
@@ -149,6 +169,10 @@ mod tests {
             memory.put(&[first, second]).unwrap();
             let seen = Mapping::of(memory.file()).unwrap();
             assert_eq!(seen.as_ref().get(..bytes.len()), Some(bytes.as_slice()));
+            let mut copy = vec![0; bytes.len()];
+            memory.copy_to(&mut copy).unwrap();
+            assert_eq!(copy, bytes);
+            assert!(memory.copy_to(&mut vec![0; 1 << 20]).is_err());
         }
     }
 }

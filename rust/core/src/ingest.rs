@@ -422,7 +422,7 @@ impl<'e> Reception<'e> {
         }))
     }
 
-    fn transcoded(&mut self, pool: &'e Pool, target: &'e str) -> Result<Spool<'e>, TranscodeError> {
+    fn transcoded(&mut self, pool: &Pool, target: &'e str) -> Result<Spool<'e>, TranscodeError> {
         let header = file_meta::encode(
             &self.announced.sop_class_uid,
             &self.announced.sop_instance_uid,

@@ -184,6 +184,12 @@ mod imp {
         rustix::net::acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
     }
 
+    /// The link in /proc leads to the file itself, whether or not it has a name.
+    pub(crate) fn read_only(file: impl AsFd) -> std::io::Result<File> {
+        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        File::open(path)
+    }
+
     pub(crate) fn memory_file(bytes: u64) -> std::io::Result<File> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("storescp", flags)?;
@@ -263,6 +269,11 @@ mod imp {
         Ok((socket, peer))
     }
 
+    /// It cannot be had there.
+    pub(crate) fn read_only(file: impl AsFd) -> std::io::Result<File> {
+        Ok(file.as_fd().try_clone_to_owned()?.into())
+    }
+
     pub(crate) fn memory_file(bytes: u64) -> std::io::Result<File> {
         let path = std::env::temp_dir().join(format!("storescp-{}", uuid::Uuid::now_v7()));
         let file = File::options()
@@ -283,11 +294,12 @@ mod imp {
 /// `pass_cache` sets whether what is written goes past the page cache. `keeps_order` tells whether a file system makes a name
 /// durable only with or behind what was written to the file before it was named. `rewards_reserving` tells whether one
 /// takes bytes into its cache for less where their place on the disk is settled.
-/// `memory_file` is one that another process can map, and on Linux not cut.
+/// `memory_file` is one that another process can map, and on Linux not cut. `read_only` opens a file that is open once more, on
+/// Linux for reading alone: with a cursor of its own, and the right to write is none that it could hand on.
 pub(crate) use imp::{
     accept, acknowledge_at_once, give_name, keeps_order, leave_processor, memory_file, nameless_file,
-    open_beneath, pass_cache, rewards_reserving, sync_folder, this_processor, MESSAGES, RECEIVE, SEND,
-    SOCKET,
+    open_beneath, pass_cache, read_only, rewards_reserving, sync_folder, this_processor, MESSAGES, RECEIVE,
+    SEND, SOCKET,
 };
 
 #[cfg(all(test, target_os = "linux"))]

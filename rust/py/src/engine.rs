@@ -448,6 +448,13 @@ impl Engine {
         }))
     }
 
+    /// The protections that processes which decode images have to do without, by name; None before the first one was started.
+    fn missing_protections(&self) -> PyResult<Option<Vec<&'static str>>> {
+        let engine = self.inner()?;
+        let missing = engine.transcoders().missing_protections();
+        Ok(missing.map(|missing| missing.iter().map(|one| one.name()).collect()))
+    }
+
     /// Ends `recover` early; the next start begins it again.
     fn stop_recovery(&self) -> PyResult<()> {
         self.inner()?.stop_recovery();

@@ -26,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     )?;
     module.add("MOST_NAMED_REFUSALS", storescp_core::events::MOST_NAMED)?;
     module.add("NO_SYNTAX", storescp_core::wire::request::NO_SYNTAX)?;
+    module.add("WORKER_ENVIRONMENT", storescp_core::transcode::pool::ENVIRONMENT)?;
     module.add_class::<request::CleanRequest>()?;
     module.add_function(wrap_pyfunction!(request::clean_request, module)?)?;
     module.add_function(wrap_pyfunction!(request::read_title, module)?)?;
@@ -76,6 +77,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(transcode::transcode, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_plan, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::transcode_worker, module)?)?;
+    module.add_function(wrap_pyfunction!(transcode::lock_down, module)?)?;
     module.add_function(wrap_pyfunction!(transcode::thumbnail, module)?)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Transcoding: in this process, in worker processes, and as one of them.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -8,8 +9,9 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use storescp_core::transcode::lockdown::{self, Protection};
 use storescp_core::transcode::plan::{self, Plan};
-use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Sink, Task, Writing};
+use storescp_core::transcode::pool::{Input, Pool, PoolConfig, Sink, Task};
 use storescp_core::transcode::thumbnail::thumbnail_of;
 use storescp_core::transcode::{worker, Job, TranscodeError};
 
@@ -68,18 +70,23 @@ pub fn transcode_worker(py: Python<'_>, memory_bytes: u64) -> PyResult<()> {
     run(py, || worker::serve(memory_bytes))
 }
 
-/// The middle frame of a PS3.10 file as PNG, at most `edge` pixels wide and high. Raises `CoreError` where there is none, or
-/// where it takes more than `max_frame_bytes`.
+/// Gives up new rights, files, the network and most system calls, for good: to be called while there is one thread. Returns the
+/// names of the protections that are not to be had here.
 #[pyfunction]
-#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
-pub fn thumbnail(
-    py: Python<'_>,
-    path: PathBuf,
-    edge: u16,
-    max_frame_bytes: u64,
-) -> PyResult<Bound<'_, PyBytes>> {
+pub fn lock_down(py: Python<'_>) -> PyResult<Vec<&'static str>> {
+    run(py, || {
+        let missing = lockdown::lock_down().into_iter().map(Protection::name);
+        Ok::<_, Infallible>(missing.collect())
+    })
+}
+
+/// The middle frame of the PS3.10 file that is standard input as PNG, at most `edge` pixels wide and high. Raises `CoreError` where
+/// there is none, or where it takes more than `max_frame_bytes`.
+#[pyfunction]
+pub fn thumbnail(py: Python<'_>, edge: u16, max_frame_bytes: u64) -> PyResult<Bound<'_, PyBytes>> {
     let png = run(py, || {
-        let file = File::open(&path).map_err(TranscodeError::from).map_err(coded)?;
+        let stdin = io::stdin().as_fd().try_clone_to_owned();
+        let file = File::from(stdin.map_err(TranscodeError::from).map_err(coded)?);
         thumbnail_of(&file, edge, max_frame_bytes).map_err(coded)
     })?;
     Ok(PyBytes::new(py, &png))
@@ -91,28 +98,25 @@ struct FileSink<'f> {
     header_bytes: u64,
 }
 
-impl Sink<'_> for FileSink<'_> {
+impl Sink for FileSink<'_> {
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
         Ok((self.file.as_fd(), self.header_bytes))
-    }
-
-    fn has_all_written(&self) -> bool {
-        true
     }
 
     fn meanwhile(&mut self) -> io::Result<()> {
         Ok(())
     }
 
-    fn take(&mut self, _result: &[u8]) -> io::Result<()> {
-        Ok(())
+    fn take(&mut self, result: &[u8]) -> io::Result<()> {
+        // Its cursor is behind the header.
+        self.file.write_all(result)
     }
 
-    fn take_later(&mut self, writing: Writing<'_>) -> Result<(), TranscodeError> {
-        writing.finish()
-    }
-
-    fn take_over(&mut self, _bytes: u64) -> io::Result<()> {
+    fn take_over(&mut self, bytes: u64) -> io::Result<()> {
+        // Nothing is recorded of the file that could be wrong afterwards.
+        if self.file.metadata()?.len() != self.header_bytes + bytes {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! An instance on its way: memory up to a threshold, then a temporary file in the target file system.
 
+mod lent;
+
 use std::fs::File;
 use std::io::{self, IoSlice, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -14,8 +16,7 @@ use super::folders::SeriesFolder;
 use super::Store;
 use crate::digest::{Digest, Digester};
 use crate::os;
-use crate::transcode::pool::{Input, Sink, Writing};
-use crate::transcode::TranscodeError;
+use crate::transcode::pool::Input;
 use crate::wire::block::{Block, BLOCK_BYTES};
 
 /// What a spilled instance gathers before one write.
@@ -38,8 +39,8 @@ pub struct Spool<'s> {
     buffer: Vec<u8>,
     blocks: Vec<Block>,
     file: Option<File>,
-    /// Another process, which still writes the end of it.
-    writing: Option<Writing<'s>>,
+    /// The header of a file that another process can write to, who may write over it.
+    lent_header: Vec<u8>,
     /// The file has a name in `.incoming`.
     is_named: bool,
     published: bool,
@@ -76,7 +77,7 @@ impl<'s> Spool<'s> {
             buffer: scratch,
             blocks: Vec::new(),
             file: None,
-            writing: None,
+            lent_header: Vec::new(),
             is_named: false,
             published: false,
             written: 0,
@@ -151,10 +152,6 @@ impl<'s> Spool<'s> {
     /// # Errors
     /// What the file system says.
     pub fn write_out(&mut self) -> io::Result<()> {
-        if let Some(writing) = self.writing.take() {
-            writing.finish().map_err(io::Error::other)?;
-            self.expect_file_of(self.size)?;
-        }
         self.made_file()?;
         self.reserve()?;
         let mut file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -210,14 +207,6 @@ impl<'s> Spool<'s> {
             self.file = Some(file);
         }
         self.file.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    /// What another process wrote is all there, and no more.
-    fn expect_file_of(&mut self, bytes: u64) -> io::Result<()> {
-        if self.made_file()?.metadata()?.len() != bytes {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        Ok(())
     }
 
     /// Whether a part of it is in the file, or on its way there.
@@ -366,16 +355,8 @@ impl<'s> Spool<'s> {
         }
         self.write_out()?;
         let ours = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut block = vec![0; READ_BYTES];
-        let mut at = self.header_bytes + from;
-        while at < self.size {
-            let count = usize::try_from((self.size - at).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
-            let block = block.get_mut(..count).unwrap_or_default();
-            ours.read_exact_at(block, at)?;
-            to.append(block)?;
-            at += count as u64;
-        }
-        Ok(())
+        let at = self.header_bytes + from;
+        read_from(ours, at, self.size.saturating_sub(at), |block| to.append(block))
     }
 
     /// Whether the data set bytes equal those of `file` from `offset` on.
@@ -440,6 +421,25 @@ impl<'s> Spool<'s> {
     }
 }
 
+/// Reads so many bytes of a file from `at` on, a block at a time.
+fn read_from(
+    file: &File,
+    mut at: u64,
+    bytes: u64,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let end = at + bytes;
+    let mut block = vec![0; READ_BYTES];
+    while at < end {
+        let count = usize::try_from((end - at).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
+        let block = block.get_mut(..count).unwrap_or_default();
+        file.read_exact_at(block, at)?;
+        take(block)?;
+        at += count as u64;
+    }
+    Ok(())
+}
+
 /// Whether parts, one behind the other, equal what is in a file from `at` on.
 fn same_as<'p>(parts: impl Iterator<Item = &'p [u8]>, file: &File, mut at: u64) -> io::Result<bool> {
     let mut theirs = vec![0; READ_BYTES];
@@ -462,60 +462,6 @@ fn create(store: &Store, name: &str) -> io::Result<(File, bool)> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(store.incoming(), name, flags, Mode::from_raw_mode(0o644))?;
     Ok((file.into(), true))
-}
-
-/// What another process made of a data set comes behind the header.
-impl<'s> Sink<'s> for Spool<'s> {
-    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
-        let header_bytes = self.header_bytes;
-        Ok((self.made_file()?.as_fd(), header_bytes))
-    }
-
-    fn has_all_written(&self) -> bool {
-        // What is synced is written while its row is.
-        !self.store.durability.syncs_data()
-    }
-
-    fn meanwhile(&mut self) -> io::Result<()> {
-        // The next instance finds it, and need not wait for it behind the answer to this one.
-        self.store.prepare();
-        if self.has_all_written() {
-            self.write_out()?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, result: &[u8]) -> io::Result<()> {
-        if !self.has_all_written() {
-            return self.append(result);
-        }
-        self.digest.update(result);
-        self.size += result.len() as u64;
-        self.written = self.size;
-        Ok(())
-    }
-
-    fn take_later(&mut self, writing: Writing<'s>) -> Result<(), TranscodeError> {
-        self.writing = Some(writing);
-        Ok(())
-    }
-
-    fn take_over(&mut self, bytes: u64) -> io::Result<()> {
-        self.write_out()?;
-        let size = self.header_bytes + bytes;
-        self.expect_file_of(size)?;
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut block = vec![0; READ_BYTES];
-        while self.size < size {
-            let count = usize::try_from((size - self.size).min(READ_BYTES as u64)).unwrap_or(READ_BYTES);
-            let block = block.get_mut(..count).unwrap_or_default();
-            file.read_exact_at(block, self.size)?;
-            self.digest.update(block);
-            self.size += count as u64;
-        }
-        self.written = size;
-        Ok(())
-    }
 }
 
 impl Drop for Spool<'_> {

@@ -2,7 +2,8 @@
 //!
 //! [`plan`] decides whether, `image` reads the attributes and finds the frames, `frames` runs the codecs on several
 //! frames at a time, `rewrite` puts the data set together, and `convert` changes the encoding of elements where the target has
-//! another. `nested` does the same with icons and other images in items, and `proof` looks at what was written. [`worker`] is this in a process of its own, [`pool`] the supervisor of such processes.
+//! another. `nested` does the same with icons and other images in items, and `proof` looks at what was written. [`worker`] is this in a process of its own,
+//! which [`lockdown`] keeps to itself, [`pool`] the supervisor of such processes.
 //!
 //! The result is exact or there is none: damage, contradiction and doubt are errors, and the original is kept.
 
@@ -10,6 +11,7 @@ mod cells;
 mod convert;
 mod frames;
 mod image;
+pub mod lockdown;
 mod nested;
 pub mod output;
 pub mod plan;

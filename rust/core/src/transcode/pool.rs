@@ -6,12 +6,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+pub use self::process::ENVIRONMENT;
 use self::process::{Broken, Patience, Worker};
+use super::lockdown::Protection;
 use super::worker::Reply;
 use super::{Report, TranscodeError};
 
@@ -52,15 +54,12 @@ pub struct Task<'t> {
 }
 
 /// Takes a result: a small one comes in memory, a large one is in a file when it comes.
-pub trait Sink<'p> {
-    /// A file for another process to write the result to, and where in it.
+pub trait Sink {
+    /// A file for another process to write a large result to, and where in it.
     ///
     /// # Errors
     /// What the file system says.
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)>;
-
-    /// Whether a small result goes to that file as well, written by the process that made it: it has it in its cache.
-    fn has_all_written(&self) -> bool;
 
     /// While the other process works.
     ///
@@ -68,19 +67,13 @@ pub trait Sink<'p> {
     /// What the file system says.
     fn meanwhile(&mut self) -> io::Result<()>;
 
-    /// Takes a small result.
+    /// Takes a small result: memory that the other process cannot change.
     ///
     /// # Errors
     /// What the file system says.
     fn take(&mut self, result: &[u8]) -> io::Result<()>;
 
-    /// Where [`Sink::has_all_written`]: the result that it took is on its way to the file.
-    ///
-    /// # Errors
-    /// Those of [`Writing::finish`], where it is waited for here.
-    fn take_later(&mut self, writing: Writing<'p>) -> Result<(), TranscodeError>;
-
-    /// Takes over what was written to the file.
+    /// Takes over what was written to the file. Whoever wrote it may still want to change it.
     ///
     /// # Errors
     /// `InvalidData` when the file has another size; what the file system says.
@@ -112,6 +105,7 @@ pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
     aborted: AtomicBool,
+    missing: OnceLock<Vec<Protection>>,
 }
 
 impl Pool {
@@ -123,6 +117,7 @@ impl Pool {
             state: Mutex::default(),
             changed: Condvar::new(),
             aborted: AtomicBool::new(false),
+            missing: OnceLock::new(),
         }
     }
 
@@ -143,6 +138,12 @@ impl Pool {
         [&self.aborted, task.stop.unwrap_or(&self.aborted)]
     }
 
+    /// The protections that a worker has to do without, once one was started.
+    #[must_use]
+    pub fn missing_protections(&self) -> Option<&[Protection]> {
+        self.missing.get().map(Vec::as_slice)
+    }
+
     /// Processes that are alive.
     #[must_use]
     pub fn live(&self) -> usize {
@@ -154,24 +155,13 @@ impl Pool {
     /// # Errors
     /// [`TranscodeError`]; [`TranscodeError::Busy`] when no worker was free in time, [`TranscodeError::Worker`] when the process
     /// crashed, hung, took too long or could not be started.
-    pub fn transcode<'p>(
-        &'p self,
-        task: &Task<'_>,
-        sink: &mut dyn Sink<'p>,
-    ) -> Result<Report, TranscodeError> {
+    pub fn transcode(&self, task: &Task<'_>, sink: &mut dyn Sink) -> Result<Report, TranscodeError> {
         let wait_ends = Instant::now() + seconds(self.config.max_wait);
         loop {
             let mut worker = self.acquire(self.stops(task), wait_ends)?;
             let outcome = self.converse(&mut worker, task, sink);
-            if let Ok((taken, true)) = outcome {
-                let writing = Writing {
-                    pool: self,
-                    worker: Some(worker),
-                };
-                return taken.and_then(|report| sink.take_later(writing).map(|()| report));
-            }
             let was_gone = matches!(outcome, Err(Broken::BeforeTheJob));
-            let result = self.leave(worker, outcome.map(|(taken, _)| taken));
+            let result = self.leave(worker, outcome);
             if !was_gone {
                 return result;
             }
@@ -198,7 +188,8 @@ impl Pool {
         Err(match broken {
             Broken::BeforeTheJob => TranscodeError::Worker("the worker was gone".to_owned()),
             Broken::Aborted => interrupted(),
-            Broken::Ended => TranscodeError::Worker(format!("the decoder crashed{ending}")),
+            Broken::WithoutRoom(error) => TranscodeError::Io(error),
+            Broken::Ended => TranscodeError::Worker(ending),
             Broken::WithTheJob(reason) => TranscodeError::Worker(reason),
         })
     }
@@ -248,25 +239,40 @@ impl Pool {
         )
     }
 
-    /// Returns also whether the worker still writes the result to the file.
     fn converse(
         &self,
         worker: &mut Worker,
         task: &Task<'_>,
-        sink: &mut dyn Sink<'_>,
-    ) -> Result<(Result<Report, TranscodeError>, bool), Broken> {
-        match worker.ask(task, self.config.threads, sink) {
+        sink: &mut dyn Sink,
+    ) -> Result<Result<Report, TranscodeError>, Broken> {
+        match worker.ask(task, self.config.threads) {
             Ok(sent) => sent?,
-            Err(error) => return Ok((Err(error.into()), false)),
+            Err(error) => return Ok(Err(error.into())),
         }
         let prepared = sink.meanwhile();
-        let (report, in_memory) = match worker.answer(self.patience(task))? {
+        let patience = self.patience(task);
+        let ends = Instant::now() + patience.whole;
+        let mut answer = worker.answer(patience, ends);
+        if let Some(missing) = worker.missing.take() {
+            // The first one tells for all.
+            let _ = self.missing.set(missing);
+        }
+        if matches!(answer, Ok(Reply::TooLarge)) {
+            match sink.file() {
+                Ok((file, offset)) => worker.lend(file, offset)?,
+                // The worker waits for a file.
+                Err(error) => return Err(Broken::WithoutRoom(error)),
+            }
+            answer = worker.answer(patience, ends);
+        }
+        let (report, in_memory) = match answer? {
             Reply::Done {
                 frames,
                 bytes,
                 in_memory,
             } => (Report { frames, bytes }, in_memory),
-            other => return failed(other).map(|error| (Err(error), false)),
+            Reply::Failed { code, text } => return Ok(Err(TranscodeError::Reported { code, text })),
+            other => return Err(Broken::WithTheJob(format!("an answer out of turn: {other:?}"))),
         };
         let taken = prepared.and_then(|()| {
             if in_memory {
@@ -275,8 +281,12 @@ impl Pool {
                 sink.take_over(report.bytes)
             }
         });
-        let is_writing = in_memory && sink.has_all_written();
-        Ok((taken.map(|()| report).map_err(TranscodeError::Io), is_writing))
+        match taken {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Broken::WithTheJob(
+                "the result is not what the worker says".to_owned(),
+            )),
+            taken => Ok(taken.map(|()| report).map_err(TranscodeError::Io)),
+        }
     }
 
     fn patience<'t>(&'t self, task: &Task<'t>) -> Patience<'t> {
@@ -287,57 +297,8 @@ impl Pool {
         }
     }
 
-    /// With a result that is on its way to the file, and that nobody else can end.
-    fn patience_of_writing(&self) -> Patience<'_> {
-        let limit = seconds(self.config.timeout);
-        Patience {
-            limit,
-            whole: limit,
-            stops: [&self.aborted; 2],
-        }
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A small result on its way from shared memory to the file. Dropped, it is waited for all the same: the worker's answer must
-/// not be left for its next job.
-#[derive(Debug)]
-pub struct Writing<'p> {
-    pool: &'p Pool,
-    worker: Option<Worker>,
-}
-
-impl Writing<'_> {
-    /// Waits until it is there.
-    ///
-    /// # Errors
-    /// [`TranscodeError`], as of [`Pool::transcode`].
-    pub fn finish(mut self) -> Result<(), TranscodeError> {
-        self.wait()
-    }
-
-    fn wait(&mut self) -> Result<(), TranscodeError> {
-        let Some(worker) = self.worker.take() else {
-            return Ok(());
-        };
-        worker.await_awake();
-        let outcome = worker
-            .answer(self.pool.patience_of_writing())
-            .and_then(|reply| match reply {
-                Reply::Written => Ok(Ok(())),
-                other => failed(other).map(Err),
-            });
-        self.pool.leave(worker, outcome)
-    }
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        // Whoever dropped it has failed already.
-        let _ = self.wait();
     }
 }
 
@@ -347,14 +308,6 @@ impl Drop for Pool {
         for worker in idle {
             worker.dismiss();
         }
-    }
-}
-
-/// What a worker says instead of what it should.
-fn failed(reply: Reply) -> Result<TranscodeError, Broken> {
-    match reply {
-        Reply::Failed { code, text } => Ok(TranscodeError::Reported { code, text }),
-        other => Err(Broken::WithTheJob(format!("an answer out of turn: {other:?}"))),
     }
 }
 

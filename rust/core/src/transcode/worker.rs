@@ -1,34 +1,36 @@
 //! A transcoder in a process of its own: what crashes, hangs or eats memory here costs one object.
 //!
-//! The process gets one end of a socket as its standard input. Over it come jobs, each with three descriptors: what holds the
-//! data set (shared memory or a file), and the shared memory and the file that take the result. It ends with its supervisor.
+//! The process gets one end of a socket as its standard input. Over it come jobs, each with two descriptors: what holds the
+//! data set (shared memory or a file, read-only), and the shared memory that takes the result. For a result that does not fit it
+//! asks for a file. It ends with its supervisor. Beyond these descriptors it can reach nothing: see [`super::lockdown`].
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Resource, Rlimit};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use storescp_codecs::mapping::{Mapping, SharedMemory};
 
+use super::lockdown::{lock_down, Protection};
 use super::output::{FileOutput, MemoryOutput};
 use super::{transcode, Job, Report, TranscodeError};
 use crate::os;
 
 /// Messages are small; a longer one is none of ours.
 pub(super) const MESSAGE_BYTES: usize = 4096;
-/// With each request: what holds the data set, and the memory and the file for the result.
-pub(super) const DESCRIPTORS: usize = 3;
+/// With each request: what holds the data set, and the memory for the result.
+pub(super) const DESCRIPTORS: usize = 2;
 /// Follows each request, when the data set is where the request says.
 pub(super) const GO: &[u8] = b"go";
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What the supervisor sends, with three descriptors: the data set, shared memory for a result that fits, and a file.
+/// What the supervisor sends, with two descriptors: the data set, and shared memory for a result that fits.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) source: String,
@@ -36,10 +38,13 @@ pub(super) struct Request {
     pub(super) max_decoded_bytes: u64,
     pub(super) threads: usize,
     pub(super) input: Place,
+}
+
+/// What the supervisor sends where it is asked for a file, with its descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Room {
     /// Where the result goes in the file.
     pub(super) offset: u64,
-    /// Whether a result in shared memory goes to the file as well.
-    pub(super) writes_all: bool,
 }
 
 /// Where a data set is in what its descriptor opens.
@@ -54,23 +59,28 @@ pub(super) enum Place {
 /// What the worker answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
+    /// Once, before the first job: the protections that the process has to do without.
+    Started {
+        missing: Vec<Protection>,
+    },
     /// It is still at work.
     Progress,
+    /// The result does not fit into shared memory: a file is needed.
+    TooLarge,
     Done {
         frames: usize,
         bytes: u64,
-        /// The result is in shared memory, and not, or not yet, in the file.
+        /// The result is in shared memory. Otherwise it is in the file, which the worker does not have open any more.
         in_memory: bool,
     },
-    /// After `Done`: what is in shared memory is in the file as well.
-    Written,
     Failed {
         code: String,
         text: String,
     },
 }
 
-/// Serves jobs until the supervisor is gone. Never more memory of its own than `memory_bytes`.
+/// Serves jobs until the supervisor is gone, locked down before the first one. Never more memory of its own than `memory_bytes`.
+/// To be called while the process has one thread.
 ///
 /// # Errors
 /// What the system says; the supervisor sees the end of the process.
@@ -84,7 +94,9 @@ pub fn serve(memory_bytes: u64) -> io::Result<()> {
     // Anonymous memory only: the mapped data set and the page cache behind the files do not count.
     rustix::process::setrlimit(Resource::Data, limit(memory_bytes))?;
     rustix::process::setrlimit(Resource::Core, limit(0))?;
+    let missing = lock_down();
     let socket = rustix::stdio::stdin();
+    send(socket, &Reply::Started { missing })?;
     std::thread::Builder::new()
         .name("storescp-parent".to_owned())
         .spawn(move || end_with_supervisor(socket))?;
@@ -121,13 +133,12 @@ struct Work {
     request: Request,
     input: File,
     memory: File,
-    file: File,
 }
 
 impl Work {
     /// Tells of the result itself.
     fn run(self, socket: BorrowedFd<'_>, shared: &mut Shared) -> Result<(), TranscodeError> {
-        let request = &self.request;
+        let request = self.request;
         let (_, begun) =
             rustix::net::recv(socket, &mut [0; GO.len()], RecvFlags::empty()).map_err(io::Error::from)?;
         if begun != GO.len() {
@@ -151,60 +162,54 @@ impl Work {
             }
         };
         let dataset = dataset.ok_or(TranscodeError::Io(io::ErrorKind::UnexpectedEof.into()))?;
-        let job = Job {
-            source: &request.source,
-            target: &request.target,
-            max_decoded_bytes: request.max_decoded_bytes,
-            threads: request.threads,
-        };
-        let mut told = Instant::now();
-        let mut progress = || {
-            if told.elapsed() >= PROGRESS_INTERVAL {
-                told = Instant::now();
-                // A supervisor that is gone ends this process anyway.
-                let _ = send(socket, &Reply::Progress);
-            }
-        };
         let memory = match shared.result.take() {
             Some(memory) => memory,
             None => SharedMemory::new(self.memory)?,
         };
-        let memory = shared.result.insert(memory).bytes();
-        let done = |Report { frames, bytes }: Report, in_memory| {
-            send(
-                socket,
-                &Reply::Done {
-                    frames,
-                    bytes,
-                    in_memory,
-                },
-            )
-        };
+        let done = work(&request, dataset, shared.result.insert(memory).bytes(), socket)?;
+        Ok(send(socket, &done)?)
+    }
+}
+
+/// Transcodes into memory, or into a file where that is too small. The file is closed before it is told of: the supervisor takes
+/// one over that nobody can write to any more.
+fn work(
+    request: &Request,
+    dataset: &[u8],
+    memory: &mut [u8],
+    socket: BorrowedFd<'_>,
+) -> Result<Reply, TranscodeError> {
+    let job = Job {
+        source: &request.source,
+        target: &request.target,
+        max_decoded_bytes: request.max_decoded_bytes,
+        threads: request.threads,
+    };
+    let mut told = Instant::now();
+    let mut progress = || {
+        if told.elapsed() >= PROGRESS_INTERVAL {
+            told = Instant::now();
+            // A supervisor that is gone ends this process anyway.
+            let _ = send(socket, &Reply::Progress);
+        }
+    };
+    let (Report { frames, bytes }, in_memory) =
         match transcode(dataset, &job, &mut MemoryOutput::new(memory), &mut progress) {
             Err(TranscodeError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                let mut out = FileOutput::new(&self.file, request.offset);
+                send(socket, &Reply::TooLarge)?;
+                let (file, offset) = receive_room(socket)?;
+                let mut out = FileOutput::new(&file, offset);
                 let report = transcode(dataset, &job, &mut out, &mut progress)?;
                 out.flush()?;
-                done(report, false)?;
+                (report, false)
             }
-            outcome => {
-                let report = outcome?;
-                done(report, true)?;
-                if request.writes_all {
-                    let result = usize::try_from(report.bytes)
-                        .ok()
-                        .and_then(|bytes| memory.get(..bytes));
-                    let result = result.ok_or(TranscodeError::Io(io::ErrorKind::InvalidData.into()))?;
-                    if report.bytes >= os::LEAST_RESERVED_BYTES && os::rewards_reserving(&self.file) {
-                        os::reserve(&self.file, request.offset, report.bytes)?;
-                    }
-                    self.file.write_all_at(result, request.offset)?;
-                    send(socket, &Reply::Written)?;
-                }
-            }
-        }
-        Ok(())
-    }
+            outcome => (outcome?, true),
+        };
+    Ok(Reply::Done {
+        frames,
+        bytes,
+        in_memory,
+    })
 }
 
 fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
@@ -213,7 +218,28 @@ fn send(socket: BorrowedFd<'_>, reply: &Reply) -> io::Result<()> {
     Ok(())
 }
 
+/// The next job; none when the supervisor is gone.
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Work>> {
+    let Some((request, [input, memory])) = receive_with(socket)? else {
+        return Ok(None);
+    };
+    Ok(Some(Work {
+        request,
+        input,
+        memory,
+    }))
+}
+
+fn receive_room(socket: BorrowedFd<'_>) -> io::Result<(File, u64)> {
+    let received = receive_with(socket)?;
+    let (Room { offset }, [file]) = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((file, offset))
+}
+
+/// A message and the descriptors that come with it.
+fn receive_with<T: DeserializeOwned, const COUNT: usize>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, [File; COUNT])>> {
     let mut message = [0u8; MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -223,24 +249,21 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Work>> {
         &mut control,
         os::RECEIVE,
     )?;
-    let mut descriptors = control
+    let descriptors: Vec<File> = control
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         })
-        .flatten();
+        .flatten()
+        .map(File::from)
+        .collect();
     let Some(text) = message.get(..received.bytes).filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let request = serde_json::from_slice(text)?;
-    match (descriptors.next(), descriptors.next(), descriptors.next()) {
-        (Some(input), Some(memory), Some(file)) => Ok(Some(Work {
-            request,
-            input: input.into(),
-            memory: memory.into(),
-            file: file.into(),
-        })),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    let content = serde_json::from_slice(text)?;
+    let descriptors = descriptors
+        .try_into()
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(Some((content, descriptors)))
 }

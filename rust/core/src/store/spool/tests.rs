@@ -1,5 +1,7 @@
 //! Tests of the spool: memory, files, names.
 
+mod lent;
+
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
@@ -149,63 +151,6 @@ fn a_spooled_instance_is_published_whole_from_memory_and_from_disk() {
             store.existing(Some(&folder), &path(), &mut other).unwrap(),
             Existing::Different { size }
         );
-    }
-}
-
-#[test]
-fn another_process_can_read_a_data_set_and_write_the_result_behind_a_header() {
-    for (memory_bytes, way) in ways() {
-        let root = tempfile::tempdir().unwrap();
-        let store = way.open(root.path());
-        let dataset: Vec<u8> = (0..700_000u32).map(|i| i.to_le_bytes()[0]).collect();
-        let mut received = spool(&store, "a.part", &dataset, memory_bytes);
-        match received.as_input().unwrap() {
-            Input::Memory(parts) => assert_eq!(parts.concat(), dataset),
-            Input::File(file, offset) => {
-                let mut read = vec![0; dataset.len()];
-                let file = File::from(file.try_clone_to_owned().unwrap());
-                file.read_exact_at(&mut read, offset).unwrap();
-                assert_eq!(read, dataset);
-            }
-        }
-        let mut result = Spool::begin(&store, "b.part".to_owned(), "1.2", &header(), 0, Vec::new()).unwrap();
-        let (output, offset) = result.file().unwrap();
-        let output = File::from(output.try_clone_to_owned().unwrap());
-        output.write_all_at(&dataset, offset).unwrap();
-        assert!(result.take_over(1).is_err());
-        result.take_over(dataset.len() as u64).unwrap();
-        assert_eq!(
-            (result.size(), result.digest()),
-            (received.size(), received.digest())
-        );
-        let mut small = Spool::begin(
-            &store,
-            "c.part".to_owned(),
-            "1.2",
-            &header(),
-            memory_bytes,
-            Vec::new(),
-        )
-        .unwrap();
-        let (output, offset) = small.file().unwrap();
-        let output = File::from(output.try_clone_to_owned().unwrap());
-        small.meanwhile().unwrap();
-        small.take(&dataset).unwrap();
-        if small.has_all_written() {
-            output.write_all_at(&dataset, offset).unwrap();
-        }
-        assert_eq!(
-            (small.size(), small.digest()),
-            (received.size(), received.digest())
-        );
-        small.write_out().unwrap();
-        for file in [&result, &small].map(|spool| spool.file.as_ref().unwrap()) {
-            let mut whole = vec![0; header().len() + dataset.len()];
-            file.read_exact_at(&mut whole, 0).unwrap();
-            assert_eq!(whole, [header(), dataset.clone()].concat());
-        }
-        drop((received, result, small));
-        assert_eq!(incoming(root.path()), 0);
     }
 }
 

@@ -1,29 +1,46 @@
 //! One worker process, and what is said to it.
 
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage};
+use rustix::process::Signal;
+use serde::Serialize;
 use storescp_codecs::mapping::SharedMemory;
 
-use super::{Input, Sink, Task, RESULT_BYTES};
+use super::{Input, Task, RESULT_BYTES};
 use crate::os;
-use crate::transcode::worker::{Place, Reply, Request, DESCRIPTORS, GO, MESSAGE_BYTES};
+use crate::transcode::lockdown::Protection;
+use crate::transcode::worker::{Place, Reply, Request, Room, DESCRIPTORS, GO, MESSAGE_BYTES};
 use crate::transcode::TranscodeError;
 
 /// Free memory that a worker keeps for the next frame (glibc's mallopt): 32 MiB.
 const KEPT_BYTES: &str = "33554432";
 /// How often a conversation looks whether it is aborted.
 const LOOK_UP_NANOSECONDS: i64 = 100_000_000;
-/// What writing a small result takes at most, where nothing is in its way: hardly more than to fall asleep and be woken.
-const MOMENT: Duration = Duration::from_micros(200);
+/// All that a worker learns of the environment: where the interpreter and its modules are. The service may have secrets there.
+pub const ENVIRONMENT: [&str; 12] = [
+    "DYLD_LIBRARY_PATH",
+    "HOME",
+    "LD_LIBRARY_PATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONHOME",
+    "PYTHONNOUSERSITE",
+    "PYTHONPATH",
+    "PYTHONPLATLIBDIR",
+    "PYTHONPYCACHEPREFIX",
+    "PYTHONSAFEPATH",
+    "PYTHONUSERBASE",
+    "VIRTUAL_ENV",
+];
 /// From the end of a worker's socket to the end of the process.
 const ENDING: Duration = Duration::from_secs(1);
 
@@ -31,10 +48,15 @@ const ENDING: Duration = Duration::from_secs(1);
 pub(super) struct Worker {
     child: Child,
     socket: OwnedFd,
-    /// Carries data sets that are in memory.
+    /// Carries data sets that are in memory; and the same file for the worker, which only reads it.
     memory: SharedMemory,
-    /// Takes results of up to [`RESULT_BYTES`].
+    reader: File,
+    /// Takes results of up to [`RESULT_BYTES`]. The worker can change it at any time.
     result: SharedMemory,
+    /// A result out of its reach.
+    copy: Vec<u8>,
+    /// What it told of itself when it started.
+    pub(super) missing: Option<Vec<Protection>>,
 }
 
 /// How a conversation with a worker ended badly.
@@ -45,6 +67,8 @@ pub(super) enum Broken {
     Aborted,
     /// It ended with the job.
     Ended,
+    /// There is no file for its result, which is not its fault.
+    WithoutRoom(io::Error),
     /// It hung with the job, or said what nobody understands.
     WithTheJob(String),
 }
@@ -68,14 +92,22 @@ impl Worker {
         let (program, arguments) = command
             .split_first()
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let memory = shared_memory(0).map_err(failed)?;
-        let result = shared_memory(RESULT_BYTES as u64).map_err(failed)?;
+        // Memory files cannot shrink: a worker that goes wrong must not cut them beneath us.
+        let shared = |bytes| os::memory_file(bytes).and_then(SharedMemory::new).map_err(failed);
+        let memory = shared(0)?;
+        let reader = os::read_only(memory.file()).map_err(failed)?;
+        let result = shared(RESULT_BYTES as u64)?;
+        let inherited = ENVIRONMENT
+            .iter()
+            .filter_map(|&name| Some((name, std::env::var_os(name)?)));
         let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             // What C libraries print may quote the object.
             .stderr(Stdio::null())
+            .env_clear()
+            .envs(inherited)
             // Frames are as large as the last ones: giving their memory back to the system costs more than decoding some.
             .env("MALLOC_TRIM_THRESHOLD_", KEPT_BYTES)
             .env("MALLOC_MMAP_THRESHOLD_", KEPT_BYTES)
@@ -87,49 +119,33 @@ impl Worker {
             child,
             socket: ours,
             memory,
+            reader,
             result,
+            copy: vec![0; RESULT_BYTES],
+            missing: None,
         })
     }
 
     /// Hands a job over. The worker wakes up while the data set is put where it will look for it.
-    pub(super) fn ask(
-        &mut self,
-        task: &Task<'_>,
-        threads: usize,
-        sink: &mut dyn Sink<'_>,
-    ) -> io::Result<Result<(), Broken>> {
-        let input = match &task.input {
-            Input::File(_, offset) => Place::File { offset: *offset },
+    pub(super) fn ask(&mut self, task: &Task<'_>, threads: usize) -> io::Result<Result<(), Broken>> {
+        let (input, reopened) = match &task.input {
+            Input::File(file, offset) => (Place::File { offset: *offset }, Some(os::read_only(file)?)),
             Input::Memory(dataset) => {
                 let bytes = dataset.iter().map(|part| part.len()).sum();
                 self.memory.reserve(bytes)?;
-                Place::Memory { bytes }
+                (Place::Memory { bytes }, None)
             }
         };
-        let writes_all = sink.has_all_written();
-        let (file, offset) = sink.file()?;
-        let request = serde_json::to_vec(&Request {
+        let request = Request {
             source: task.source.to_owned(),
             target: task.target.to_owned(),
             max_decoded_bytes: task.max_decoded_bytes,
             threads,
             input,
-            offset,
-            writes_all,
-        })?;
-        let descriptors: [_; DESCRIPTORS] = [
-            match &task.input {
-                Input::File(file, _) => *file,
-                Input::Memory(_) => self.memory.file().as_fd(),
-            },
-            self.result.file().as_fd(),
-            file,
-        ];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let request = [io::IoSlice::new(&request)];
-        if rustix::net::sendmsg(&self.socket, &request, &mut control, os::SEND).is_err() {
+        };
+        let input = reopened.as_ref().unwrap_or(&self.reader);
+        let descriptors: [_; DESCRIPTORS] = [input.as_fd(), self.result.file().as_fd()];
+        if self.send_with(&request, &descriptors).is_err() {
             return Ok(Err(Broken::BeforeTheJob));
         }
         if let Input::Memory(dataset) = &task.input {
@@ -142,33 +158,43 @@ impl Worker {
         Ok(begun.map(drop).map_err(|_| Broken::Ended))
     }
 
-    /// A result that is in memory.
-    pub(super) fn result(&mut self, bytes: u64) -> io::Result<&[u8]> {
-        usize::try_from(bytes)
-            .ok()
-            .and_then(|bytes| self.result.bytes().get(..bytes))
-            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    /// Hands over a file for the result, to write to from `offset` on.
+    pub(super) fn lend(&self, file: BorrowedFd<'_>, offset: u64) -> Result<(), Broken> {
+        self.send_with(&Room { offset }, &[file])
+            .map_err(|_| Broken::Ended)
     }
 
-    /// The next answer that is more than a sign of life.
-    pub(super) fn answer(&self, patience: Patience<'_>) -> Result<Reply, Broken> {
-        let end = Instant::now() + patience.whole;
+    fn send_with(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let message = serde_json::to_vec(message)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+        let message = [io::IoSlice::new(&message)];
+        rustix::net::sendmsg(&self.socket, &message, &mut control, os::SEND)?;
+        Ok(())
+    }
+
+    /// A result that is in memory: each byte of it is read once.
+    pub(super) fn result(&mut self, bytes: u64) -> io::Result<&[u8]> {
+        let copy = usize::try_from(bytes)
+            .ok()
+            .and_then(|bytes| self.copy.get_mut(..bytes));
+        let copy = copy.ok_or(io::ErrorKind::InvalidData)?;
+        self.result.copy_to(copy)?;
+        Ok(copy)
+    }
+
+    /// The next answer that is more than a sign of life, which comes before `end`.
+    pub(super) fn answer(&mut self, patience: Patience<'_>, end: Instant) -> Result<Reply, Broken> {
         loop {
             match self.receive(patience, end)? {
-                Reply::Progress if Instant::now() < end => {}
-                Reply::Progress => return Err(too_long(patience.whole)),
+                Reply::Started { missing } => self.missing = Some(missing),
+                Reply::Progress => {}
                 reply => return Ok(reply),
             }
-        }
-    }
-
-    /// Waits for an answer that is about to come; who shall give it may need this very core. Whoever comes back without one has
-    /// to sleep.
-    pub(super) fn await_awake(&self) {
-        let began = Instant::now();
-        let is_silent = || self.poll(Timespec::default()) == Ok(0);
-        while began.elapsed() < MOMENT && is_silent() {
-            std::thread::yield_now();
+            if Instant::now() >= end {
+                return Err(too_long(patience.whole));
+            }
         }
     }
 
@@ -216,16 +242,13 @@ impl Worker {
         }
     }
 
-    /// Ends the process. One that closed its socket is about to end by itself: then how it ended is worth telling.
+    /// Ends the process. One that closed its socket is about to end by itself: how it ended is told.
     pub(super) fn end(mut self, by_itself: bool) -> String {
         if by_itself {
             let deadline = Instant::now() + ENDING;
             while Instant::now() < deadline {
                 if let Ok(Some(status)) = self.child.try_wait() {
-                    return status.signal().map_or_else(
-                        || format!(" (exit code {})", status.code().unwrap_or(-1)),
-                        |signal| format!(" (signal {signal})"),
-                    );
+                    return ending(status);
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -233,7 +256,7 @@ impl Worker {
         // It may have ended between the two calls; then there is nothing to kill.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        String::new()
+        "the decoder crashed".to_owned()
     }
 
     /// Has an idle one end: it sees its socket close, so at once.
@@ -250,7 +273,13 @@ fn too_long(whole: Duration) -> Broken {
     Broken::WithTheJob(format!("not finished within {:.0} s", whole.as_secs_f64()))
 }
 
-/// Shared memory. A worker that goes wrong must not cut it beneath us.
-fn shared_memory(bytes: u64) -> io::Result<SharedMemory> {
-    SharedMemory::new(os::memory_file(bytes)?)
+/// How a process ended, in words.
+fn ending(status: ExitStatus) -> String {
+    match status.signal() {
+        None => format!("the decoder crashed (exit code {})", status.code().unwrap_or(-1)),
+        Some(signal) if signal == Signal::SYS.as_raw() => {
+            format!("the decoder made a system call that is forbidden to it (signal {signal})")
+        }
+        Some(signal) => format!("the decoder crashed (signal {signal})"),
+    }
 }

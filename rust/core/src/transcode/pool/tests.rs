@@ -7,32 +7,44 @@ use std::time::Instant;
 
 use super::*;
 
-/// Takes small results, which are written by whoever made them.
-struct Taker<'p> {
+/// Takes small results, and has a file for large ones.
+struct Taker {
     file: std::fs::File,
     taken: Vec<usize>,
+    lent: usize,
     refuses: bool,
-    writing: Option<Writing<'p>>,
 }
 
-impl Taker<'_> {
+impl Taker {
     fn new() -> Self {
         Self {
             file: tempfile::tempfile().unwrap(),
             taken: Vec::new(),
+            lent: 0,
             refuses: false,
-            writing: None,
         }
+    }
+
+    fn refusing() -> Self {
+        Self {
+            refuses: true,
+            ..Self::new()
+        }
+    }
+
+    fn admit(&self) -> io::Result<()> {
+        if self.refuses {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
     }
 }
 
-impl<'p> Sink<'p> for Taker<'p> {
+impl Sink for Taker {
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
+        self.admit()?;
+        self.lent += 1;
         Ok((self.file.as_fd(), 0))
-    }
-
-    fn has_all_written(&self) -> bool {
-        true
     }
 
     fn meanwhile(&mut self) -> io::Result<()> {
@@ -40,20 +52,13 @@ impl<'p> Sink<'p> for Taker<'p> {
     }
 
     fn take(&mut self, result: &[u8]) -> io::Result<()> {
-        if self.refuses {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
+        self.admit()?;
         self.taken.push(result.len());
         Ok(())
     }
 
-    fn take_later(&mut self, writing: Writing<'p>) -> Result<(), TranscodeError> {
-        self.writing = Some(writing);
-        Ok(())
-    }
-
     fn take_over(&mut self, _bytes: u64) -> io::Result<()> {
-        unreachable!()
+        Ok(())
     }
 }
 
@@ -105,61 +110,106 @@ fn a_worker_that_ends_hangs_or_does_not_start_costs_the_task_and_no_more() {
         attempt(&["sh", "-c", "head -c1 >/dev/null; kill -SEGV $$"]),
         "the decoder crashed (signal 11)"
     );
+    assert_eq!(
+        attempt(&["sh", "-c", "head -c1 >/dev/null; kill -SYS $$"]),
+        "the decoder made a system call that is forbidden to it (signal 31)"
+    );
     let began = Instant::now();
     assert_eq!(attempt(&["sleep", "60"]), "no progress for 0 s");
     assert!(began.elapsed() < Duration::from_secs(10));
     assert!(attempt(&["/nonexistent"]).starts_with("cannot start a worker: No such file"));
 }
 
-/// A worker that reads a request and its go, says that it is done, and then what else.
-fn done_then(end: &str) -> String {
-    let done = r#"{"Done":{"frames":1,"bytes":3,"in_memory":true}}"#;
-    format!("while [ \"$(head -c1)$(head -c1)\" = '{{g' ]; do printf '{done}' >&0; {end}; done")
+/// A worker that reads each request and its go, and then says something.
+fn saying(answer: &str) -> Pool {
+    pool(&["sh", "-c", &forever(answer)])
+}
+
+fn forever(answer: &str) -> String {
+    format!("while [ \"$(head -c1)$(head -c1)\" = '{{g' ]; do {answer}; done")
+}
+
+fn say(reply: &str) -> String {
+    format!("printf '{reply}' >&0")
+}
+
+fn done(bytes: usize, in_memory: bool) -> String {
+    say(&format!(
+        r#"{{"Done":{{"frames":1,"bytes":{bytes},"in_memory":{in_memory}}}}}"#
+    ))
 }
 
 #[test]
-fn what_a_worker_still_writes_is_waited_for_before_its_next_job() {
+fn a_small_result_comes_in_memory_and_nobody_is_lent_a_file() {
     let file = tempfile::tempfile().unwrap();
-    let script = done_then("sleep 0.05; printf '\"Written\"' >&0");
-    let pool = pool(&["sh", "-c", &script]);
+    let pool = saying(&done(RESULT_BYTES, true));
     let mut sink = Taker::new();
     for count in 1..3 {
         let report = pool.transcode(&task(&file), &mut sink).unwrap();
-        assert_eq!(
-            (report, sink.taken.len()),
-            (Report { frames: 1, bytes: 3 }, count)
-        );
-        sink.writing.take().unwrap().finish().unwrap();
+        assert_eq!(report.bytes, RESULT_BYTES as u64);
+        assert_eq!(sink.taken, vec![RESULT_BYTES; count]);
     }
-    // Nobody asks whether it was written, or it is not even taken: the answer is not left over.
+    // What is not taken is no fault of the worker.
+    let refused = pool.transcode(&task(&file), &mut Taker::refusing()).unwrap_err();
+    assert_eq!((refused.code(), pool.live()), ("io", 1));
     pool.transcode(&task(&file), &mut sink).unwrap();
-    drop(sink.writing.take());
-    sink.refuses = true;
-    let refused = pool.transcode(&task(&file), &mut sink).unwrap_err();
-    assert_eq!(refused.code(), "io");
-    sink.refuses = false;
-    pool.transcode(&task(&file), &mut sink).unwrap();
-    sink.writing.take().unwrap().finish().unwrap();
-    assert_eq!((sink.taken, pool.live()), (vec![3; 4], 1));
+    assert_eq!((sink.lent, pool.live()), (0, 1));
 }
 
 #[test]
-fn a_worker_that_ends_or_talks_nonsense_while_it_writes_is_found_out() {
+fn a_file_is_lent_to_who_asks_for_one() {
     let file = tempfile::tempfile().unwrap();
-    let failed = r#"{"Failed":{"code":"io","text":"no space"}}"#;
-    for (end, text, live) in [
-        ("exit 3", "the decoder crashed (exit code 3)", 0),
-        ("sleep 60", "no progress for 0 s", 0),
-        ("printf nonsense >&0", "expected value", 0),
-        (&format!("printf '{failed}' >&0"), "no space", 1),
+    let too_large = say(r#""TooLarge""#);
+    let pool = saying(&format!(
+        "{too_large}; [ \"$(head -c1)\" = '{{' ] || exit 3; {}",
+        done(5, false)
+    ));
+    let mut sink = Taker::new();
+    let report = pool.transcode(&task(&file), &mut sink).unwrap();
+    assert_eq!((report.bytes, sink.lent, sink.taken.len()), (5, 1, 0));
+    // It would wait for ever.
+    let refused = pool.transcode(&task(&file), &mut Taker::refusing()).unwrap_err();
+    assert_eq!((refused.code(), pool.live()), ("io", 0));
+}
+
+#[test]
+fn a_worker_that_lies_is_replaced() {
+    let file = tempfile::tempfile().unwrap();
+    let untrue = "the result is not what the worker says";
+    let too_large = say(r#""TooLarge""#);
+    for (answer, text) in [
+        (done(RESULT_BYTES + 1, true), untrue),
+        (say("nonsense"), "expected"),
+        (format!("{too_large}; {too_large}"), "an answer out of turn"),
+        (format!("{too_large}; exit 3"), "(exit code 3)"),
     ] {
-        let pool = pool(&["sh", "-c", &done_then(end)]);
-        let mut sink = Taker::new();
-        pool.transcode(&task(&file), &mut sink).unwrap();
-        let error = sink.writing.take().unwrap().finish().unwrap_err();
+        let pool = saying(&answer);
+        let error = pool.transcode(&task(&file), &mut Taker::new()).unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
-        assert_eq!(pool.live(), live);
+        assert_eq!((error.code(), pool.live()), ("worker", 0));
     }
+}
+
+#[test]
+fn what_the_first_worker_tells_of_its_protections_is_remembered() {
+    let file = tempfile::tempfile().unwrap();
+    let started = say(r#"{"Started":{"missing":["Landlock"]}}"#);
+    let pool = saying(&format!("{started}; {}", done(0, true)));
+    assert_eq!(pool.missing_protections(), None);
+    pool.transcode(&task(&file), &mut Taker::new()).unwrap();
+    assert_eq!(pool.missing_protections(), Some(&[Protection::Landlock][..]));
+}
+
+#[test]
+fn a_worker_does_not_learn_the_environment() {
+    let ours = std::env::vars().filter(|(name, _)| name.starts_with("CARGO"));
+    assert!(ours.count() > 0 && std::env::var_os("HOME").is_some());
+    let theirs =
+        "head -c1 >/dev/null; env | grep -q ^CARGO && exit 4; env | grep -q ^HOME= && exit 5; exit 6";
+    assert_eq!(
+        attempt(&["sh", "-c", theirs]),
+        "the decoder crashed (exit code 5)"
+    );
 }
 
 #[test]
@@ -182,20 +232,16 @@ fn a_worker_that_makes_frame_after_frame_is_ended_when_the_instance_took_too_lon
 }
 
 /// Keeps its worker until it is told to go on, and tells when it was served.
-struct Holder<'p> {
-    taker: Taker<'p>,
+struct Holder {
+    taker: Taker,
     goes_on: Option<Receiver<()>>,
     served: Sender<u32>,
     number: u32,
 }
 
-impl<'p> Sink<'p> for Holder<'p> {
+impl Sink for Holder {
     fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
         self.taker.file()
-    }
-
-    fn has_all_written(&self) -> bool {
-        true
     }
 
     fn meanwhile(&mut self) -> io::Result<()> {
@@ -208,10 +254,6 @@ impl<'p> Sink<'p> for Holder<'p> {
 
     fn take(&mut self, result: &[u8]) -> io::Result<()> {
         self.taker.take(result)
-    }
-
-    fn take_later(&mut self, writing: Writing<'p>) -> Result<(), TranscodeError> {
-        writing.finish()
     }
 
     fn take_over(&mut self, bytes: u64) -> io::Result<()> {
@@ -231,7 +273,7 @@ struct Queue {
 impl Queue {
     /// It, and who was served.
     fn new(max_wait: f64) -> (Self, Receiver<u32>) {
-        let script = done_then("printf '\"Written\"' >&0");
+        let script = forever(&done(3, true));
         let (served, when_served) = channel();
         let queue = Self {
             pool: Pool::new(PoolConfig {
