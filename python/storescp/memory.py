@@ -31,7 +31,7 @@ def keep_less() -> None:
 
 
 def give_back() -> None:
-    """Has glibc give memory that was freed back to the system; elsewhere nothing happens. It takes about a millisecond."""
+    """Has glibc give memory that was freed back to the system, in about a millisecond; elsewhere nothing happens."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
