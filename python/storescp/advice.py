@@ -63,6 +63,14 @@ _REFUSALS: tuple[tuple[str, Advice], ...] = (
         ),
     ),
     (
+        "transcoding is busy",
+        Advice(
+            "No worker was free to transcode the instance within transcoding.max_wait. One with this UID is stored, "
+            "perhaps the same one, transcoded.",
+            "The sender may try again. If it happens often, raise transcoding.workers or transcoding.max_wait.",
+        ),
+    ),
+    (
         "the file in its place cannot be looked at",
         Advice(
             "An interruption left a record undecided, and the file at its path cannot be read or put aside.",

@@ -1,4 +1,4 @@
-"""A picture of a file: `python -m storescp.thumbnail_worker EDGE MEMORY_BYTES < FILE`, PNG to standard output.
+"""A picture of a file, PNG: `python -m storescp.thumbnail_worker EDGE MEMORY_BYTES MOST_BYTES < FILE > PICTURE`.
 
 A process of its own, with little memory, little time and the lowest priority. It gives up files, the network and most
 system calls before it looks at the file.
@@ -19,11 +19,12 @@ _LOWEST_PRIORITY = 19
 
 def main() -> int:
     """Writes the picture; the exit code."""
-    edge, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    edge, memory_bytes, most_bytes = (int(argument) for argument in sys.argv[1:])
     os.nice(_LOWEST_PRIORITY)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     # The service tells which protections are missing; they are those of the processes that transcode.
     _core.lock_down()
     try:

@@ -87,7 +87,8 @@ def test_an_instance_that_hangs_at_a_step_holds_up_no_other(
     senders.join()
     held_up = [seconds for seconds in senders.seconds if seconds > HANG_SECONDS / 2]
     assert len(held_up) == 1, f"{name}: {sorted(senders.seconds)[-5:]}"
-    assert held_up[0] >= HANG_SECONDS
+    # At "answered" the answer has left, and the one behind it is late.
+    assert held_up[0] > HANG_SECONDS * 0.9
     assert senders.ledger.statuses == {0: SENDERS * INSTANCES}
     assert service.stop() == 0
     row.reconcile(service, senders.ledger)

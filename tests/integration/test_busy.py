@@ -107,6 +107,33 @@ def test_slow_images_keep_no_other_waiting_and_it_is_transcoded_later(
     assert len(service.records()) == 4
 
 
+def test_what_cannot_be_transcoded_now_takes_no_place_of_what_is_transcoded(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    sound = compressed_ct(100, RLE, frames=3)
+    service = start_service(env=ONLY_EXPLICIT)
+    assert send(service, sound) == 0
+    assert service.stop() == 0
+    [file] = service.files()
+    transcoded = dataset_of(file)
+    assert transcoded != sound.dataset
+    slow = SlowWorkers(tmp_path)
+    service = start_service(root=service.root, env=SLOW_SERVICE | slow.env)
+    endless = [compressed_ct(number, JPEG_2000, frames=2) for number in range(WORKERS)]
+    senders = [threading.Thread(target=send, args=(service, one)) for one in endless]
+    for sender in senders:
+        sender.start()
+    wait_until(lambda: slow.count("endless") == WORKERS)
+    assert send(service, sound) == 0xA700
+    assert dataset_of(file) == transcoded
+    for sender in senders:
+        sender.join(30)
+    assert send(service, sound) == 0, "identical, once it can be transcoded"
+    assert service.stop() == 0
+    assert len([one for one in service.records() if one["sop_uid"] == sound.sop_instance]) == 1
+    assert list(service.root.glob(".replaced/*/*.dcm")) == []
+
+
 def test_a_service_that_is_stopped_leaves_the_rest_to_the_command(start_service: StartService, tmp_path: Path) -> None:
     one = compressed_ct(1, RLE)
     service = start_service()

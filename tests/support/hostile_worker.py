@@ -58,6 +58,7 @@ class Job(NamedTuple):
 
     supervisor: Supervisor
     original: int
+    result: int
     argument: str
 
 
@@ -167,6 +168,22 @@ def _make_code(_job: Job) -> str:
         return "done"
 
 
+def _take_memory_that_no_limit_counts(_job: Job) -> str:
+    with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS):
+        return "done"
+
+
+def _take_memory_as_a_stack(_job: Job) -> str:
+    grows_down = 0x100
+    with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | grows_down):
+        return "done"
+
+
+def _lengthen_the_result(job: Job) -> str:
+    os.pwrite(job.result, b"x", 64 << 20)
+    return "done"
+
+
 def _set_up_io_uring(_job: Job) -> str:
     parameters = ctypes.create_string_buffer(256)
     return _checked(_C.syscall(_IO_URING_SETUP, 4, parameters))
@@ -177,7 +194,7 @@ def _crash(_job: Job) -> str:
 
 
 def _tell_the_environment(_job: Job) -> str:
-    return json.dumps(dict(os.environ))
+    return " ".join(sorted(os.environ))
 
 
 ATTEMPTS: dict[str, Callable[[Job], str]] = {
@@ -186,7 +203,7 @@ ATTEMPTS: dict[str, Callable[[Job], str]] = {
         _start_a_thread, _write_a_file, _read_a_file, _look_for_a_file, _connect, _fork, _execute, _write_to_the_original,
         _map_the_original, _open_the_original_again, _signal_the_parent, _have_the_parent_signalled, _limit_the_parent,
         _trace_the_parent, _write_to_the_parents_memory, _read_the_parents_environment, _make_code, _set_up_io_uring,
-        _crash, _tell_the_environment,
+        _take_memory_that_no_limit_counts, _take_memory_as_a_stack, _lengthen_the_result, _crash, _tell_the_environment,
     )
 }  # fmt: skip
 
@@ -196,13 +213,13 @@ def main() -> None:
     supervisor = Supervisor()
     if mode == "locked":
         supervisor.tell({"Started": {"missing": _core.lock_down()}})
-    _, (original, _) = supervisor.receive(2)
+    _, (original, result) = supervisor.receive(2)
     supervisor.wait()
     try:
-        outcome = ATTEMPTS[name](Job(supervisor, original, argument))
+        outcome = ATTEMPTS[name](Job(supervisor, original, result, argument))
     except OSError as error:
         outcome = f"refused: {errno.errorcode[error.errno or 0]}"
-    supervisor.tell({"Failed": {"code": "attempt", "text": outcome}})
+    supervisor.tell({"Failed": {"code": "codec", "text": outcome}})
     # At once: a parent that is traced goes on when its tracer is gone.
     os._exit(0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,6 +15,10 @@ EDGE = 320
 _SECONDS = 20.0
 _MEMORY_BYTES = 1 << 30
 _KEPT = 32
+# A picture of EDGE x EDGE pixels, 16 bits and four samples each, is shorter.
+_MOST_BYTES = 1 << 20
+_REASON_BYTES = 500
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class NoPicture(Exception):
@@ -48,17 +53,25 @@ class Thumbnails:
 
 
 def _render(path: Path) -> bytes:
-    command = [sys.executable, "-m", "storescp.thumbnail_worker", str(EDGE), str(_MEMORY_BYTES)]
+    command = [sys.executable, "-m", "storescp.thumbnail_worker", str(EDGE), str(_MEMORY_BYTES), str(_MOST_BYTES)]
     environment = {name: os.environ[name] for name in _core.WORKER_ENVIRONMENT if name in os.environ}
-    try:
-        with path.open("rb") as file:
-            done = subprocess.run(  # noqa: S603 - our own module
-                command, capture_output=True, timeout=_SECONDS, check=False, stdin=file, env=environment
-            )
-    except OSError as error:
-        raise NoPicture(f"the file cannot be read: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise NoPicture(f"it was not ready after {_SECONDS:.0f} seconds") from None
-    if done.returncode != 0:
-        raise NoPicture(done.stderr.decode(errors="replace").strip() or f"the renderer ended with {done.returncode}")
-    return done.stdout
+    # Files, whose length the renderer cannot exceed. Through a pipe it could fill the memory of the service.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            with path.open("rb") as file:
+                done = subprocess.run(  # noqa: S603 - our own module
+                    command, stdin=file, stdout=output, stderr=errors, timeout=_SECONDS, check=False, env=environment
+                )
+        except OSError as error:
+            raise NoPicture(f"the file cannot be read: {error.strerror}") from None
+        except subprocess.TimeoutExpired:
+            raise NoPicture(f"it was not ready after {_SECONDS:.0f} seconds") from None
+        output.seek(0)
+        errors.seek(0)
+        if done.returncode != 0:
+            reason = errors.read(_REASON_BYTES).decode(errors="replace").strip()
+            raise NoPicture(reason or f"the renderer ended with {done.returncode}")
+        picture = output.read(_MOST_BYTES)
+    if not picture.startswith(_PNG):
+        raise NoPicture("the renderer made no picture")
+    return picture

@@ -34,6 +34,8 @@ APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 A.2.1
 _SMALLEST_PEER_PDU = 128
 # Requests of devices are shorter: 128 contexts with four transfer syntaxes each take 16 KB.
 _LARGE_BYTES = 64 << 10
+# Transfer syntaxes of a rejected context that are remembered.
+_NAMED_SYNTAXES = 16
 _PROTOCOL_VERSION = slice(6, 8)
 _CALLED = slice(10, 26)
 _CALLING = slice(26, 42)
@@ -172,7 +174,8 @@ class Negotiator:
             if result == 0:
                 accepted.append((one.context_id, one.abstract_syntax, transfer_syntax))
             else:
-                rejected.append((one.abstract_syntax, result, list(one.transfer_syntaxes)))
+                # For the log alone, and as long as the association lasts.
+                rejected.append((one.abstract_syntax, result, list(one.transfer_syntaxes[:_NAMED_SYNTAXES])))
         acknowledge_user = self._answers_users and peer.wants_user_response
         pdu = self._accept_pdu(primitive, results, acknowledge_user=acknowledge_user)
         return _core.Answer(accepted, rejected, peer.max_pdu_length, expand(pdu, proposals), cleaned)

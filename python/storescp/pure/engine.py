@@ -28,6 +28,7 @@ from storescp.pure.pixels import BUSY, Pixels, Transcoding
 from storescp.pure.reconcile import Reconciler
 from storescp.pure.refusal import (
     Refusal,
+    busy_refusal,
     storage_refusal,
     tenant_refusal,
     undecided_refusal,
@@ -66,6 +67,7 @@ class _Instance:
     header_bytes: int
     transfer_syntax: str
     row: NewRow
+    was_busy: bool = False  # nothing was free to transcode it
 
 
 class PureEngine:
@@ -391,7 +393,8 @@ class PureEngine:
                 raise undecided_refusal()
             if self._store.read(original.path) != original.content:
                 raise UnchangedError("another instance took its place meanwhile")
-            self._write(instance, original.content, data=durability != "none", directories=durability == "full")
+            data, directories = durability != "none", durability == "full"
+            self._write(instance, original.content, data=data, directories=directories, makes_room=False)
 
     def _keep_damaged(
         self, damage: Refusal, dataset: bytes, sop_class: str, sop_instance: str, transfer_syntax: str, source: Source
@@ -442,7 +445,7 @@ class PureEngine:
         header = file_meta(index.sop_class_uid, index.sop_instance_uid, transfer_syntax, source.calling_ae_title)
         content = header + pixels.dataset
         row = self._row(content, source, tenant, index, pixels, received_at)
-        return _Instance(row.path, content, len(header), transfer_syntax, row)
+        return _Instance(row.path, content, len(header), transfer_syntax, row, pixels.was_busy)
 
     def _row(
         self,
@@ -523,6 +526,9 @@ class PureEngine:
                     if (len(existing), digest(existing)) not in self._outbox.committed(instance.path):
                         self._outbox.publishable(self._outbox.insert(instance.row))
                     return "identical"
+                if instance.was_busy:
+                    # The same bytes may be stored transcoded: nobody can tell.
+                    raise busy_refusal()
                 if self._storage.duplicates == "keep":
                     self._keep(instance.path, existing, data=data, directories=directories)
                     return "kept"
@@ -537,10 +543,12 @@ class PureEngine:
         if not self._outbox.committed(path):
             self._outbox.publishable(self._outbox.insert(self._row_of_file(path, existing)))
 
-    def _write(self, instance: _Instance, existing: bytes | None, *, data: bool, directories: bool) -> None:
+    def _write(
+        self, instance: _Instance, existing: bytes | None, *, data: bool, directories: bool, makes_room: bool = True
+    ) -> None:
         row, keeps = instance.row, existing is not None and self._replaced.is_kept
         if existing is not None and keeps:
-            self._replaced.admit(len(existing))
+            self._replaced.admit(len(existing), makes_room=makes_room)
         row_id, has_replaced = None, False
         try:
             self._store.write_temporary(row.temporary, instance.content, sync=data)

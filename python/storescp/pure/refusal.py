@@ -52,6 +52,11 @@ def replaced_bound_refusal() -> Refusal:
     return Refusal(0xA700, "storage: replaced files have reached their bound")
 
 
+def busy_refusal() -> Refusal:
+    """A700: nothing was free to transcode it, and another form of it is stored, perhaps the transcoded one."""
+    return Refusal(0xA700, "transcoding is busy, and an instance with this UID is stored")
+
+
 def undecided_refusal() -> Refusal:
     """A700: whether what lies at the path was acknowledged cannot be told."""
     return Refusal(0xA700, "storage: the file in its place cannot be looked at")

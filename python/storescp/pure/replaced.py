@@ -48,14 +48,21 @@ class ReplacedFiles:
         """Whether replaced files are kept at all."""
         return self._retention > 0
 
-    def admit(self, size: int) -> None:
+    def admit(self, size: int, *, makes_room: bool = True) -> None:
         """Makes room for one more file of `size` bytes: the oldest go first.
+
+        Without `makes_room` none goes, and half of the room stays free: what is done without a sender must cost
+        senders nothing.
 
         Raises:
             Refusal: the bound is reached by files of the last day; nothing was removed.
         """
         if not self._is_counted:
             self._count()
+        if not makes_room:
+            if self.bytes + size > self.max_bytes // 2:
+                raise replaced_bound_refusal()
+            return
         excess = self.bytes + size - self.max_bytes
         if excess <= 0:
             return

@@ -82,10 +82,14 @@ def _known(row: Recorded | None, located: Located, tenant: str) -> tuple[Source,
     if not row.payload:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row.created)
         return lost, moment.isoformat(timespec="microseconds").replace("+00:00", "Z"), ()
-    record = json.loads(row.payload)
-    source = Source(record["source_ae"], record["called_ae"], record["source_ip"], tenant, tenant_by_rule=True)
-    anomalies = tuple(code for code in record["anomalies"] if code != BUSY)
-    return source, record["created_time"], anomalies
+    try:
+        record = json.loads(row.payload)
+        source = Source(record["source_ae"], record["called_ae"], record["source_ip"], tenant, tenant_by_rule=True)
+        anomalies = tuple(code for code in record["anomalies"] if code != BUSY)
+        return source, record["created_time"], anomalies
+    except (ValueError, KeyError, TypeError):
+        # A record of another version, or one that was saved from a damaged outbox.
+        return lost, None, ()
 
 
 def _is_uid(text: str) -> bool:

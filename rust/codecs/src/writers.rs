@@ -6,6 +6,28 @@ use std::fs::File;
 #[cfg(target_os = "linux")]
 const F_SETSIG: libc::c_int = 10;
 
+/// Magic numbers (statfs(2)) of the file systems that count a mapping as a writer: ext2 to ext4, XFS, Btrfs and tmpfs. Overlayfs does
+/// not: its mappings belong to the file beneath, which is another one.
+#[cfg(target_os = "linux")]
+const COUNT_MAPPINGS: [u32; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994];
+
+/// Whether the file system of a file counts a mapping as a writer.
+#[cfg(target_os = "linux")]
+fn counts_mappings(file: &File) -> bool {
+    use std::os::fd::AsRawFd as _;
+
+    let mut facts = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the descriptor is open as long as `file` is borrowed, and the kernel fills in what is passed.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), facts.as_mut_ptr()) } == -1 {
+        return false;
+    }
+    // SAFETY: it was zeroed, which is a value of this structure of numbers, and filled in.
+    let kind = unsafe { facts.assume_init() }.f_type;
+    COUNT_MAPPINGS
+        .iter()
+        .any(|&magic| i128::from(magic) == i128::from(kind))
+}
+
 /// Whether nobody has a file open for writing, this process included: no descriptor, no mapping and none on its way over a
 /// socket. `file` is open for reading. Where neither the kernel nor the file system can tell, the answer is no.
 ///
@@ -15,6 +37,9 @@ const F_SETSIG: libc::c_int = 10;
 pub fn has_none(file: &File) -> bool {
     use std::os::fd::AsRawFd as _;
 
+    if !counts_mappings(file) {
+        return false;
+    }
     let descriptor = file.as_raw_fd();
     // Whoever opened the file for writing at this very moment would have us told: by a signal that is ignored by default, and
     // not by one that ends the process.
@@ -40,6 +65,11 @@ mod tests {
     use memmap2::MmapMut;
 
     use super::*;
+
+    #[test]
+    fn of_a_file_system_that_is_not_known_nobody_can_tell() {
+        assert!(!has_none(&File::open("/proc/self/status").unwrap()));
+    }
 
     #[test]
     fn a_descriptor_and_a_mapping_are_writers_until_they_are_gone() {

@@ -30,6 +30,7 @@ use crate::record::TransferStatus;
 use crate::stages::Stage;
 use crate::status::Refusal;
 use crate::store::folders::SeriesFolder;
+use crate::store::replaced::MakesRoom;
 use crate::store::spool::Spool;
 use crate::store::Store;
 use crate::tenants::Taken;
@@ -174,6 +175,8 @@ pub struct Reception<'e> {
     received_at: Option<DateTime<Utc>>,
     /// Ends transcoding early.
     stop: Option<&'e AtomicBool>,
+    /// For the file whose place it takes.
+    makes_room: MakesRoom,
 }
 
 impl<'e> Reception<'e> {
@@ -244,6 +247,7 @@ impl<'e> Reception<'e> {
             received: 0,
             received_at: None,
             stop: None,
+            makes_room: MakesRoom::ByRemovingOldest,
         })
     }
 

@@ -190,11 +190,15 @@ mod imp {
         File::open(path)
     }
 
-    pub(crate) fn memory_file(bytes: u64) -> std::io::Result<File> {
+    pub(crate) fn memory_file(bytes: u64, can_grow: bool) -> std::io::Result<File> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("storescp", flags)?;
         rustix::fs::ftruncate(&file, bytes)?;
-        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
+        let mut seals = SealFlags::SHRINK | SealFlags::SEAL;
+        if !can_grow {
+            seals |= SealFlags::GROW;
+        }
+        rustix::fs::fcntl_add_seals(&file, seals)?;
         Ok(file.into())
     }
 }
@@ -274,7 +278,7 @@ mod imp {
         Ok(file.as_fd().try_clone_to_owned()?.into())
     }
 
-    pub(crate) fn memory_file(bytes: u64) -> std::io::Result<File> {
+    pub(crate) fn memory_file(bytes: u64, _can_grow: bool) -> std::io::Result<File> {
         let path = std::env::temp_dir().join(format!("storescp-{}", uuid::Uuid::now_v7()));
         let file = File::options()
             .read(true)
@@ -294,7 +298,7 @@ mod imp {
 /// `pass_cache` sets whether what is written goes past the page cache. `keeps_order` tells whether a file system makes a name
 /// durable only with or behind what was written to the file before it was named. `rewards_reserving` tells whether one
 /// takes bytes into its cache for less where their place on the disk is settled.
-/// `memory_file` is one that another process can map, and on Linux not cut. `read_only` opens a file that is open once more, on
+/// `memory_file` is one that another process can map, and on Linux not cut, nor let grow where it must not. `read_only` opens a file that is open once more, on
 /// Linux for reading alone: with a cursor of its own, and the right to write is none that it could hand on.
 pub(crate) use imp::{
     accept, acknowledge_at_once, give_name, keeps_order, leave_processor, memory_file, nameless_file,

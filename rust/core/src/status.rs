@@ -34,6 +34,9 @@ pub enum Refusal {
     /// Files that were replaced have reached `storage.replaced_max_bytes`, and are too young to make room.
     #[error("storage: replaced files have reached their bound")]
     ReplacedFull,
+    /// No worker was free to transcode it, and another form of the instance is stored, perhaps the transcoded one.
+    #[error("transcoding is busy, and an instance with this UID is stored")]
+    Busy,
     /// Whether what lies at its place was acknowledged cannot be told, because it cannot be looked at.
     #[error("storage: the file in its place cannot be looked at")]
     Undecided,
@@ -114,6 +117,7 @@ impl Refusal {
             | Self::TenantQuota(_)
             | Self::TenantBusy(_)
             | Self::ReplacedFull
+            | Self::Busy
             | Self::Undecided
             | Self::Unrecorded
             | Self::TooLarge(_) => 0xA700,
@@ -170,6 +174,7 @@ impl Refusal {
             Self::TenantQuota(None),
             Self::TenantBusy(None),
             Self::ReplacedFull,
+            Self::Busy,
             Self::Undecided,
             Self::Unrecorded,
             Self::TooLarge(8 << 30),

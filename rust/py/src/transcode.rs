@@ -114,7 +114,7 @@ impl Sink for FileSink<'_> {
 
     fn take_over(&mut self, bytes: u64) -> io::Result<()> {
         // Nothing is recorded of the file that could be wrong afterwards.
-        if self.file.metadata()?.len() != self.header_bytes + bytes {
+        if Some(self.file.metadata()?.len()) != self.header_bytes.checked_add(bytes) {
             return Err(io::ErrorKind::InvalidData.into());
         }
         Ok(())

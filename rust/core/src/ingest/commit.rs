@@ -7,6 +7,7 @@ use chrono::Utc;
 
 use super::{Reception, Stored};
 use crate::config::Duplicates;
+use crate::dataset::anomaly::Anomaly;
 use crate::dataset::index::InstanceIndex;
 use crate::digest::Digest;
 use crate::failpoint;
@@ -41,6 +42,10 @@ impl Reception<'_> {
         match store.existing(folder.as_ref(), path, &mut self.spool)? {
             Existing::Absent => self.commit_new(tenant, index, path, folder, None),
             Existing::Identical { size, digest } => self.confirm(tenant, index, path, size, digest),
+            // The same bytes may be stored transcoded: nobody can tell, and what viewers read does not give way to what they do not.
+            Existing::Different { .. } if index.anomalies.contains(Anomaly::TranscodingBusy) => {
+                Err(Refusal::Busy)
+            }
             Existing::Different { size } => match self.engine.config().duplicates {
                 Duplicates::Replace => self.replace(tenant, index, path, folder, size),
                 Duplicates::Reject => Err(Refusal::DuplicateRejected),
@@ -179,7 +184,9 @@ impl Reception<'_> {
             self.spool.finish_write_back()?;
         }
         if let Some(bytes) = replaced {
-            let aside = store.replaced().put_aside(&folder, path, bytes)?;
+            let aside = store
+                .replaced()
+                .put_aside(&folder, path, bytes, self.makes_room)?;
             failpoint::hit("put_aside");
             self.spool.publish(&folder, path.file_name())?;
             aside.keep();

@@ -10,6 +10,7 @@ use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::layout::{InstancePath, TenantId};
 use crate::status::Refusal;
+use crate::store::replaced::MakesRoom;
 use crate::transcode::TranscodeError;
 
 /// The stored instance, and what is known of it beside its data set.
@@ -71,6 +72,7 @@ impl<'e> Reception<'e> {
     pub(crate) fn finish_in_place(mut self, original: &Original<'e>) -> Result<Finished<'e>, Unchanged> {
         self.received_at = original.received_at;
         self.stop = Some(self.engine.recovery_stop());
+        self.makes_room = MakesRoom::Never;
         let (mut index, tenant) = self.identified()?;
         self.settle_tenant(&tenant)?;
         let path = path_of(&tenant, &index);

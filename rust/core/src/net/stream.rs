@@ -10,6 +10,8 @@ use rustls::Connection;
 
 /// What is taken from the socket at a time, several TLS records.
 const INCOMING_BYTES: usize = 64 * 1024;
+/// The same until there is an association: thousands of connections may wait that long.
+const WAITING_BYTES: usize = 4 * 1024;
 
 /// See the module documentation. Reading and writing go through `&Stream`, on one thread at a time.
 #[derive(Debug)]
@@ -24,13 +26,19 @@ struct Tls {
     incoming: BufReader<Socket>,
 }
 
-/// `Read` for a shared socket.
+/// `Read` for what came before and for a shared socket.
 #[derive(Debug)]
-struct Socket(Arc<TcpStream>);
+struct Socket {
+    before: io::Cursor<Vec<u8>>,
+    socket: Arc<TcpStream>,
+}
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self.0).read(buffer)
+        match self.before.read(buffer)? {
+            0 => (&*self.socket).read(buffer),
+            count => Ok(count),
+        }
     }
 }
 
@@ -62,8 +70,14 @@ impl Stream {
 
     /// From here on there is TLS on a clear connection, of either side; the handshake is to come.
     pub(crate) fn begin_tls(&mut self, connection: Connection) {
-        let incoming = BufReader::with_capacity(INCOMING_BYTES, Socket(Arc::clone(&self.socket)));
+        let incoming = self.incoming(WAITING_BYTES, Vec::new());
         self.tls = Some(RefCell::new(Tls { connection, incoming }));
+    }
+
+    fn incoming(&self, bytes: usize, before: Vec<u8>) -> BufReader<Socket> {
+        let socket = Arc::clone(&self.socket);
+        let before = io::Cursor::new(before);
+        BufReader::with_capacity(bytes, Socket { before, socket })
     }
 
     /// Whether it is without TLS.
@@ -78,11 +92,17 @@ impl Stream {
         &self.socket
     }
 
-    /// Blocking from now on, with time limits for each read and write.
+    /// That of an association: blocking from now on, with time limits for each read and write, and read in large pieces.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn block(&self, read_timeout: Duration, write_timeout: Duration) -> io::Result<()> {
+        if let Some(tls) = &self.tls {
+            let incoming = &mut tls.borrow_mut().incoming;
+            let mut unread = incoming.buffer().to_vec();
+            incoming.get_mut().before.read_to_end(&mut unread)?;
+            *incoming = self.incoming(INCOMING_BYTES, unread);
+        }
         self.socket.set_nonblocking(false)?;
         self.socket.set_read_timeout(Some(read_timeout))?;
         self.socket.set_write_timeout(Some(write_timeout))

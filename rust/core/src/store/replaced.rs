@@ -70,6 +70,15 @@ struct State {
     durable_day: String,
 }
 
+impl State {
+    /// One more file.
+    fn count(&mut self, bytes: u64) {
+        self.usage.files += 1;
+        self.usage.bytes += bytes;
+        self.came = (self.came.0 + 1, self.came.1 + bytes);
+    }
+}
+
 /// A file that may make room.
 #[derive(Debug)]
 struct Old {
@@ -98,6 +107,15 @@ pub struct Usage {
     pub max_bytes: u64,
     /// Files that were replaced since the start.
     pub replaced: u64,
+}
+
+/// How a replaced file gets its room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MakesRoom {
+    /// The oldest files go: a sender waits for the answer.
+    ByRemovingOldest,
+    /// None goes, and half of the room stays free: what is done without a sender must cost senders nothing.
+    Never,
 }
 
 /// Why a file cannot be kept.
@@ -198,6 +216,7 @@ impl Replaced {
         folder: &SeriesFolder,
         path: &InstancePath,
         bytes: u64,
+        makes_room: MakesRoom,
     ) -> Result<Aside<'_>, ReplacedError> {
         let mut aside = Aside {
             replaced: self,
@@ -207,7 +226,10 @@ impl Replaced {
         if self.retention.is_zero() {
             return Ok(aside);
         }
-        self.make_room(bytes, Utc::now())?;
+        match makes_room {
+            MakesRoom::ByRemovingOldest => self.make_room(bytes, Utc::now())?,
+            MakesRoom::Never => self.take_half(bytes)?,
+        }
         aside.counted = Some(bytes);
         let tenant = path.relative().split('/').next().unwrap_or_default();
         let ending = format!("_{tenant}_{}", path.file_name());
@@ -242,6 +264,16 @@ impl Replaced {
             day.clone_into(&mut self.lock().durable_day);
         }
         Ok(folder)
+    }
+
+    /// Counts a file of so many bytes where it fits into the first half.
+    fn take_half(&self, bytes: u64) -> Result<(), ReplacedError> {
+        let mut state = self.lock();
+        if state.usage.bytes.saturating_add(bytes) > self.max_bytes / 2 {
+            return Err(ReplacedError::Full);
+        }
+        state.count(bytes);
+        Ok(())
     }
 
     /// Counts a file of so many bytes, and removes the oldest ones where it would not fit; none where that is not enough. Nobody
@@ -288,9 +320,7 @@ impl Replaced {
             .saturating_add(bytes)
             .saturating_sub(self.max_bytes);
         if excess == 0 {
-            state.usage.files += 1;
-            state.usage.bytes += bytes;
-            state.came = (state.came.0 + 1, state.came.1 + bytes);
+            state.count(bytes);
             return None;
         }
         let (mut count, mut freed) = (0, 0);

@@ -77,7 +77,7 @@ pub enum TranscodeError {
     #[error("{text}")]
     Reported {
         /// Its code.
-        code: String,
+        code: &'static str,
         /// Its text.
         text: String,
     },
@@ -96,6 +96,20 @@ impl TranscodeError {
             frame: frame + 1,
             error,
         }
+    }
+
+    /// What a worker process tells. It may have been taken over, so the text becomes short and printable. Nothing for a code that
+    /// there is not; only a worker that has a file can fail to write to it.
+    pub(crate) fn reported(code: &str, text: &str, has_file: bool) -> Option<Self> {
+        let code = REPORTED
+            .iter()
+            .find(|&&known| known == code && (known != "io" || has_file))?;
+        let text = text
+            .chars()
+            .take(LONGEST_TEXT)
+            .flat_map(char::escape_debug)
+            .collect();
+        Some(Self::Reported { code, text })
     }
 
     /// A word for metrics and logs.
@@ -117,6 +131,21 @@ impl TranscodeError {
         }
     }
 }
+
+/// The codes of what a worker can tell of.
+const REPORTED: [&str; 9] = [
+    "no_codec",
+    "attribute",
+    "frames",
+    "too_large",
+    "odd_pixel_data",
+    "codec",
+    "not_exact",
+    "structure",
+    "io",
+];
+/// Characters of what a worker tells.
+const LONGEST_TEXT: usize = 300;
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy)]

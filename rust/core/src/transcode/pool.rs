@@ -125,11 +125,13 @@ impl Pool {
     /// not the object's fault.
     pub fn abort(&self) {
         self.aborted.store(true, Ordering::Release);
-        self.changed.notify_all();
+        self.look_up();
     }
 
     /// Has those who wait see that their task is to end early.
     pub fn look_up(&self) {
+        // Whoever has just looked, and does not wait yet, holds the lock.
+        drop(self.lock());
         self.changed.notify_all();
     }
 
@@ -158,8 +160,17 @@ impl Pool {
     pub fn transcode(&self, task: &Task<'_>, sink: &mut dyn Sink) -> Result<Report, TranscodeError> {
         let wait_ends = Instant::now() + seconds(self.config.max_wait);
         loop {
-            let mut worker = self.acquire(self.stops(task), wait_ends)?;
-            let outcome = self.converse(&mut worker, task, sink);
+            let mut held = Held {
+                pool: self,
+                worker: Some(self.acquire(self.stops(task), wait_ends)?),
+            };
+            let outcome = match &mut held.worker {
+                Some(worker) => self.converse(worker, task, sink),
+                None => Err(Broken::BeforeTheJob),
+            };
+            let Some(worker) = held.worker.take() else {
+                continue;
+            };
             let was_gone = matches!(outcome, Err(Broken::BeforeTheJob));
             let result = self.leave(worker, outcome);
             if !was_gone {
@@ -182,9 +193,7 @@ impl Pool {
             }
             Err(broken) => broken,
         };
-        let ending = worker.end(matches!(broken, Broken::Ended));
-        self.lock().live -= 1;
-        self.changed.notify_all();
+        let ending = self.end(worker, matches!(broken, Broken::Ended));
         Err(match broken {
             Broken::BeforeTheJob => TranscodeError::Worker("the worker was gone".to_owned()),
             Broken::Aborted => interrupted(),
@@ -192,6 +201,14 @@ impl Pool {
             Broken::Ended => TranscodeError::Worker(ending),
             Broken::WithTheJob(reason) => TranscodeError::Worker(reason),
         })
+    }
+
+    /// Ends a worker; how it ended.
+    fn end(&self, worker: Worker, by_itself: bool) -> String {
+        let ending = worker.end(by_itself);
+        self.lock().live -= 1;
+        self.changed.notify_all();
+        ending
     }
 
     /// A worker that is free, in the order of asking.
@@ -257,7 +274,8 @@ impl Pool {
             // The first one tells for all.
             let _ = self.missing.set(missing);
         }
-        if matches!(answer, Ok(Reply::TooLarge)) {
+        let needs_file = matches!(answer, Ok(Reply::TooLarge));
+        if needs_file {
             match sink.file() {
                 Ok((file, offset)) => worker.lend(file, offset)?,
                 // The worker waits for a file.
@@ -270,8 +288,12 @@ impl Pool {
                 frames,
                 bytes,
                 in_memory,
-            } => (Report { frames, bytes }, in_memory),
-            Reply::Failed { code, text } => return Ok(Err(TranscodeError::Reported { code, text })),
+            } if in_memory != needs_file => (Report { frames, bytes }, in_memory),
+            Reply::Failed { code, text } => {
+                return TranscodeError::reported(&code, &text, needs_file)
+                    .map(Err)
+                    .ok_or_else(|| Broken::WithTheJob("it failed in a way that there is not".to_owned()));
+            }
             other => return Err(Broken::WithTheJob(format!("an answer out of turn: {other:?}"))),
         };
         let taken = prepared.and_then(|()| {
@@ -299,6 +321,20 @@ impl Pool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker that works. Where something goes wrong on the way, it is ended, and another one can be started.
+struct Held<'p> {
+    pool: &'p Pool,
+    worker: Option<Worker>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            self.pool.end(worker, false);
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Waiting {
     pub(super) deadline: Instant,
 }
 
+/// A request grows by so much at a time: most have that much in all.
+const GROWTH_BYTES: usize = 4 << 10;
+
 /// What reading comes to for now.
 pub(super) enum Progress {
     More,
@@ -143,7 +146,7 @@ impl Waiting {
             let mut source = &self.stream;
             match source.read(buffer.get_mut(..room).unwrap_or_default()) {
                 Ok(0) => return Progress::Closed,
-                Ok(count) if !self.take(buffer.get(..count).unwrap_or_default(), room) => {
+                Ok(count) if !self.take(buffer.get(..count).unwrap_or_default()) => {
                     return Progress::NoMemory
                 }
                 Ok(_) => {}
@@ -157,14 +160,16 @@ impl Waiting {
         }
     }
 
-    /// Whether there is memory for what came, of which so much was wanted at a time. A request may never become as long as
-    /// its header says, so it grows as it comes.
-    fn take(&mut self, bytes: &[u8], wanted: usize) -> bool {
-        if !self.share.cover(self.bytes.len() + bytes.len()) {
-            return false;
-        }
-        if self.bytes.capacity() - self.bytes.len() < bytes.len() {
-            self.bytes.reserve_exact(wanted);
+    /// Whether there is memory for what came. A request may never become as long as its header says, so it grows as it
+    /// comes, and what it has room for is counted.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        let needed = self.bytes.len() + bytes.len();
+        if needed > self.bytes.capacity() {
+            let room = needed.next_multiple_of(GROWTH_BYTES);
+            if !self.share.cover(room) {
+                return false;
+            }
+            self.bytes.reserve_exact(room - self.bytes.len());
         }
         self.bytes.extend_from_slice(bytes);
         true

@@ -33,11 +33,15 @@ impl Fixture {
 
     /// Stores ten bytes and puts them aside.
     fn put_aside(&self, instance: u32) -> Result<Aside<'_>, ReplacedError> {
+        self.put_aside_for(instance, MakesRoom::ByRemovingOldest)
+    }
+
+    fn put_aside_for(&self, instance: u32, makes_room: MakesRoom) -> Result<Aside<'_>, ReplacedError> {
         let path = path(instance);
         let (folder, made) = self.folders.create(&path).unwrap();
         made.keep();
         std::fs::write(self.root.path().join(path.relative()), [7; 10]).unwrap();
-        self.replaced.put_aside(&folder, &path, 10)
+        self.replaced.put_aside(&folder, &path, 10, makes_room)
     }
 
     fn names(&self) -> Vec<String> {
@@ -143,6 +147,21 @@ fn the_oldest_make_room_and_none_younger_than_a_day() {
         Fixture::new(limits(MONTH, 5)).put_aside(1),
         Err(ReplacedError::Full)
     ));
+}
+
+#[test]
+fn what_is_done_without_a_sender_takes_half_and_removes_none() {
+    let fixture = Fixture::new(limits(MONTH, 40));
+    let aside = |instance| fixture.put_aside_for(instance, MakesRoom::Never);
+    aside(1).unwrap().keep();
+    fixture.age(2);
+    aside(2).unwrap().keep();
+    assert!(matches!(aside(3), Err(ReplacedError::Full)));
+    assert_eq!(fixture.names().len(), 2);
+    for instance in [3, 4] {
+        fixture.put_aside(instance).unwrap().keep();
+    }
+    assert_eq!(fixture.names().len(), 4, "senders have the rest");
 }
 
 #[test]

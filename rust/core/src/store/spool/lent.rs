@@ -58,15 +58,22 @@ impl Sink for Spool<'_> {
 
     fn take_over(&mut self, bytes: u64) -> io::Result<()> {
         let header = std::mem::take(&mut self.lent_header);
+        let whole = self
+            .header_bytes
+            .checked_add(bytes)
+            .ok_or(io::ErrorKind::InvalidData)?;
+        if header.len() as u64 != self.header_bytes {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         self.write_out()?;
         // With our own right to write given up, another one can be told.
         let file = os::read_only(self.file.take().ok_or(io::ErrorKind::NotFound)?)?;
         if !writers::has_none(&file) {
-            return self.copy(&file, &header, bytes);
+            return self.copy(&file, &header, whole);
         }
         let mut found = vec![0; header.len()];
         file.read_exact_at(&mut found, 0)?;
-        if found != header || file.metadata()?.len() != self.header_bytes + bytes {
+        if found != header || file.metadata()?.len() != whole {
             return Err(io::ErrorKind::InvalidData.into());
         }
         read_from(&file, self.header_bytes, bytes, |block| {
@@ -82,8 +89,8 @@ impl Sink for Spool<'_> {
 
 impl Spool<'_> {
     /// Begins anew with what is behind the header in a file that somebody may still change, or of which nobody can tell.
-    fn copy(&mut self, file: &File, header: &[u8], bytes: u64) -> io::Result<()> {
-        if file.metadata()?.len() != self.header_bytes + bytes {
+    fn copy(&mut self, file: &File, header: &[u8], whole: u64) -> io::Result<()> {
+        if file.metadata()?.len() != whole {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if std::mem::take(&mut self.is_named) {
@@ -92,6 +99,8 @@ impl Spool<'_> {
         (self.size, self.written, self.written_back, self.reserved) = (0, 0, 0, 0);
         self.digest = Digester::default();
         self.append(header)?;
-        read_from(file, self.header_bytes, bytes, |block| self.append(block))
+        read_from(file, self.header_bytes, whole - self.header_bytes, |block| {
+            self.append(block)
+        })
     }
 }

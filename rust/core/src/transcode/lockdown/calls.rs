@@ -95,6 +95,10 @@ const REFUSED: &[i64] = &[
 
 /// Numbers of the kernel's headers, in the form of a filter.
 const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
+const SHARED: u64 = libc::MAP_SHARED as u64;
+const ANONYMOUS: u64 = libc::MAP_ANONYMOUS as u64;
+/// `RLIMIT_DATA` does not count a stack that grows.
+const GROWS: u64 = libc::MAP_GROWSDOWN as u64;
 const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND) as u64;
 /// A new user namespace has rights that the process has not.
 const NAMESPACES: u64 = (libc::CLONE_NEWNS
@@ -147,14 +151,18 @@ fn allowed() -> Result<Rules, BackendError> {
     let commands = [libc::F_GETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
     let asks = |&command: &i32| rule(vec![argument(1, Eq, command.unsigned_abs().into())?]);
     let some = [
+        // Memory that counts against the limit of the process, and files that were handed to it.
         (
             libc::SYS_mmap,
-            vec![rule(vec![argument(2, MaskedEq(EXECUTABLE), 0)?])?],
+            vec![
+                rule(vec![not_executable()?, argument(3, MaskedEq(SHARED | GROWS), 0)?])?,
+                rule(vec![
+                    not_executable()?,
+                    argument(3, MaskedEq(SHARED | GROWS | ANONYMOUS), SHARED)?,
+                ])?,
+            ],
         ),
-        (
-            libc::SYS_mprotect,
-            vec![rule(vec![argument(2, MaskedEq(EXECUTABLE), 0)?])?],
-        ),
+        (libc::SYS_mprotect, vec![rule(vec![not_executable()?])?]),
         (
             libc::SYS_clone,
             vec![rule(vec![argument(0, MaskedEq(THREAD | NAMESPACES), THREAD)?])?],
@@ -188,6 +196,10 @@ fn refused_calls() -> Result<Rules, BackendError> {
         .collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_prctl, vec![rule(others)?]);
     Ok(rules)
+}
+
+fn not_executable() -> Result<SeccompCondition, BackendError> {
+    argument(2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)
 }
 
 fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, BackendError> {

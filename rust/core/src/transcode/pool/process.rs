@@ -92,11 +92,16 @@ impl Worker {
         let (program, arguments) = command
             .split_first()
             .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        // Memory files cannot shrink: a worker that goes wrong must not cut them beneath us.
-        let shared = |bytes| os::memory_file(bytes).and_then(SharedMemory::new).map_err(failed);
-        let memory = shared(0)?;
+        // Memory files cannot shrink: a worker that goes wrong must not cut them beneath us. Nor can it make its own one longer, which no
+        // limit of its memory counts.
+        let shared = |bytes, can_grow| {
+            os::memory_file(bytes, can_grow)
+                .and_then(SharedMemory::new)
+                .map_err(failed)
+        };
+        let memory = shared(0, true)?;
         let reader = os::read_only(memory.file()).map_err(failed)?;
-        let result = shared(RESULT_BYTES as u64)?;
+        let result = shared(RESULT_BYTES as u64, false)?;
         let inherited = ENVIRONMENT
             .iter()
             .filter_map(|&name| Some((name, std::env::var_os(name)?)));
@@ -245,28 +250,42 @@ impl Worker {
     /// Ends the process. One that closed its socket is about to end by itself: how it ended is told.
     pub(super) fn end(mut self, by_itself: bool) -> String {
         if by_itself {
-            let deadline = Instant::now() + ENDING;
-            while Instant::now() < deadline {
-                if let Ok(Some(status)) = self.child.try_wait() {
-                    return ending(status);
-                }
-                std::thread::sleep(Duration::from_millis(1));
+            if let Some(status) = wait(&mut self.child) {
+                return ending(status);
             }
         }
-        // It may have ended between the two calls; then there is nothing to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        kill(&mut self.child);
         "the decoder crashed".to_owned()
     }
 
-    /// Has an idle one end: it sees its socket close, so at once.
+    /// Has an idle one end: it sees its socket close, so at once. One that does not is killed.
     pub(super) fn dismiss(self) {
         let Self {
             mut child, socket, ..
         } = self;
         drop(socket);
-        let _ = child.wait();
+        if wait(&mut child).is_none() {
+            kill(&mut child);
+        }
     }
+}
+
+/// Waits a moment for the end of a process.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let deadline = Instant::now() + ENDING;
+    while Instant::now() < deadline {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// It may have ended just now; then there is nothing to kill.
+fn kill(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn too_long(whole: Duration) -> Broken {

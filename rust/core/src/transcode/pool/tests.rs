@@ -179,7 +179,16 @@ fn a_worker_that_lies_is_replaced() {
     let too_large = say(r#""TooLarge""#);
     for (answer, text) in [
         (done(RESULT_BYTES + 1, true), untrue),
+        (done(3, false), "an answer out of turn"),
         (say("nonsense"), "expected"),
+        (
+            say(r#"{"Failed":{"code":"secret","text":"secret"}}"#),
+            "in a way that there is not",
+        ),
+        (
+            say(r#"{"Failed":{"code":"io","text":""}}"#),
+            "in a way that there is not",
+        ),
         (format!("{too_large}; {too_large}"), "an answer out of turn"),
         (format!("{too_large}; exit 3"), "(exit code 3)"),
     ] {
@@ -188,6 +197,49 @@ fn a_worker_that_lies_is_replaced() {
         assert!(error.to_string().contains(text), "{error}");
         assert_eq!((error.code(), pool.live()), ("worker", 0));
     }
+}
+
+/// A sink with a bug.
+struct Panics;
+
+impl Sink for Panics {
+    fn file(&mut self) -> io::Result<(BorrowedFd<'_>, u64)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn meanwhile(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take(&mut self, _result: &[u8]) -> io::Result<()> {
+        panic!("a bug");
+    }
+
+    fn take_over(&mut self, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[test]
+fn a_bug_costs_one_worker_and_no_place() {
+    let file = tempfile::tempfile().unwrap();
+    let pool = saying(&done(3, true));
+    for _ in 0..5 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.transcode(&task(&file), &mut Panics)
+        }));
+        assert!(outcome.is_err());
+        assert_eq!(pool.live(), 0);
+    }
+}
+
+#[test]
+fn what_a_worker_tells_is_short_and_printable() {
+    let text = format!("a\n\u{1b}[2J{}", "x".repeat(2_000));
+    let error = TranscodeError::reported("codec", &text, false).unwrap();
+    assert_eq!(error.code(), "codec");
+    let told = error.to_string();
+    assert!(told.len() < 320 && told.starts_with(r"a\n\u{1b}[2Jxxx"), "{told}");
 }
 
 #[test]

@@ -135,3 +135,23 @@ fn a_result_of_another_size_or_with_another_header_is_refused() {
         }
     }
 }
+
+#[test]
+fn a_result_of_any_other_length_is_none() {
+    for (memory_bytes, way) in ways() {
+        let root = tempfile::tempdir().unwrap();
+        let store = way.open(root.path());
+        for bytes in [0, 6, 8, u64::MAX, u64::MAX - 1] {
+            let mut spool = result(&store, memory_bytes);
+            let (file, offset) = lent(&mut spool);
+            file.write_all_at(b"written", offset).unwrap();
+            let error = spool.take_over(bytes).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidData, "{bytes}");
+        }
+        let mut never_lent = result(&store, memory_bytes);
+        assert_eq!(
+            never_lent.take_over(0).unwrap_err().kind(),
+            ErrorKind::InvalidData
+        );
+    }
+}
