@@ -97,8 +97,13 @@ test: $(STAMPS)/failpoints $(STAMPS)/test-tools ## Install what the tests need, 
 	$(BIN)/python -m pytest tests $(BESIDE_EACH_OTHER) -m "$(BESIDE)"
 	$(BIN)/python -m pytest tests -m "alone and not ceiling"
 
-check: lint ## What to run before a commit: linters, cargo test, unit and integration tests but the slow ones, in minutes
+check: $(STAMPS)/build $(STAMPS)/test-tools ## What to run before a commit: linters, cargo test, unit and integration tests but the slow ones, in minutes
+	@$(MAKE) --no-print-directory --jobs 2 check-rust check-python
+
+check-rust: lint
 	$(CARGO) test --release --locked --quiet
+
+check-python: $(STAMPS)/build $(STAMPS)/test-tools
 	$(BIN)/python -m pytest tests/unit tests/integration $(BESIDE_EACH_OTHER) -m "$(BESIDE) and not slow" --durations=0 --durations-min=5
 
 lint: $(STAMPS)/build $(STAMPS)/test-tools ## Formatters, linters and type checks, changing nothing
