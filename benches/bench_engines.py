@@ -20,7 +20,7 @@ from storescp import _core
 from storescp.engine import Engine, engine_config
 from storescp.network.contexts import known_transfer_syntaxes, storage_sop_classes
 from storescp.pure.engine import PureEngine
-from storescp.pure.index import captured_tags, read_index
+from storescp.pure.index import read_index, wanted
 from storescp.pure.structure import WalkLimits, walk
 from storescp.settings import Settings
 from support.instances import ct_slice
@@ -125,11 +125,11 @@ def test_association_set_up(
 @pytest.mark.parametrize("engine", ["rust", "python"])
 def test_scan(benchmark: BenchmarkFixture, engine: str) -> None:
     instance = ct_slice(1)
-    wanted, limits = captured_tags(tuple(REQUIRED)), WalkLimits(64, 1 << 24, 1 << 31)
+    kept, limits = wanted(tuple(REQUIRED)), WalkLimits(64, 1 << 24, 1 << 31)
 
     def scan_python() -> str:
-        found = walk(instance.dataset, instance.transfer_syntax, wanted, limits)
-        return read_index(found.values, tuple(REQUIRED)).sop_instance_uid
+        found = walk(instance.dataset, instance.transfer_syntax, kept, limits)
+        return read_index(found, tuple(REQUIRED)).sop_instance_uid
 
     def scan_rust() -> str:
         return _core.scan(instance.dataset, instance.transfer_syntax, REQUIRED).sop_instance_uid

@@ -82,6 +82,28 @@ def test_reception_with_the_broker_up_down_and_without_kafka(
     )
 
 
+# The default attributes of a CT slice.
+DICOM = {
+    "00080030": {"vr": "TM", "Value": ["101500.123000"]},
+    "00080060": {"vr": "CS", "Value": ["CT"]},
+    "00080090": {"vr": "PN", "Value": [{"Alphabetic": "Roe^Richard"}]},
+    "00081030": {"vr": "LO", "Value": ["CT head without contrast"]},
+    "0008103E": {"vr": "LO", "Value": ["Axial 5.0 H31s"]},
+    "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Doe^Jane"}]},
+    "00100030": {"vr": "DA", "Value": ["19700101"]},
+    "00100040": {"vr": "CS", "Value": ["F"]},
+    "00180015": {"vr": "CS", "Value": ["HEAD"]},
+    "00200010": {"vr": "SH", "Value": ["4711"]},
+    "00200011": {"vr": "IS", "Value": [2]},
+    "00200013": {"vr": "IS", "Value": [17]},
+    "00280010": {"vr": "US", "Value": [512]},
+    "00280011": {"vr": "US", "Value": [512]},
+    "00280100": {"vr": "US", "Value": [16]},
+    "00400244": {"vr": "DA", "Value": ["20240229"]},
+    "00400245": {"vr": "TM", "Value": ["101400"]},
+}
+
+
 def fill(root: Path) -> None:
     """An outbox of records that no topic has yet, of the size of real ones."""
     ServiceProcess(root).stop()
@@ -99,10 +121,11 @@ def fill(root: Path) -> None:
             "sop_uid": instance, "file_path": f"{root}/{path}", "file_size": 525_000 + number,
             "transfer_syntax_uid": "1.2.840.10008.1.2.1", "target_ts": "1.2.840.10008.1.2.1",
             "study_date": "2024-02-29", "transfer_status": "NoNeedTransfer", "number_of_frames": 1,
-            "created_time": "2024-02-29T12:00:00.000000Z", "series_uid_hash": f"{number:020}",
+            "created_time": "2024-02-29T12:00:00.000000", "series_uid_hash": f"{number:020}",
             "study_uid_hash": f"{number:020}", "accession_number": f"A{number}", "source_ip": "10.20.30.40",
-            "source_ae": "CT1", "schema_version": 1, "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
-            "called_ae": "STORE-SCP",
+            "source_ae": "CT1", "schema_version": 2, "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+            "called_ae": "STORE-SCP", "anomalies": [], "received_at": "2024-02-29T12:00:00.000000Z", "file_url": None,
+            "dicom_omitted": [], "dicom": DICOM,
         }  # fmt: skip
         key, payload = f"1234567890/{study}", json.dumps(record)
         return now + number, trace_id, key, payload, path, path_hash(path), "", 525_000, b"\0" * 16, 3, now

@@ -11,13 +11,22 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from storescp import _core, advice
 from storescp.cli import main_group
 from storescp.conformance import Statement
 from storescp.http.health import METRICS, Family
 from storescp.quantities import text_of_seconds, text_of_size
-from storescp.settings import MOST, OTHER_KEY_NAMES, OTHER_SECTION_NAMES, Section, Settings, Transcoding
+from storescp.settings import (
+    MOST,
+    OTHER_KEY_NAMES,
+    OTHER_SECTION_NAMES,
+    RECORD_ATTRIBUTES,
+    Section,
+    Settings,
+    Transcoding,
+)
 
 _FOLDER = Path(__file__).parent / "reference"
 # Of a terminal with 80 columns; wider ones have no longer lines.
@@ -260,24 +269,33 @@ def statuses() -> str:
 
 def record() -> str:
     """Every field of a record."""
-    schema = json.loads(resources.files("storescp").joinpath("record.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(resources.files("storescp").joinpath("record-2.schema.json").read_text(encoding="utf-8"))
     parts = [
         "# Record",
         "",
-        schema["description"] + " All fields are always there. JSON Schema: `storescp/record.schema.json`.",
+        schema["description"] + " All fields are always there. JSON Schema: `storescp/record-2.schema.json`.",
         "The schema describes the records of this version, so it allows no other fields and codes.",
+        "In Python `storescp.Record.from_json` reads them, and those of version 1.",
         "",
     ]
     example = json.dumps(_RECORD, indent=2)
     rows = [(f"`{name}`", *_field(found, schema)) for name, found in schema["properties"].items()]
     parts.append(_table(("field", "type", "content"), rows))
-    return "\n".join([*parts, "## An example", "", "```json", example, "```", ""])
+    prose = (_FOLDER.parent / "parts" / "record.md").read_text(encoding="utf-8")
+    parts += ["", prose.replace("{attributes}", _attributes()), "## An example", "", "```json", example, "```", ""]
+    return "\n".join(parts)
+
+
+def _attributes() -> str:
+    tags = [(tag_for_keyword(keyword) or 0, keyword) for keyword in RECORD_ATTRIBUTES]
+    rows = [(f"`{tag:08X}`", dictionary_VR(tag), f"`{keyword}`") for tag, keyword in sorted(tags)]
+    return _table(("key", "VR", "keyword"), rows)
 
 
 # The record of pydicom's CT_small.dcm.
 _RECORD = {
     "trace_id": "01a22cc8-2de8-76e3-9644-4e58801f46ac",
-    "worker_node_id": "DICOM_STORE_SCP",
+    "worker_node_id": "storage-1",
     "tenant_id": "1234567890",
     "patient_id": "1CT1",
     "study_uid": "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322",
@@ -291,16 +309,34 @@ _RECORD = {
     "study_date": "2004-01-19",
     "transfer_status": "NoNeedTransfer",
     "number_of_frames": 1,
-    "created_time": "2026-11-30T14:07:26.230303Z",
+    "created_time": "2026-11-30T14:07:26.230303",
     "series_uid_hash": "08990620208495055844",
     "study_uid_hash": "00332093670316092639",
     "accession_number": None,
     "source_ip": "10.1.2.3",
     "source_ae": "CT1",
-    "schema_version": 1,
+    "schema_version": 2,
     "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
     "called_ae": "ARCHIVE",
     "anomalies": [],
+    "received_at": "2026-11-30T14:07:26.230303Z",
+    "file_url": None,
+    "dicom_omitted": [],
+    "dicom": {
+        "00080030": {"vr": "TM", "Value": ["072730"]},
+        "00080060": {"vr": "CS", "Value": ["CT"]},
+        "00080090": {"vr": "PN"},
+        "00081030": {"vr": "LO", "Value": ["e+1"]},
+        "00100010": {"vr": "PN", "Value": [{"Alphabetic": "CompressedSamples^CT1"}]},
+        "00100030": {"vr": "DA"},
+        "00100040": {"vr": "CS", "Value": ["O"]},
+        "00200010": {"vr": "SH", "Value": ["1CT1"]},
+        "00200011": {"vr": "IS", "Value": [1]},
+        "00200013": {"vr": "IS", "Value": [1]},
+        "00280010": {"vr": "US", "Value": [128]},
+        "00280011": {"vr": "US", "Value": [128]},
+        "00280100": {"vr": "US", "Value": [16]},
+    },
 }
 
 
@@ -313,9 +349,12 @@ def _field(found: dict[str, Any], schema: dict[str, Any]) -> tuple[str, str]:
         return "constant", f"`{json.dumps(found['const'])}`"
     if "enum" in found:
         return "one of", found.get("description") or ", ".join(f"`{value}`" for value in found["enum"])
+    if found["type"] == "object":
+        return "object", f"{found['description']}; [which](#attributes-in-dicom)"
     if found["type"] == "array":
-        codes = ", ".join(f"`{code}`" for code in found["items"]["enum"])
-        return "list of texts", f"{found['description']}; of {codes}; [what each means](statuses.md#anomalies)"
+        codes = ", ".join(f"`{code}`" for code in found["items"].get("enum", ()))
+        explained = f"; of {codes}; [what each means](statuses.md#anomalies)" if codes else ""
+        return "list of texts", found["description"] + explained
     kinds = found["type"] if isinstance(found["type"], list) else [found["type"]]
     names = {"string": "text", "integer": "number", "null": "null"}
     content = [found["description"]]

@@ -378,7 +378,10 @@ def _adopt_application_json(source: Source, warnings: list[str]) -> tuple[Layer,
             else:
                 written = source.written.get((section, key), f"{section}.{key}")
                 _ignore(written, (section, key), ignored, warnings)
-    defaults: Layer = {"dicom_store_scp": {"required_attributes": list(_ORIGINAL_REQUIRES)}}
+    defaults: Layer = {
+        "dicom_store_scp": {"required_attributes": list(_ORIGINAL_REQUIRES)},
+        "message_queue": {"created_time": "local"},
+    }
     if private:
         # The element that names the tenant turns it on.
         defaults["tenants"] = {"from_private_element": True}

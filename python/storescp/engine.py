@@ -193,11 +193,12 @@ class Engine(RecordQueue, Protocol):
 
 def engine_config(settings: Settings) -> str:
     """The engine's configuration, JSON."""
-    scp, storage, limits, tenants = (
+    scp, storage, limits, tenants, queue = (
         settings.dicom_store_scp,
         settings.storage,
         settings.limits,
         settings.tenants,
+        settings.message_queue,
     )
     private = None
     if tenants.from_private_element:
@@ -218,6 +219,12 @@ def engine_config(settings: Settings) -> str:
             "min_free_bytes": storage.min_free_bytes,
             "viewer_transfer_syntaxes": list(settings.transcoding.viewer_transfer_syntaxes),
             "required_attributes": list(scp.required_attributes),
+            "record": {
+                "attributes": list(queue.record_attributes),
+                "node_id": settings.service.node_name,
+                "created_time": queue.created_time,
+                "missing_study_date": queue.missing_study_date and queue.missing_study_date.isoformat(),
+            },
             "malformed": scp.malformed,
             "max_pdu_length": scp.max_pdu_length,
             "strict": scp.strict,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +35,8 @@ from storescp.network.identity import SubjectPattern
 TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UID_CHARACTERS, _AE_TITLE_CHARACTERS = 64, 16  # PS3.5 6.2
 _ROOT_BYTES = 200
+_NODE_CHARACTERS = 64
+MOST_RECORD_ATTRIBUTES = 100
 _LAST_PORT = 65535
 _KAFKA_PORT = 9092
 MOST = (1 << 63) - 1
@@ -59,6 +63,28 @@ VIEWER_TRANSFER_SYNTAXES = (
     "1.2.840.10008.1.2.4.202",
     "1.2.840.10008.1.2.4.203",
     "3.2.840.10008.1.2.4.96",
+)
+# What QIDO-RS returns (PS3.18 10.6.3.3) and no other field of a record has, and what a worklist shows besides.
+RECORD_ATTRIBUTES = (
+    "TimezoneOffsetFromUTC",
+    "StudyTime",
+    "Modality",
+    "ReferringPhysicianName",
+    "StudyDescription",
+    "SeriesDescription",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "BodyPartExamined",
+    "StudyID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "PerformedProcedureStepStartDate",
+    "PerformedProcedureStepStartTime",
+    "RequestAttributesSequence",
 )
 # A lossy target would need a new SOP Instance UID (PS3.3 C.7.6.1.1.5), so the core encodes none.
 TARGETS = tuple(uid for uid, _name, _decodes, encodes in _core.transfer_syntaxes() if encodes)
@@ -104,6 +130,18 @@ def _keyword(text: str) -> str:
 
     if tag_for_keyword(text) is None:
         raise ValueError("a keyword of the DICOM data dictionary, for instance PatientID")
+    return text
+
+
+def _record_keyword(text: str) -> str:
+    if not _core.is_record_attribute(_keyword(text)):
+        raise ValueError("a keyword of an attribute whose values are text, numbers or a sequence")
+    return text
+
+
+def _node_id(text: str) -> str:
+    if not 1 <= len(text) <= _NODE_CHARACTERS or not text.isprintable():
+        raise ValueError(f"a name of 1 to {_NODE_CHARACTERS} printable characters")
     return text
 
 
@@ -218,6 +256,8 @@ Uid = Annotated[str, AfterValidator(_uid), Field(examples=["1.2.840.10008.1.2.1"
 Target = Annotated[str, AfterValidator(_target)]
 AeTitle = Annotated[str, AfterValidator(ae_title), Field(examples=["CT1"])]
 Keyword = Annotated[str, AfterValidator(_keyword), Field(examples=["PatientID"])]
+RecordKeyword = Annotated[str, AfterValidator(_record_keyword), Field(examples=["PatientName"])]
+NodeId = Annotated[str, AfterValidator(_node_id)]
 TenantId = Annotated[str, AfterValidator(_tenant_id), Field(examples=["hospital-a"])]
 OptionalTenantId = Annotated[str, AfterValidator(_optional_tenant_id)]
 Subject = Annotated[str, AfterValidator(_subject)]
@@ -357,13 +397,29 @@ class Storage(Section):
 
 
 class MessageQueue(Section):
-    """`[message_queue]`: names of the topics."""
+    """`[message_queue]`: names of the topics, and what records say."""
 
     topic_main: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
         "storage_queue", description="name of the topic for the readers that build patients, studies and series"
     )
     topic_dicom_receive: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = Field(
         "log_queue", description="name of the topic of the acquisition log"
+    )
+    record_attributes: tuple[RecordKeyword, ...] = Field(
+        RECORD_ATTRIBUTES,
+        max_length=MOST_RECORD_ATTRIBUTES,
+        description="keywords of the attributes that records have in `dicom`, besides those that have a field of their "
+        "own; text, numbers and sequences, of which one level is taken; []: none",
+    )
+    created_time: Literal["utc", "local"] = Field(
+        "utc",
+        description="time zone of `created_time` in records, which is written without a zone: `utc`, or `local` for "
+        "that of this machine; `received_at` is in UTC always",
+    )
+    missing_study_date: date | None = Field(
+        None,
+        description="`study_date` in the records of instances that have none, for consumers that need one, for "
+        "instance 1900-01-01; without it null",
     )
 
 
@@ -616,7 +672,11 @@ class Outbox(Section):
 
 
 class Service(Section):
-    """`[service]`: how long the service takes to stop."""
+    """`[service]`: its name among several, and how long it takes to stop."""
+
+    node_id: NodeId | None = Field(
+        None, description="name of this node in records (`worker_node_id`); without it the name of the host"
+    )
 
     drain_timeout: Seconds = Field(
         30.0, description="how long associations may take to finish when the service stops, in seconds"
@@ -624,6 +684,11 @@ class Service(Section):
     publish_timeout: Seconds = Field(
         10.0, description="how long records may take to be published when the service stops, in seconds"
     )
+
+    @property
+    def node_name(self) -> str:
+        """The name of this node in records."""
+        return self.node_id or socket.gethostname()[:_NODE_CHARACTERS]
 
 
 class Limits(Section):

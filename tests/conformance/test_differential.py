@@ -11,6 +11,7 @@ from storescp import _core
 from storescp.engine import Engine, engine_config
 from storescp.pure.engine import PureEngine
 from storescp.settings import Settings
+from support.engines import publish
 from support.instances import dataset_of, from_file
 from support.references import NATIVE
 
@@ -20,19 +21,7 @@ pytestmark = [pytest.mark.curated, pytest.mark.filterwarnings("ignore::UserWarni
 EXPLICIT = "1.2.840.10008.1.2.1"
 # Nothing is transcoded.
 DECODABLE = [uid for uid, _, decodes, _ in _core.transfer_syntaxes() if decodes]
-VARIES = dict.fromkeys(("trace_id", "created_time", "file_path"))
-
-
-def drain(engine: Engine) -> list[dict[str, object]]:
-    records = []
-    while engine.outbox_backlog()[0]:
-        engine.outbox_flush()
-        rows = engine.outbox_claim(0, 0, 1000)
-        records += [json.loads(row.payload) for row in rows]
-        for topic in (0, 1):
-            engine.outbox_done(topic, [row.id for row in rows])
-        engine.outbox_flush()
-    return records
+VARIES = dict.fromkeys(("trace_id", "created_time", "received_at", "file_path"))
 
 
 @pytest.mark.parametrize("required", [[], ["PatientID", "StudyDate"]], ids=["uids only", "default"])
@@ -62,12 +51,12 @@ def test_both_engines_do_the_same_with_every_curated_file(curated: Path, tmp_pat
             status = engine.ingest(
                 one.dataset, one.sop_class, one.sop_instance, one.transfer_syntax, "CT1", "ARCHIVE", "127.0.0.1", "t"
             )
-            records = drain(engine)
+            records = [json.loads(payload) for payload in publish(engine)]
             for record in records:
                 file = Path(str(record.pop("file_path")))
                 record["path"] = str(file.relative_to(tmp_path / name))
                 record["content"] = file.read_bytes()
-                del record["trace_id"], record["created_time"]
+                del record["trace_id"], record["created_time"], record["received_at"]
             results[name] = (status, records)
         assert results["rust"] == results["python"], path.name
         compared += 1
@@ -103,7 +92,7 @@ def test_both_engines_transcode_to_the_same_file(curated: Path, tmp_path: Path) 
             status = engine.ingest(
                 one.dataset, one.sop_class, one.sop_instance, one.transfer_syntax, "CT1", "ARCHIVE", "127.0.0.1", "t"
             )
-            results[name] = (status, drain(engine))
+            results[name] = (status, [json.loads(payload) for payload in publish(engine)])
         statuses = {name: status for name, (status, _) in results.items()}
         assert statuses["rust"] == statuses["python"], path.name
         records = {name: found[0] for name, (_, found) in results.items() if found}

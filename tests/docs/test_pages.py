@@ -137,7 +137,7 @@ def test_the_record_of_the_reference_follows_the_schema(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(DOCS))
     page = importlib.import_module("generate").record()
     [example] = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    schema = resources.files("storescp").joinpath("record.schema.json").read_text(encoding="utf-8")
+    schema = resources.files("storescp").joinpath("record-2.schema.json").read_text(encoding="utf-8")
     jsonschema.validate(json.loads(example), json.loads(schema))
 
 

@@ -59,7 +59,7 @@ def test_an_instance_is_stored_as_received_and_recorded_in_both_topics(either: S
     assert dataset_of(file) == instance.dataset
     [record] = either.records(count=1)
     assert either.records("log_queue", count=1) == [record]
-    jsonschema.validate(record, json.loads((Path(storescp.__file__).parent / "record.schema.json").read_text()))
+    jsonschema.validate(record, json.loads((Path(storescp.__file__).parent / "record-2.schema.json").read_text()))
     assert record["file_path"] == str(file)
     assert record["file_size"] == file.stat().st_size
     assert record["source_ae"] == "CT1"

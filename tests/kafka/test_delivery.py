@@ -26,7 +26,7 @@ from support.service import ServiceProcess
 
 Serve = Callable[..., ServiceProcess]
 SENDERS, EACH = 8, 250
-SCHEMA = json.loads((Path(storescp.__file__).parent / "record.schema.json").read_text())
+SCHEMA = json.loads((Path(storescp.__file__).parent / "record-2.schema.json").read_text())
 
 
 def write_studies(folder: Path) -> list[Path]:

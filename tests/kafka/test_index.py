@@ -121,6 +121,28 @@ def test_records_become_patients_studies_series_and_instances(database: Database
     assert database.progress("main", [0, 1, 2]) == {0: Progress(2), 1: Progress(2), 2: Progress()}
 
 
+def test_times_are_those_with_a_zone_where_the_record_has_them(database: Database, url: str) -> None:
+    times = {"created_time": "2026-01-01T08:00:00.000000", "received_at": "2026-01-01T00:00:00.000000Z"}
+    database.apply("main", {0: messages(record(1, **times, schema_version=2, dicom={}), record(2))})
+    assert {one["created_time"] for one in rows(url, tables.instance)} == {"2026-01-01T00:00:00.000000Z"}
+    [study] = rows(url, tables.study)
+    assert study["updated"] == "2026-01-01T00:00:00.000000Z"
+
+
+def test_records_of_wado_storescp_are_read(database: Database, url: str) -> None:
+    """As its serde writes them: no SOP Class UID, local time with nanoseconds, a status that ours never have."""
+    original = record(
+        1, created_time="2025-12-01T08:21:56.123456789", transfer_status="NeedTransfer", patient_id="1CT1"
+    )
+    original |= {"worker_node_id": "DICOM_STORE_SCP", "series_uid_hash": "0" * 20, "study_uid_hash": "0" * 20}
+    del original["sop_class_uid"]
+    applied = database.apply("main", {0: messages(original)})
+    assert (applied.records, applied.unreadable) == (1, 0)
+    [instance] = rows(url, tables.instance)
+    assert (instance["sop_class_uid"], instance["transfer_status"]) == ("", "NeedTransfer")
+    assert instance["created_time"] == "2025-12-01T08:21:56.123456789"
+
+
 def test_a_second_delivery_changes_nothing_even_after_a_newer_record(database: Database, url: str) -> None:
     old, new = record(1, file_size=1), record(1, file_size=2)
     database.apply("main", {0: messages(old, old, new)})

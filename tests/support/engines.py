@@ -69,6 +69,19 @@ def records(engine: Engine) -> list[dict[str, Any]]:
     return [json.loads(row.payload) for row in engine.outbox_claim(0, 0, 1000)]
 
 
+def publish(engine: Engine) -> list[bytes]:
+    """The records that are pending, as JSON; they are delivered then."""
+    payloads: list[bytes] = []
+    while engine.outbox_backlog()[0]:
+        engine.outbox_flush()
+        rows = engine.outbox_claim(0, 0, 1000)
+        payloads += [row.payload for row in rows]
+        for topic in (0, 1):
+            engine.outbox_done(topic, [row.id for row in rows])
+        engine.outbox_flush()
+    return payloads
+
+
 def path_of(instance: Instance) -> str:
     """Where an instance of `ct_slice` lies, relative to the storage root."""
     series = instance.sop_instance.rpartition(".")[0]

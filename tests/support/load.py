@@ -184,7 +184,7 @@ def check_delivery(
         record = json.loads(message.value)
         uid, trace_id = record["sop_uid"], record["trace_id"]
         assert message.key.decode() == f"{record['tenant_id']}/{record['study_uid']}"
-        assert dict(message.headers) == {"schema_version": b"1", "trace_id": trace_id.encode()}
+        assert dict(message.headers) == {"schema_version": b"2", "trace_id": trace_id.encode()}
         assert partition_of.setdefault(message.key, message.partition) == message.partition
         if uid in trace_of:
             duplicates += 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from storescp import _core, advice
 from storescp.errors import CoreError
-from storescp.pure.index import captured_tags, read_index
+from storescp.pure.index import read_index, wanted
 from storescp.pure.refusal import Refusal
 from storescp.pure.store import file_meta
 from storescp.pure.structure import ANOMALIES, WalkLimits, inflate, walk
@@ -73,8 +73,8 @@ def outcome_of_rust(instance: Instance) -> tuple[object, ...]:
 def outcome_of_python(instance: Instance) -> tuple[object, ...]:
     try:
         plain = inflate(instance.dataset, instance.transfer_syntax, LIMITS)
-        found = walk(plain, instance.transfer_syntax, captured_tags(()), LIMITS)
-        index = read_index(found.values, ())
+        found = walk(plain, instance.transfer_syntax, wanted(), LIMITS)
+        index = read_index(found)
     except Refusal as refusal:
         return (f"{refusal.status:04X} {refusal.comment}",)
     anomalies = tuple(code for code in ANOMALIES if code in {*found.anomalies, *index.anomalies})
@@ -94,7 +94,7 @@ def outcome(instance: Instance) -> tuple[object, ...]:
 def read_by_pydicom(instance: Instance, keyword: str) -> str | None:
     """Of the file that would be stored; None where pydicom finds nothing or gives up."""
     meta = walk(
-        inflate(instance.dataset, instance.transfer_syntax, LIMITS), instance.transfer_syntax, frozenset(), LIMITS
+        inflate(instance.dataset, instance.transfer_syntax, LIMITS), instance.transfer_syntax, wanted(), LIMITS
     ).file_meta_bytes
     header = file_meta(instance.sop_class, instance.sop_instance, instance.transfer_syntax, "A")
     try:
@@ -247,7 +247,7 @@ def test_pixel_data_that_do_not_fit_the_transfer_syntax_are_named() -> None:
 
 
 def test_every_code_is_in_the_schema_and_explained() -> None:
-    schema = json.loads(resources.files("storescp").joinpath("record.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(resources.files("storescp").joinpath("record-2.schema.json").read_text(encoding="utf-8"))
     assert tuple(schema["properties"]["anomalies"]["items"]["enum"]) == ANOMALIES
     assert tuple(_core.anomalies()) == ANOMALIES
     assert tuple(advice.ANOMALIES) == ANOMALIES

@@ -17,7 +17,7 @@ from pydicom.charset import convert_encodings, decode_bytes
 from storescp import _core
 from storescp.errors import CoreError
 from storescp.pure import charset
-from storescp.pure.index import InstanceIndex, captured_tags, read_index
+from storescp.pure.index import InstanceIndex, read_index, wanted
 from storescp.pure.structure import WalkLimits, walk
 from storescp.pure.transcode import TranscodeError, to_explicit
 from support.compressed import RLE, compressed_ct, with_attribute
@@ -32,8 +32,8 @@ PATIENT_ID, CHARACTER_SET, STUDY_DATE, FRAMES = 0x00100020, 0x00080005, 0x000800
 def indices(changes: dict[int, bytes | None]) -> tuple[_core.ScanResult, InstanceIndex]:
     """What the two engines read of an instance."""
     one = ct_slice(1, rows=2, changes=changes)
-    found = walk(one.dataset, one.transfer_syntax, captured_tags(()), LIMITS)
-    return _core.scan(one.dataset, one.transfer_syntax, []), read_index(found.values, ())
+    found = walk(one.dataset, one.transfer_syntax, wanted(), LIMITS)
+    return _core.scan(one.dataset, one.transfer_syntax, []), read_index(found)
 
 
 def read(term: str | None, value: bytes) -> tuple[str, bool]:

@@ -17,7 +17,7 @@ from storescp.engine import Engine, engine_config
 from storescp.errors import CoreError
 from storescp.pure import record
 from storescp.pure.engine import PureEngine
-from storescp.pure.index import captured_tags, read_index
+from storescp.pure.index import read_index, wanted
 from storescp.pure.refusal import Refusal
 from storescp.pure.structure import WalkLimits, inflate, walk
 from storescp.settings import Settings
@@ -44,8 +44,8 @@ def test_uuid7_is_ordered_and_of_version_7() -> None:
 def pure_outcome(instance: Instance) -> tuple[str, ...]:
     try:
         plain = inflate(instance.dataset, instance.transfer_syntax, LIMITS)
-        found = walk(plain, instance.transfer_syntax, captured_tags(("PatientID", "StudyDate")), LIMITS)
-        index = read_index(found.values, ("PatientID", "StudyDate"))
+        found = walk(plain, instance.transfer_syntax, wanted(("PatientID", "StudyDate")), LIMITS)
+        index = read_index(found, ("PatientID", "StudyDate"))
     except Refusal as refusal:
         return (f"{refusal.status:04X} {refusal.comment}",)
     return (index.study_instance_uid, index.patient_id, str(index.study_date), str(index.number_of_frames))
@@ -186,7 +186,7 @@ def test_both_engines_write_the_same_file_record_and_row(tmp_path: Path) -> None
         files.append((str(file.relative_to(tmp_path / name)), file.read_bytes()))
         record_ = json.loads(row.payload)
         assert record_.pop("trace_id") == row.trace_id
-        assert record_.pop("created_time").endswith("Z")
+        assert record_.pop("created_time") + "Z" == record_.pop("received_at")
         assert record_.pop("file_path") == str(file)
         records.append(list(record_.items()))
         with sqlite3.connect(tmp_path / name / ".outbox" / "outbox.sqlite") as database:

@@ -49,7 +49,10 @@ _Exact = Annotated[str, AfterValidator(_exact)]
 
 
 class Record(BaseModel):
-    """What the tables need of a record; see `record.schema.json`. Fields that are new in later versions are ignored."""
+    """What the tables need of a record: of any version, or as wado-storescp writes it, which has no SOP Class UID.
+
+    Fields that are not known are ignored.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -59,18 +62,24 @@ class Record(BaseModel):
     study_uid: _Exact = Field(min_length=1, max_length=64)
     series_uid: _Exact = Field(min_length=1, max_length=64)
     sop_uid: _Exact = Field(min_length=1, max_length=64)
-    sop_class_uid: _Exact = Field(min_length=1, max_length=64)
+    sop_class_uid: _Exact = Field("", max_length=64)
     file_path: _Exact = Field(min_length=1, max_length=512)
     file_size: int = Field(ge=0, lt=1 << 63)
     transfer_syntax_uid: _Exact = Field(min_length=1, max_length=64)
     target_ts: _Exact = Field(min_length=1, max_length=64)
     study_date: date | None
-    transfer_status: Literal["NoNeedTransfer", "Success", "Failed"]
+    transfer_status: Literal["NoNeedTransfer", "Success", "Failed", "NeedTransfer"]
     number_of_frames: int = Field(ge=1, lt=1 << 31)
     accession_number: _Readable | None = Field(max_length=16)
     created_time: _Exact = Field(max_length=32)
+    received_at: _Exact | None = Field(None, max_length=32)
     source_ip: _Exact = Field(max_length=64)
     source_ae: _Readable = Field(max_length=16)
+
+    @property
+    def moment(self) -> str:
+        """When it was received: UTC where the record says so."""
+        return self.received_at or self.created_time
 
 
 @dataclass(frozen=True)
@@ -275,8 +284,7 @@ class Database:
         patients: _Rows = {(record.tenant_id, record.patient_id): {} for record in records}
         studies: _Rows = {(record.tenant_id, record.study_uid): _study(record) for record in records}
         serieses: _Rows = {
-            (record.tenant_id, record.study_uid, record.series_uid): {"updated": record.created_time}
-            for record in records
+            (record.tenant_id, record.study_uid, record.series_uid): {"updated": record.moment} for record in records
         }
         instances: _Rows = {_instance_key(record): _instance(record) for record in records}
         for table, rows in (
@@ -334,7 +342,7 @@ def _study(record: Record) -> dict[str, object]:
         "patient_id": record.patient_id,
         "study_date": record.study_date.isoformat() if record.study_date else None,
         "accession_number": record.accession_number,
-        "updated": record.created_time,
+        "updated": record.moment,
     }
 
 
@@ -347,7 +355,7 @@ def _instance(record: Record) -> dict[str, object]:
     names = {column.name for column in tables.instance.columns} - {
         column.name for column in tables.instance.primary_key.columns
     }
-    return record.model_dump(include=names)
+    return record.model_dump(include=names) | {"created_time": record.moment}
 
 
 def _check_sqlite(name: str | None) -> None:

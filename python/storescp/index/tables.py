@@ -26,7 +26,7 @@ study = sa.Table(
     sa.Column("patient_id", sa.String(64), nullable=False),
     sa.Column("study_date", _DATE, comment="ISO 8601"),
     sa.Column("accession_number", sa.String(16)),
-    sa.Column("updated", sa.String(32), nullable=False, comment="created_time of the last record"),
+    sa.Column("updated", sa.String(32), nullable=False, comment="when the last record was received"),
     sa.ForeignKeyConstraint(["tenant_id", "patient_id"], ["patient.tenant_id", "patient.patient_id"]),
     sa.Index("study_patient", "tenant_id", "patient_id"),
 )
@@ -50,7 +50,7 @@ instance = sa.Table(
     sa.Column("series_uid", _UID, primary_key=True),
     sa.Column("sop_uid", _UID, primary_key=True),
     sa.Column("study_date", _DATE, primary_key=True, comment="ISO 8601, empty where there is none"),
-    sa.Column("sop_class_uid", _UID, nullable=False),
+    sa.Column("sop_class_uid", _UID, nullable=False, comment="empty in records of wado-storescp"),
     sa.Column("file_path", sa.String(512), nullable=False),
     sa.Column("file_size", sa.BigInteger, nullable=False),
     sa.Column("transfer_syntax_uid", _UID, nullable=False, comment="as received"),
@@ -60,7 +60,7 @@ instance = sa.Table(
     sa.Column("source_ae", sa.String(16), nullable=False),
     sa.Column("source_ip", sa.String(64), nullable=False),
     sa.Column("trace_id", _TRACE, nullable=False),
-    sa.Column("created_time", sa.String(32), nullable=False),
+    sa.Column("created_time", sa.String(32), nullable=False, comment="received_at where the record has it"),
     sa.ForeignKeyConstraint(
         ["tenant_id", "study_uid", "series_uid"], ["series.tenant_id", "series.study_uid", "series.series_uid"]
     ),

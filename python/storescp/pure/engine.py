@@ -22,7 +22,7 @@ from storescp.pure.damaged import (
     refusal_of_kept,
     source_of,
 )
-from storescp.pure.index import UID, InstanceIndex, captured_tags, read_index
+from storescp.pure.index import UID, InstanceIndex, read_index, wanted
 from storescp.pure.outbox import NewRow, Outbox, Row
 from storescp.pure.pixels import BUSY, Pixels, Transcoding
 from storescp.pure.reconcile import Reconciler
@@ -83,8 +83,8 @@ class PureEngine:
         self._private_tag = (
             tenants.private_group << 16 | tenants.private_element if tenants.from_private_element else None
         )
-        private = frozenset() if self._private_tag is None else frozenset({self._private_tag})
-        self._wanted = captured_tags(self._required) | private
+        self._described = settings.message_queue.record_attributes
+        self._wanted = wanted(self._required, self._described, self._private_tag)
         self._known_tenants = frozenset(tenants.known)
         self._transcoding = Transcoding(settings)
         root = self._storage.root
@@ -352,7 +352,7 @@ class PureEngine:
         return tenant, self._commit(self._instance(pixels, source, tenant, index))
 
     def _identify(self, found: Walked, sop_class: str, sop_instance: str) -> InstanceIndex:
-        index = read_index(found.values, self._required)
+        index = read_index(found, self._required, self._described)
         if index.sop_class_uid != sop_class:
             raise Refusal(0xA900, "SOPClassUID of the data set differs from the command")
         if index.sop_instance_uid != sop_instance:
@@ -459,10 +459,12 @@ class PureEngine:
         trace_id = str(record.uuid7())
         study, series = index.study_instance_uid, index.series_instance_uid
         path = _path(tenant, index.study_date, study, series, index.sop_instance_uid)
+        queue = self._settings.message_queue
+        received_at = received_at or record.timestamp()
         payload = record.encode(
             {
                 "trace_id": trace_id,
-                "worker_node_id": record.WORKER_NODE_ID,
+                "worker_node_id": self._settings.service.node_name,
                 "tenant_id": tenant,
                 "patient_id": index.patient_id,
                 "study_uid": study,
@@ -472,10 +474,10 @@ class PureEngine:
                 "file_size": len(content),
                 "transfer_syntax_uid": pixels.received_as,
                 "target_ts": pixels.stored_as,
-                "study_date": index.study_date.isoformat() if index.study_date else None,
+                "study_date": str(index.study_date or queue.missing_study_date or "") or None,
                 "transfer_status": pixels.status,
                 "number_of_frames": index.number_of_frames,
-                "created_time": received_at or record.timestamp(),
+                "created_time": record.created_time(received_at, queue.created_time),
                 "series_uid_hash": record.hash_uid(series),
                 "study_uid_hash": record.hash_uid(study),
                 "accession_number": index.accession_number,
@@ -485,7 +487,11 @@ class PureEngine:
                 "sop_class_uid": index.sop_class_uid,
                 "called_ae": source.called_ae_title,
                 "anomalies": index.anomalies,
-            }
+                "received_at": received_at,
+                "file_url": None,
+                "dicom_omitted": index.omitted,
+            },
+            index.described,
         )
         return NewRow(trace_id, f"{tenant}/{study}", payload, path, f"{trace_id}.part", len(content), digest(content))
 
@@ -501,7 +507,8 @@ class PureEngine:
         syntax, dataset = located.transfer_syntax, content[located.offset :]
         try:
             plain = inflate(dataset, syntax, self._walk_limits)
-            index = read_index(walk(plain, syntax, captured_tags(()), self._walk_limits).values, ())
+            found = walk(plain, syntax, wanted(described=self._described), self._walk_limits)
+            index = read_index(found, described=self._described)
         except Refusal:
             raise unrecorded_refusal() from None
         source = Source(located.source_ae_title, "", "", path.partition("/")[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from typing import cast
@@ -10,7 +11,9 @@ from typing import cast
 from pydicom.datadict import tag_for_keyword
 
 from storescp.pure.charset import decode
+from storescp.pure.described import describe
 from storescp.pure.refusal import Refusal
+from storescp.pure.structure import Walked, Wanted
 
 UID = re.compile(rb"[0-9]+(\.[0-9]+)*")
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -32,9 +35,12 @@ def tag_of(keyword: str) -> int:
     return cast(int, tag_for_keyword(keyword))
 
 
-def captured_tags(required_attributes: tuple[str, ...]) -> frozenset[int]:
-    """The tags that may occur only once."""
-    return frozenset(tag_of(keyword) for keyword in (*_INDEX, *required_attributes))
+def wanted(required: Iterable[str] = (), described: Iterable[str] = (), private: int | None = None) -> Wanted:
+    """What identifies an instance, and what describes it."""
+    identifying = {tag_of(keyword) for keyword in (*_INDEX, *required)}
+    if private is not None:
+        identifying.add(private)
+    return Wanted(frozenset(identifying), frozenset(map(tag_of, described)))
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,18 @@ class InstanceIndex:
     study_date: date | None
     accession_number: str | None
     number_of_frames: int
+    described: str = "{}"  # JSON: what a record has of it
+    omitted: tuple[str, ...] = ()  # keywords of what it has not
     anomalies: tuple[str, ...] = ()
 
 
-def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -> InstanceIndex:
-    """Validates the identifying and index attributes.
+def read_index(found: Walked, required: Iterable[str] = (), described: Iterable[str] = ()) -> InstanceIndex:
+    """Validates the identifying and index attributes, and reads those that records have.
 
     Raises:
         Refusal: C000 for a UID that breaks the grammar, A900 for a required attribute.
     """
+    values = found.values
     uids = {keyword: _value(values, keyword) for keyword in _IDENTITY}
     for keyword, uid in uids.items():
         if uid and (len(uid) > 64 or not UID.fullmatch(uid)):
@@ -74,11 +83,13 @@ def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -
         "StudyDate": study_date is not None,
         "AccessionNumber": 1 <= len(accession) <= 16,
     }
-    for keyword in required_attributes:
+    for keyword in required:
         if not _value(values, keyword).strip(b" \0"):
             raise Refusal(0xA900, f"{keyword} is absent or empty")
         if not valid.get(keyword, True):
             raise Refusal(0xA900, f"{keyword} is invalid")
+    text, omitted, is_description_doubtful = describe(described, found.elements, character_set)
+    is_doubtful = is_patient_id_doubtful or is_accession_doubtful or is_description_doubtful
     return InstanceIndex(
         sop_class_uid=uids["SOPClassUID"].decode("ascii"),
         sop_instance_uid=uids["SOPInstanceUID"].decode("ascii"),
@@ -88,7 +99,9 @@ def read_index(values: dict[int, bytes], required_attributes: tuple[str, ...]) -
         study_date=study_date,
         accession_number=accession if 1 <= len(accession) <= 16 else None,
         number_of_frames=number_of_frames(_value(values, "NumberOfFrames")) or 1,
-        anomalies=("character_set",) if is_patient_id_doubtful or is_accession_doubtful else (),
+        described=text,
+        omitted=tuple(omitted),
+        anomalies=("character_set",) if is_doubtful else (),
     )
 
 

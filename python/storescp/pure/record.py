@@ -6,11 +6,10 @@ import json
 import os
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-WORKER_NODE_ID = "DICOM_STORE_SCP"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MASK = (1 << 64) - 1
 _SEED = (0x16F11FE89B0D677C, 0xB480A793D8E6C86C, 0x6FE2E5AAF078EBC9, 0x14F994A4C5259381)
 
@@ -50,6 +49,12 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def encode(fields: dict[str, Any]) -> str:
-    """One JSON object, as the Rust core writes it."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+def created_time(received_at: str, zone: Literal["utc", "local"]) -> str:
+    """The same moment in ISO 8601 without a zone."""
+    moment = datetime.fromisoformat(received_at)
+    return moment.astimezone(UTC if zone == "utc" else None).replace(tzinfo=None).isoformat(timespec="microseconds")
+
+
+def encode(fields: dict[str, Any], dicom: str) -> str:
+    """One JSON object, as the Rust core writes it; `dicom` is JSON already."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))[:-1] + f',"dicom":{dicom}}}'

@@ -86,7 +86,8 @@ def _known(row: Recorded | None, located: Located, tenant: str) -> tuple[Source,
         record = json.loads(row.payload)
         source = Source(record["source_ae"], record["called_ae"], record["source_ip"], tenant, tenant_by_rule=True)
         anomalies = tuple(code for code in record["anomalies"] if code != BUSY)
-        return source, record["created_time"], anomalies
+        # Version 1 has no `received_at`, and a zone in `created_time`.
+        return source, record.get("received_at", record["created_time"]), anomalies
     except (ValueError, KeyError, TypeError):
         # A record of another version, or one that was saved from a damaged outbox.
         return lost, None, ()

@@ -7,11 +7,12 @@ follow is an anomaly.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
 
 from pydicom.datadict import dictionary_VR
 
+from storescp.pure.described import Element
 from storescp.pure.refusal import Refusal
 
 PIXEL_DATA = 0x7FE00010
@@ -94,18 +95,27 @@ def inflate(dataset: bytes, transfer_syntax: str, limits: WalkLimits) -> bytes:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The top-level elements whose values are kept."""
+
+    identifying: frozenset[int]  # these may occur only once
+    describing: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Walked:
     """What the walk found at top level."""
 
-    values: dict[int, bytes]
+    values: dict[int, bytes]  # of those that identify; of a sequence b""
+    elements: dict[int, Element]  # those that describe
     has_pixel_data: bool
     anomalies: frozenset[str]
     odd_pixel_data: bool  # an anomaly concerns Pixel Data
     file_meta_bytes: int  # elements of group 0002 at the beginning
 
 
-def walk(data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits) -> Walked:
-    """Follows the structure to the end and keeps the top-level values of `wanted`, which may occur only once.
+def walk(data: bytes, transfer_syntax: str, wanted: Wanted, limits: WalkLimits) -> Walked:
+    """Follows the structure to the end and keeps what is wanted.
 
     Behind a value representation that does not exist there are several ways to read on. One must reach the end, and
     what the others find must identify the same instance.
@@ -129,7 +139,8 @@ def walk(data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: Walk
     ):
         found.anomalies.add("pixel_data_encoding")
         odd = True
-    return Walked(found.values, found.pixel_data, frozenset(found.anomalies), odd, found.file_meta_bytes)
+    anomalies = frozenset(found.anomalies)
+    return Walked(found.values, found.elements, found.pixel_data, anomalies, odd, found.file_meta_bytes)
 
 
 def _one_of(ways: list[_Walk], unknown: str) -> _Walk:
@@ -173,7 +184,7 @@ class _UnknownVr(Exception):
 
 class _Walk:
     def __init__(
-        self, data: bytes, transfer_syntax: str, wanted: frozenset[int], limits: WalkLimits, unknown_vr: str | None
+        self, data: bytes, transfer_syntax: str, wanted: Wanted, limits: WalkLimits, unknown_vr: str | None
     ) -> None:
         self._data = data
         self._explicit, self._big = encoding_of(transfer_syntax)
@@ -187,6 +198,9 @@ class _Walk:
         self._ended = False
         self._seen: set[int] = set()
         self.values: dict[int, bytes] = {}
+        self.elements: dict[int, Element] = {}
+        # Where the element at top level that is wanted begins, while it is open, and its tag.
+        self._open: tuple[int, int] | None = None
         self.anomalies: set[str] = set()
         self.pixel_data = self.encapsulated = self.odd_pixel_data = False
         self.file_meta_bytes = 0
@@ -196,6 +210,7 @@ class _Walk:
         while True:
             try:
                 self._close_finished()
+                self._keep()
                 if self._is_over():
                     return
                 elements += 1
@@ -206,6 +221,13 @@ class _Walk:
                 self._element(begin, tag, vr, length, explicit, big)
             except _Structure as error:
                 self._pass_over(error)
+
+    def _keep(self) -> None:
+        """Keeps the value of a wanted element that has ended."""
+        if self._open is not None and not self._stack:
+            tag, begin = self._open
+            self.elements[tag] = replace(self.elements[tag], value=self._data[begin : self._position])
+            self._open = None
 
     def _is_over(self) -> bool:
         """Behind the last element come zero bytes at most."""
@@ -232,6 +254,10 @@ class _Walk:
         if end is None or end < self._position or str(error) in (TRUNCATED, FORBIDDEN, BEYOND):
             raise error
         self.anomalies.add("sequence_content")
+        if self._open is not None:
+            tag, _ = self._open
+            self.elements[tag] = replace(self.elements[tag], is_damaged=True)
+            self._open = None
         self._stack.clear()
         self._sequences = 0
         self._pass(end - self._position)
@@ -299,8 +325,12 @@ class _Walk:
                 if self._ended:
                     raise _Structure(MISPLACED)
                 self._note(tag, begin)
-                if tag in self._wanted and (vr == b"SQ" or length == _UNDEFINED):
+                if tag in self._wanted.identifying and (vr == b"SQ" or length == _UNDEFINED):
                     self.values[tag] = b""
+                if tag in self._wanted.describing:
+                    name = None if vr is None else vr.decode("ascii")
+                    self.elements[tag] = Element(name, b"", explicit, big, is_undefined_length=length == _UNDEFINED)
+                    self._open = (tag, self._position)
             self._value(tag, vr, length, explicit, big)
 
     def _stray(self, tag: int, length: int, top: _Frame | None) -> None:
@@ -317,7 +347,7 @@ class _Walk:
                 self._push("sequence", explicit, big, self._position + length)
             else:
                 self._pass(length)
-                if tag in self._wanted and not self._stack:
+                if tag in self._wanted.identifying and not self._stack:
                     self.values[tag] = self._data[self._position - length : self._position]
         elif tag == PIXEL_DATA or vr in (b"OB", b"OW"):
             self.encapsulated |= tag == PIXEL_DATA and not self._stack
@@ -376,7 +406,7 @@ class _Walk:
             self.anomalies.add("reserved_group")
         if group != 2 and not self._past_file_meta:
             self._past_file_meta, self.file_meta_bytes = True, begin
-        if tag in self._wanted:
+        if tag in self._wanted.identifying:
             if tag in self._seen:
                 raise _malformed("an identifying attribute occurs twice")
             self._seen.add(tag)

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
+use chrono::NaiveDate;
 use dicom_core::Tag;
 use serde::Deserialize;
 
@@ -172,6 +173,30 @@ pub struct TenantSettings {
     pub required_attributes: Option<Vec<String>>,
 }
 
+/// In which zone `created_time` is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CreatedTime {
+    /// Coordinated Universal Time.
+    Utc,
+    /// That of this machine, as wado-storescp does.
+    Local,
+}
+
+/// What records say besides the facts of an instance.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordSettings {
+    /// Keywords of the attributes that describe an instance.
+    pub attributes: Vec<String>,
+    /// Name of this node.
+    pub node_id: String,
+    /// See [`CreatedTime`].
+    pub created_time: CreatedTime,
+    /// The Study Date of those that have none; none: null.
+    pub missing_study_date: Option<NaiveDate>,
+}
+
 /// Everything the engine needs to know.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -196,6 +221,8 @@ pub struct EngineConfig {
     pub viewer_transfer_syntaxes: HashSet<String>,
     /// Keywords required besides the four UIDs.
     pub required_attributes: Vec<String>,
+    /// See [`RecordSettings`].
+    pub record: RecordSettings,
     /// What becomes of damaged data sets.
     pub malformed: Malformed,
     /// Maximum PDU length that we announce.

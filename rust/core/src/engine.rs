@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use chrono::Utc;
-use dicom_core::Tag;
 
 use crate::activity::{LiveAssociation, Recent};
 use crate::config::{Durability, EngineConfig};
@@ -139,7 +138,6 @@ pub type Transcoded = (String, String, String);
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
-    capture: Vec<Tag>,
     // Dropped before the stores, whose locks on the roots must be the last to go.
     outbox: Outbox,
     tenants: Tenants,
@@ -174,13 +172,6 @@ impl Engine {
         let findings = Findings::default();
         findings.unmeasured.store(measured.count, Ordering::Relaxed);
         unusable.extend(measured.first);
-        let mut capture = tenants.tags().to_vec();
-        capture.extend(
-            config
-                .private_tenant
-                .iter()
-                .map(crate::config::PrivateTenant::tag),
-        );
         let storage = |error| StartError::Storage(config.root.clone(), error);
         let database = config.root.join(OUTBOX).join("outbox.sqlite");
         let damage = make_sound(&config.root, &database, &tenants)?;
@@ -216,7 +207,6 @@ impl Engine {
         Ok(Self {
             transcoders: Pool::new(config.transcoding.pool.clone()),
             config,
-            capture,
             outbox,
             tenants,
             events: EventRing::default(),
@@ -275,11 +265,6 @@ impl Engine {
     #[must_use]
     pub fn transcoders(&self) -> &Pool {
         &self.transcoders
-    }
-
-    /// Index attributes, and the private tenant element as the last where there is one.
-    pub(crate) fn capture_tags(&self) -> &[Tag] {
-        &self.capture
     }
 
     /// When it was opened.

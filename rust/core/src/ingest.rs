@@ -19,8 +19,9 @@ pub use keep::{Note, TenantFrom};
 
 use crate::config::Malformed;
 use crate::dataset::anomaly::{Anomalies, Anomaly};
+use crate::dataset::captured::Captured;
 use crate::dataset::index::InstanceIndex;
-use crate::dataset::scan::{Captured, ScanLimits};
+use crate::dataset::scan::ScanLimits;
 use crate::dataset::stream::DatasetScan;
 use crate::engine::Engine;
 use crate::failpoint;
@@ -217,7 +218,7 @@ impl<'e> Reception<'e> {
         let scan = DatasetScan::reusing(
             std::mem::take(&mut scratch.captured),
             transfer_syntax,
-            engine.capture_tags(),
+            tenants.captured_tags(),
             limits,
             config.limits.max_decoded_bytes,
         );

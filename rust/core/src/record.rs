@@ -1,22 +1,21 @@
-//! The record of a stored instance: one JSON object for both topics.
+//! The record of a stored instance: one JSON object for both topics, whose last field is `dicom`.
 
 use std::fmt;
 
-use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Local, NaiveDate, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::config::{CreatedTime, RecordSettings};
 use crate::dataset::anomaly::Anomalies;
 use crate::dataset::index::InstanceIndex;
 use crate::layout::TenantId;
 use crate::uid::Uid;
 
-/// The worker node id that wado-storescp's consumers expect.
-pub const WORKER_NODE_ID: &str = "DICOM_STORE_SCP";
 /// Version of the record's schema.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 /// What a record has room for at first: few are longer.
-const RECORD_BYTES: usize = 1280;
+const RECORD_BYTES: usize = 2560;
 
 /// What became of the pixel data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -29,12 +28,12 @@ pub enum TransferStatus {
     Failed,
 }
 
-/// One instance, as consumers see it. Field names and order are wado-storescp's, ours at the end.
+/// One instance, as consumers see it, without `dicom`. Field names and order are wado-storescp's, ours at the end.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record<'a> {
     /// UUID version 7, the same on every delivery.
     pub trace_id: Uuid,
-    /// Always [`WORKER_NODE_ID`].
+    /// Name of the node that stored it.
     pub worker_node_id: &'a str,
     /// Tenant.
     pub tenant_id: &'a str,
@@ -55,13 +54,13 @@ pub struct Record<'a> {
     /// Transfer syntax as stored.
     pub target_ts: &'a str,
     /// Study Date, ISO 8601, or null.
-    pub study_date: Option<Day>,
+    pub study_date: Option<NaiveDate>,
     /// What became of the pixel data.
     pub transfer_status: TransferStatus,
     /// Number of Frames.
     pub number_of_frames: u32,
-    /// RFC 3339, UTC, microseconds.
-    pub created_time: String,
+    /// When it was received: ISO 8601 without a zone, microseconds.
+    pub created_time: &'a str,
     /// `SeaHash` of the Series Instance UID, decimal, padded to 20 digits.
     pub series_uid_hash: UidHash,
     /// `SeaHash` of the Study Instance UID, decimal, padded to 20 digits.
@@ -80,6 +79,12 @@ pub struct Record<'a> {
     pub called_ae: &'a str,
     /// Codes of what was odd and stored as received all the same.
     pub anomalies: Anomalies,
+    /// When it was received: RFC 3339, UTC, microseconds.
+    pub received_at: &'a str,
+    /// Where it is in object storage.
+    pub file_url: Option<&'a str>,
+    /// Keywords of attributes that the data set has and `dicom` has not.
+    pub dicom_omitted: &'a [String],
 }
 
 /// What a record is made from.
@@ -87,6 +92,8 @@ pub struct Record<'a> {
 pub struct Facts<'a> {
     /// See [`Record::trace_id`].
     pub trace_id: Uuid,
+    /// What the configuration says of records.
+    pub settings: &'a RecordSettings,
     /// Whose it is.
     pub tenant: &'a TenantId,
     /// What it is.
@@ -109,11 +116,16 @@ impl Facts<'_> {
     /// # Errors
     /// What the serialiser says; it has no reason to.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        let index = self.index;
+        let (index, settings) = (self.index, self.settings);
         let mut json = Vec::with_capacity(RECORD_BYTES);
+        let received_at = timestamp(self.created);
+        let local = match settings.created_time {
+            CreatedTime::Utc => None,
+            CreatedTime::Local => Some(without_zone(self.created.with_timezone(&Local))),
+        };
         let record = Record {
             trace_id: self.trace_id,
-            worker_node_id: WORKER_NODE_ID,
+            worker_node_id: &settings.node_id,
             tenant_id: self.tenant.as_str(),
             patient_id: &index.patient_id,
             study_uid: index.study_instance_uid.as_str(),
@@ -123,10 +135,10 @@ impl Facts<'_> {
             file_size: self.file.1,
             transfer_syntax_uid: self.transfer_syntaxes.0,
             target_ts: self.transfer_syntaxes.1,
-            study_date: index.study_date.map(Day),
+            study_date: index.study_date.or(settings.missing_study_date),
             transfer_status: self.transfer_status,
             number_of_frames: index.number_of_frames,
-            created_time: timestamp(self.created),
+            created_time: local.as_deref().unwrap_or(received_at.trim_end_matches('Z')),
             series_uid_hash: UidHash::of(&index.series_instance_uid),
             study_uid_hash: UidHash::of(&index.study_instance_uid),
             accession_number: index.accession_number.as_deref(),
@@ -136,8 +148,16 @@ impl Facts<'_> {
             sop_class_uid: index.sop_class_uid.as_str(),
             called_ae: self.sender.2,
             anomalies: index.anomalies,
+            received_at: &received_at,
+            file_url: None,
+            dicom_omitted: &index.described.omitted,
         };
         serde_json::to_writer(&mut json, &record)?;
+        // The attributes are JSON already.
+        json.pop();
+        json.extend_from_slice(b",\"dicom\":");
+        json.extend_from_slice(index.described.text.as_bytes());
+        json.push(b'}');
         String::from_utf8(json).map_err(serde::ser::Error::custom)
     }
 
@@ -172,20 +192,15 @@ impl Serialize for UidHash {
     }
 }
 
-/// A date of a record: ISO 8601.
-#[derive(Clone, Copy, Debug)]
-pub struct Day(NaiveDate);
-
-impl Serialize for Day {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
-/// `created_time`: RFC 3339, UTC, microseconds and `Z`.
+/// `received_at`: RFC 3339, UTC, microseconds and `Z`.
 #[must_use]
 pub fn timestamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// `created_time`: ISO 8601, microseconds, no zone: what chrono's `NaiveDateTime` reads.
+fn without_zone(at: DateTime<Local>) -> String {
+    at.format("%Y-%m-%dT%H:%M:%S%.6f").to_string()
 }
 
 #[cfg(test)]

@@ -78,12 +78,13 @@ pub enum NotOurs {
     Interrupted,
 }
 
-/// Reads a whole file: size, digest, header and identity. `stop` ends it early.
+/// Reads a whole file: size, digest, header, and what `plan` says. `stop` ends it early.
 ///
 /// # Errors
 /// [`NotOurs`].
 pub fn examine(
     mut file: &File,
+    plan: &IndexPlan,
     limits: ScanLimits,
     max_decoded_bytes: u64,
     stop: &AtomicBool,
@@ -92,7 +93,6 @@ pub fn examine(
     let mut head = Vec::with_capacity(HEAD_BYTES);
     file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
     let meta = file_meta::decode(&head).ok_or(NotOurs::NoHeader)?;
-    let plan = IndexPlan::new(&[]).map_err(|_| NotOurs::Index(Refusal::Bug))?;
     let mut scan = DatasetScan::new(&meta.transfer_syntax, plan.tags(), limits, max_decoded_bytes);
     let mut hasher = Digester::default();
     hasher.update(&head);
@@ -116,7 +116,9 @@ pub fn examine(
         size += count as u64;
     }
     scan.finish()?;
-    let mut index = plan.read(scan.captured()).map_err(NotOurs::Index)?;
+    let mut index = plan
+        .read(scan.captured(), scan.encoding())
+        .map_err(NotOurs::Index)?;
     index.anomalies = index.anomalies.and(scan.anomalies());
     Ok(Examined {
         size,
@@ -470,6 +472,7 @@ impl Engine {
         };
         let found = examine(
             &file,
+            self.tenants().stored_plan(),
             limits,
             self.config().limits.max_decoded_bytes,
             self.recovery_stop(),
@@ -493,6 +496,7 @@ impl Engine {
         let file_path = store.absolute(&path);
         let facts = Facts {
             trace_id,
+            settings: &self.config().record,
             tenant: &tenant,
             index: &found.index,
             file: (&file_path, found.size),
@@ -615,7 +619,8 @@ mod tests {
     fn what_is_no_dicom_file_is_told_apart() {
         let file = tempfile::tempfile().unwrap();
         let go = AtomicBool::new(false);
-        let examined = examine(&file, ScanLimits::default(), 1 << 20, &go);
+        let plan = IndexPlan::requiring(&[]).unwrap();
+        let examined = examine(&file, &plan, ScanLimits::default(), 1 << 20, &go);
         assert!(matches!(examined, Err(NotOurs::NoHeader)));
     }
 }

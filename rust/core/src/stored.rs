@@ -28,6 +28,8 @@ const HEADER_BYTES: u64 = 4096;
 #[derive(Debug, Default, Deserialize)]
 struct Recorded {
     created_time: String,
+    /// Not in records of version 1, whose `created_time` has a zone.
+    received_at: Option<String>,
     source_ip: String,
     source_ae: String,
     called_ae: String,
@@ -123,9 +125,11 @@ impl Engine {
         let recorded = serde_json::from_str::<Recorded>(&self.outbox().payload(row.id)?).ok();
         let received_at = match &recorded {
             // Its row may be younger: the instance was transcoded once before.
-            Some(recorded) => DateTime::parse_from_rfc3339(&recorded.created_time)
-                .ok()
-                .map(|at| at.with_timezone(&Utc)),
+            Some(recorded) => {
+                DateTime::parse_from_rfc3339(recorded.received_at.as_ref().unwrap_or(&recorded.created_time))
+                    .ok()
+                    .map(|at| at.with_timezone(&Utc))
+            }
             None => DateTime::from_timestamp_micros(row.created),
         };
         Ok(Known {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
-use dicom_core::Tag;
-
-use crate::config::EngineConfig;
-use crate::dataset::index::{IndexPlan, UnknownKeyword};
+use crate::config::{EngineConfig, PrivateTenant};
+use crate::dataset::captured::CapturedTags;
+use crate::dataset::index::{Captures, IndexPlan};
+use crate::dataset::json::UnknownAttribute;
 use crate::engine::Engine;
 use crate::layout::TenantId;
 use crate::outbox::Found;
@@ -114,6 +114,8 @@ fn less(of: &AtomicU64, amount: u64) {
 pub struct Tenants {
     common: Tenant,
     own: HashMap<TenantId, Tenant>,
+    /// For files that are stored already: nothing is required of them.
+    stored_plan: IndexPlan,
     /// Each store once.
     stores: Vec<Arc<Store>>,
 }
@@ -121,9 +123,9 @@ pub struct Tenants {
 /// Why the tenants cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TenantsError {
-    /// A keyword that does not exist.
-    #[error("required_attributes: {0}")]
-    Keyword(#[from] UnknownKeyword),
+    /// An attribute that does not exist, or that a record cannot have.
+    #[error("{0}")]
+    Attribute(#[from] UnknownAttribute),
     /// A tenant id that is none.
     #[error("tenants.settings: {0}")]
     Grammar(#[from] crate::layout::TenantGrammar),
@@ -163,10 +165,11 @@ impl Tenants {
             .values()
             .filter_map(|one| one.required_attributes.as_deref());
         let lists = std::iter::once(config.required_attributes.as_slice()).chain(own_lists);
-        let tags = IndexPlan::tags_of(lists)?;
+        let private = config.private_tenant.as_ref().map(PrivateTenant::tag);
+        let captures = Captures::new(lists, private, &config.record.attributes)?;
         let common = Tenant {
             store: open(&config.root)?,
-            plan: IndexPlan::among(tags.clone(), &config.required_attributes)?,
+            plan: IndexPlan::new(captures.clone(), &config.required_attributes)?,
             quota: None,
             in_flight: None,
         };
@@ -182,7 +185,7 @@ impl Tenants {
                 .as_ref()
                 .unwrap_or(&config.required_attributes);
             let tenant = Tenant {
-                plan: IndexPlan::among(tags.clone(), required)?,
+                plan: IndexPlan::new(captures.clone(), required)?,
                 quota: settings.quota_bytes.map(Allowance::of),
                 in_flight: settings.max_in_flight.map(Allowance::of),
                 store,
@@ -192,6 +195,7 @@ impl Tenants {
         Ok(Self {
             common,
             own,
+            stored_plan: IndexPlan::new(captures, &[])?,
             stores: stores.into_values().collect(),
         })
     }
@@ -277,8 +281,13 @@ impl Tenants {
         &tenant.map_or(&self.common, |tenant| self.of(tenant)).plan
     }
 
+    /// For a file that is stored already.
+    pub(crate) fn stored_plan(&self) -> &IndexPlan {
+        &self.stored_plan
+    }
+
     /// What the scan must capture for any of them.
-    pub(crate) fn tags(&self) -> &[Tag] {
+    pub(crate) fn captured_tags(&self) -> &CapturedTags {
         self.common.plan.tags()
     }
 

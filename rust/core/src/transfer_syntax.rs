@@ -83,6 +83,14 @@ impl Encoding {
         }
     }
 
+    pub(crate) fn u64(self, bytes: [u8; 8]) -> u64 {
+        if self.big_endian {
+            u64::from_be_bytes(bytes)
+        } else {
+            u64::from_le_bytes(bytes)
+        }
+    }
+
     pub(crate) fn tag(self, bytes: [u8; 4]) -> Tag {
         let [a, b, c, d] = bytes;
         Tag(self.u16([a, b]), self.u16([c, d]))

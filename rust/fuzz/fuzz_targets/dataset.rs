@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use storescp_core::dataset::index::IndexPlan;
+use storescp_core::dataset::index::{Captures, IndexPlan};
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
 
@@ -17,7 +17,9 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     let (syntax, piece, dataset) = input;
     let syntax = SYNTAXES[usize::from(syntax) % SYNTAXES.len()];
     let required = ["PatientID".to_owned(), "StudyDate".to_owned()];
-    let plan = IndexPlan::new(&required).unwrap();
+    let described = ["PatientName", "StudyDescription", "SeriesNumber", "Rows", "RequestAttributesSequence"].map(str::to_owned);
+    let captures = Captures::new(std::iter::once(&required[..]), None, &described).unwrap();
+    let plan = IndexPlan::new(captures, &required).unwrap();
     let run = |piece: usize| {
         let mut scan = DatasetScan::new(syntax, plan.tags(), ScanLimits::default(), 1 << 20);
         let outcome = dataset
@@ -28,7 +30,12 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
             for captured in scan.captured() {
                 assert!(captured.bytes.len() <= 64 * 1024);
             }
-            plan.read(scan.captured()).map_err(|refusal| refusal.status())
+            let read = plan.read(scan.captured(), scan.encoding());
+            if let Ok(index) = &read {
+                let json: serde_json::Value = serde_json::from_str(&index.described.text).unwrap();
+                assert!(json.is_object() && index.described.text.len() <= 64 * 1024);
+            }
+            read.map_err(|refusal| refusal.status())
         })
     };
     let whole = run(dataset.len().max(1));

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use pyo3::prelude::*;
 use storescp_core::dataset::anomaly::Anomaly;
 use storescp_core::dataset::index::IndexPlan;
+use storescp_core::dataset::json::Attribute;
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
 use storescp_core::layout::{InstancePath, TenantId};
@@ -46,13 +47,14 @@ pub fn scan(
     transfer_syntax: &str,
     required_attributes: Vec<String>,
 ) -> PyResult<ScanResult> {
-    let plan = IndexPlan::new(&required_attributes).map_err(|error| CoreError::new_err(error.to_string()))?;
+    let plan =
+        IndexPlan::requiring(&required_attributes).map_err(|error| CoreError::new_err(error.to_string()))?;
     run(py, || {
         let outcome = (|| {
             let mut scan = DatasetScan::new(transfer_syntax, plan.tags(), ScanLimits::default(), 1 << 31);
             scan.feed(dataset)?;
             scan.finish()?;
-            let index = plan.read(scan.captured())?;
+            let index = plan.read(scan.captured(), scan.encoding())?;
             Ok::<_, Refusal>(ScanResult {
                 sop_class_uid: index.sop_class_uid.to_string(),
                 sop_instance_uid: index.sop_instance_uid.to_string(),
@@ -102,7 +104,8 @@ pub fn examine_file(py: Python<'_>, path: PathBuf, tenant: &str) -> PyResult<(u6
             nesting: DEEPEST,
             ..ScanLimits::default()
         };
-        let found = examine(&file, limits, u64::MAX, &AtomicBool::new(false))?;
+        let plan = IndexPlan::requiring(&[]).map_err(|_| NotOurs::Index(Refusal::Bug))?;
+        let found = examine(&file, &plan, limits, u64::MAX, &AtomicBool::new(false))?;
         let index = &found.index;
         let place = InstancePath::new(
             &tenant,
@@ -120,6 +123,12 @@ pub fn examine_file(py: Python<'_>, path: PathBuf, tenant: &str) -> PyResult<(u6
 pub fn refusals() -> Vec<(u16, String)> {
     let kinds = Refusal::kinds().into_iter();
     kinds.map(|kind| (kind.status(), kind.comment())).collect()
+}
+
+/// Whether records can have the attribute of a keyword: its values are text, numbers or a sequence.
+#[pyfunction]
+pub fn is_record_attribute(keyword: &str) -> bool {
+    Attribute::of(keyword).is_ok()
 }
 
 /// The transfer syntaxes that are known: UID, name, whether pixel data of it can be decoded, and whether encoded.

@@ -62,6 +62,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(info::readable_values, module)?)?;
     module.add_function(wrap_pyfunction!(info::examine_file, module)?)?;
     module.add_function(wrap_pyfunction!(info::transfer_syntaxes, module)?)?;
+    module.add_function(wrap_pyfunction!(info::is_record_attribute, module)?)?;
     module.add_function(wrap_pyfunction!(info::refusals, module)?)?;
     module.add_function(wrap_pyfunction!(info::anomalies, module)?)?;
     module.add_function(wrap_pyfunction!(info::character_sets, module)?)?;

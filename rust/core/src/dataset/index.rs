@@ -1,22 +1,26 @@
 //! The attributes that identify and index an instance, validated (PS3.3 C.7.1.1, C.7.2.1, C.12.1).
 
+use std::sync::Arc;
+
 use chrono::NaiveDate;
 use dicom_core::dictionary::{DataDictionary as _, DataDictionaryEntry};
 use dicom_core::Tag;
 use dicom_dictionary_std::{tags, StandardDataDictionary};
 
 use super::anomaly::{Anomalies, Anomaly};
+use super::captured::{Captured, CapturedTags};
 use super::charset::{Decoded, SpecificCharacterSet};
-use super::scan::Captured;
+use super::json::{self, Attribute, DicomJson, UnknownAttribute, Written};
 use super::values::{date, number_of_frames};
 use crate::status::Refusal;
+use crate::transfer_syntax::Encoding;
 use crate::uid::{trim_padding, Uid};
 
 /// PS3.5 6.2: an LO value has at most 64 characters, an SH value 16.
 const PATIENT_ID_CHARACTERS: usize = 64;
 const ACCESSION_NUMBER_CHARACTERS: usize = 16;
 
-/// The tags whose values are always kept by the scan, in the order of [`IndexPlan::tags`].
+/// The tags whose values are always kept by the scan.
 const INDEX_TAGS: [Tag; 10] = [
     tags::SPECIFIC_CHARACTER_SET,
     tags::SOP_CLASS_UID,
@@ -33,14 +37,17 @@ const INDEX_TAGS: [Tag; 10] = [
 /// Which attributes are captured and which of them must be there; made once from the configuration.
 #[derive(Clone, Debug)]
 pub struct IndexPlan {
-    tags: Vec<Tag>,
+    captures: Captures,
     required: Vec<(Tag, String)>,
 }
 
-/// A keyword that is not in the data dictionary (PS3.6 Chapter 6).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a keyword of the DICOM data dictionary")]
-pub struct UnknownKeyword(pub String);
+/// What the scan keeps, for all plans of a service.
+#[derive(Clone, Debug)]
+pub struct Captures {
+    tags: CapturedTags,
+    /// In the order of their tags.
+    described: Arc<[Attribute]>,
+}
 
 /// What is known of an instance once its data set was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,64 +70,85 @@ pub struct InstanceIndex {
     pub number_of_frames: u32,
     /// Modality, a code of PS3.3 C.7.3.1.1.1; empty where it is absent or no code.
     pub modality: String,
+    /// The attributes that the record has of it.
+    pub described: DicomJson,
     /// What was odd about the data set.
     pub anomalies: Anomalies,
 }
 
-impl IndexPlan {
-    /// The index tags and those of all these keywords: what several plans have the scan capture.
+impl Captures {
+    /// For plans that require the keywords of these lists, a private element, and records that have these attributes.
     ///
     /// # Errors
-    /// [`UnknownKeyword`].
-    pub fn tags_of<'k>(lists: impl Iterator<Item = &'k [String]>) -> Result<Vec<Tag>, UnknownKeyword> {
-        let mut tags = INDEX_TAGS.to_vec();
-        for keyword in lists.flatten() {
-            let tag = tag_of(keyword)?;
-            if !tags.contains(&tag) {
-                tags.push(tag);
-            }
+    /// [`UnknownAttribute`].
+    pub fn new<'k>(
+        required: impl Iterator<Item = &'k [String]>,
+        private: Option<Tag>,
+        record_attributes: &[String],
+    ) -> Result<Self, UnknownAttribute> {
+        let mut identifying = INDEX_TAGS.to_vec();
+        for keyword in required.flatten() {
+            identifying.push(tag_of(keyword)?);
         }
-        Ok(tags)
-    }
-
-    /// A plan that requires these keywords besides the four UIDs.
-    ///
-    /// # Errors
-    /// [`UnknownKeyword`].
-    pub fn new(required_attributes: &[String]) -> Result<Self, UnknownKeyword> {
-        let tags = Self::tags_of(std::iter::once(required_attributes))?;
-        Self::among(tags, required_attributes)
-    }
-
-    /// As [`IndexPlan::new`], from what was captured of `tags`.
-    ///
-    /// # Errors
-    /// [`UnknownKeyword`].
-    pub fn among(tags: Vec<Tag>, required_attributes: &[String]) -> Result<Self, UnknownKeyword> {
-        let required = required_attributes
+        identifying.extend(private);
+        let mut described = record_attributes
             .iter()
-            .map(|keyword| Ok((tag_of(keyword)?, keyword.clone())))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { tags, required })
+            .map(|keyword| Attribute::of(keyword))
+            .collect::<Result<Vec<_>, _>>()?;
+        described.sort_unstable_by_key(|attribute| attribute.tag);
+        described.dedup_by_key(|attribute| attribute.tag);
+        let describing: Vec<Tag> = described.iter().map(|attribute| attribute.tag).collect();
+        Ok(Self {
+            tags: CapturedTags::new(&identifying, &describing),
+            described: described.into(),
+        })
     }
 
     /// What the scan must capture.
     #[must_use]
-    pub fn tags(&self) -> &[Tag] {
+    pub fn tags(&self) -> &CapturedTags {
         &self.tags
     }
+}
 
-    /// Validates the captured values.
+impl IndexPlan {
+    /// A plan that requires these keywords besides the four UIDs, and describes nothing.
+    ///
+    /// # Errors
+    /// [`UnknownAttribute`].
+    pub fn requiring(required_attributes: &[String]) -> Result<Self, UnknownAttribute> {
+        let captures = Captures::new(std::iter::once(required_attributes), None, &[])?;
+        Self::new(captures, required_attributes)
+    }
+
+    /// A plan that requires these keywords, which are among those of `captures`, besides the four UIDs.
+    ///
+    /// # Errors
+    /// [`UnknownAttribute`].
+    pub fn new(captures: Captures, required_attributes: &[String]) -> Result<Self, UnknownAttribute> {
+        let required = required_attributes
+            .iter()
+            .map(|keyword| Ok((tag_of(keyword)?, keyword.clone())))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { captures, required })
+    }
+
+    /// What the scan must capture.
+    #[must_use]
+    pub fn tags(&self) -> &CapturedTags {
+        &self.captures.tags
+    }
+
+    /// Validates the captured values of a data set of this encoding.
     ///
     /// # Errors
     /// C000 for a UID that breaks the grammar; A900 for a required attribute that is absent, empty or invalid.
-    pub fn read(&self, captured: &[Captured]) -> Result<InstanceIndex, Refusal> {
-        let value = |tag: Tag| {
-            self.tags
-                .iter()
-                .zip(captured)
-                .find_map(|(&t, c)| (t == tag).then_some(c))
-        };
+    pub fn read(&self, captured: &[Captured], encoding: Encoding) -> Result<InstanceIndex, Refusal> {
+        let Captures {
+            tags: captured_tags,
+            described,
+        } = &self.captures;
+        let value = |tag: Tag| captured_tags.slot(tag).and_then(|slot| captured.get(slot));
         let bytes = |tag: Tag| value(tag).map_or(&[][..], |captured| trim_padding(&captured.bytes));
         let charset = SpecificCharacterSet::from_value(bytes(tags::SPECIFIC_CHARACTER_SET));
 
@@ -144,7 +172,7 @@ impl IndexPlan {
         if is_patient_id_doubtful || is_accession_doubtful {
             anomalies.insert(Anomaly::CharacterSet);
         }
-        let index = InstanceIndex {
+        let mut index = InstanceIndex {
             sop_class_uid: sop_class?,
             sop_instance_uid: sop_instance?,
             study_instance_uid: study?,
@@ -155,6 +183,7 @@ impl IndexPlan {
                 .filter(|number| (1..=ACCESSION_NUMBER_CHARACTERS).contains(&number.chars().count())),
             number_of_frames: number_of_frames(bytes(tags::NUMBER_OF_FRAMES)).unwrap_or(1),
             modality: code(bytes(tags::MODALITY)),
+            described: DicomJson::default(),
             anomalies,
         };
         for (tag, keyword) in &self.required {
@@ -171,15 +200,21 @@ impl IndexPlan {
                 return Err(Refusal::AttributeInvalid(keyword.clone()));
             }
         }
+        let written = Written { encoding, charset };
+        let (described, is_doubtful) = json::of_captured(described, captured_tags, captured, written);
+        index.described = described;
+        if is_doubtful {
+            index.anomalies.insert(Anomaly::CharacterSet);
+        }
         Ok(index)
     }
 }
 
-fn tag_of(keyword: &str) -> Result<Tag, UnknownKeyword> {
+fn tag_of(keyword: &str) -> Result<Tag, UnknownAttribute> {
     StandardDataDictionary
         .by_name(keyword)
         .map(DataDictionaryEntry::tag)
-        .ok_or_else(|| UnknownKeyword(keyword.to_owned()))
+        .ok_or_else(|| UnknownAttribute::Keyword(keyword.to_owned()))
 }
 
 /// Leading and trailing spaces of LO and SH are not significant (PS3.5 6.2). Neither has control characters; one that is there
@@ -230,11 +265,10 @@ mod tests {
         required: &[&str],
         change: impl Fn(Tag) -> Option<&'static [u8]>,
     ) -> Result<InstanceIndex, Refusal> {
-        let plan = IndexPlan::new(&required.iter().map(|&k| k.to_owned()).collect::<Vec<_>>()).unwrap();
-        let captured: Vec<Captured> = plan
-            .tags()
-            .iter()
-            .map(|&tag| {
+        let plan = IndexPlan::requiring(&required.iter().map(|&k| k.to_owned()).collect::<Vec<_>>()).unwrap();
+        let captured: Vec<Captured> = INDEX_TAGS
+            .into_iter()
+            .map(|tag| {
                 let default: &[u8] = match tag {
                     tags::SOP_CLASS_UID => b"1.2.840.10008.5.1.4.1.1.2\0",
                     tags::SOP_INSTANCE_UID => b"1.2.3.4\0",
@@ -246,12 +280,12 @@ mod tests {
                 };
                 Captured {
                     bytes: change(tag).unwrap_or(default).to_vec(),
-                    cut: false,
                     present: true,
+                    ..Captured::default()
                 }
             })
             .collect();
-        plan.read(&captured)
+        plan.read(&captured, Encoding::EXPLICIT_LITTLE)
     }
 
     fn with(tag: Tag, value: &'static [u8]) -> impl Fn(Tag) -> Option<&'static [u8]> {
@@ -385,6 +419,6 @@ mod tests {
     fn any_keyword_can_be_required() {
         assert_eq!(read(&["Modality"], |_| None).unwrap_err().status(), 0xA900);
         assert!(read(&["Modality"], with(tags::MODALITY, b"CT")).is_ok());
-        assert!(IndexPlan::new(&["NoSuchKeyword".to_owned()]).is_err());
+        assert!(IndexPlan::requiring(&["NoSuchKeyword".to_owned()]).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use dicom_core::Tag;
 
+use super::captured::CapturedTags;
 use super::scan::ScanLimits;
 use super::stream::DatasetScan;
 
@@ -11,18 +12,21 @@ const MOST_INFLATED: u64 = 1 << 31;
 /// set ends. A tag is group and element in one number.
 #[must_use]
 pub fn values(dataset: &[u8], transfer_syntax: &str, tags: &[u32]) -> Vec<Option<Vec<u8>>> {
-    let mut wanted: Vec<Tag> = tags.iter().copied().map(tag_of).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
+    let wanted: Vec<Tag> = tags.iter().copied().map(tag_of).collect();
+    let wanted = CapturedTags::identifying(&wanted);
     let limits = ScanLimits::default();
     let mut scan = DatasetScan::new(transfer_syntax, &wanted, limits, MOST_INFLATED);
     // Why it cannot be read further is not asked here.
     let _ = scan.feed(dataset).and_then(|()| scan.finish());
     let captured = scan.captured();
-    let last = captured.iter().rposition(|value| value.present);
+    let last = tags.iter().copied().map(tag_of).filter(|&tag| {
+        let value = wanted.slot(tag).and_then(|slot| captured.get(slot));
+        value.is_some_and(|value| value.present)
+    });
+    let last = last.max().and_then(|tag| wanted.slot(tag));
     let cut = last.filter(|_| scan.is_inside_value());
     let value_of = |tag: &u32| {
-        let slot = wanted.binary_search(&tag_of(*tag)).ok()?;
+        let slot = wanted.slot(tag_of(*tag))?;
         let value = captured.get(slot).filter(|value| value.present)?;
         (Some(slot) != cut).then(|| value.bytes.clone())
     };

@@ -6,11 +6,12 @@
 
 mod structure;
 
-use dicom_core::Tag;
+use dicom_core::VR;
 
 use super::anomaly::{Anomalies, Anomaly};
+use super::captured::{Captured, CapturedTags};
 use super::header::{ElementHeader, Header, UnknownHeader};
-use super::scan::{Captured, ScanError, ScanLimits};
+use super::scan::{ScanError, ScanLimits};
 use crate::transfer_syntax::{Encoding, UnknownVr};
 
 /// The shortest header.
@@ -65,8 +66,10 @@ enum Look {
 pub(super) struct Reading {
     encoding: Encoding,
     limits: ScanLimits,
-    wanted: Vec<Tag>,
+    wanted: CapturedTags,
     captured: Vec<Captured>,
+    /// The slot of a sequence that is kept as a whole, while it is open.
+    kept_sequence: Option<usize>,
     stack: Vec<Frame>,
     sequences: usize,
     state: State,
@@ -90,19 +93,17 @@ impl Reading {
     pub(super) fn new(
         mut values: Vec<Captured>,
         encoding: Encoding,
-        wanted: &[Tag],
+        wanted: &CapturedTags,
         limits: ScanLimits,
     ) -> Self {
-        for value in &mut values {
-            value.bytes.clear();
-            (value.cut, value.present) = (false, false);
-        }
-        values.resize_with(wanted.len(), Captured::default);
+        values.iter_mut().for_each(Captured::clear);
+        values.resize_with(wanted.count(), Captured::default);
         Self {
             encoding,
             limits,
-            wanted: wanted.to_vec(),
+            wanted: wanted.clone(),
             captured: values,
+            kept_sequence: None,
             stack: Vec::new(),
             sequences: 0,
             state: State::Header,
@@ -130,8 +131,9 @@ impl Reading {
         other
     }
 
-    pub(super) fn unknown_vr(&self) -> UnknownVr {
-        self.encoding.unknown_vr
+    /// How the data set is encoded, as far as it is decided.
+    pub(super) fn encoding(&self) -> Encoding {
+        self.encoding
     }
 
     /// Whether it stands inside a value that is captured.
@@ -149,6 +151,7 @@ impl Reading {
             match self.state {
                 State::Header => {
                     let (look, rest) = self.gather(bytes);
+                    self.keep_of_sequence(bytes, rest);
                     bytes = rest;
                     match look {
                         Look::Incomplete(_) => return Ok(None),
@@ -158,6 +161,7 @@ impl Reading {
                 }
                 State::Skip { left } => {
                     let (used, rest) = split_u64(bytes, left);
+                    self.keep_of_sequence(bytes, rest);
                     self.position += used.len() as u64;
                     self.pass(left - used.len() as u64, |left| State::Skip { left })?;
                     bytes = rest;
@@ -165,11 +169,7 @@ impl Reading {
                 State::Capture { slot, left } => {
                     let (used, rest) = split_u64(bytes, left);
                     self.position += used.len() as u64;
-                    if let Some(value) = self.captured.get_mut(slot) {
-                        let room = self.limits.value_bytes.saturating_sub(value.bytes.len());
-                        value.cut |= used.len() > room;
-                        value.bytes.extend_from_slice(used.get(..room).unwrap_or(used));
-                    }
+                    self.keep(slot, used);
                     self.pass(left - used.len() as u64, |left| State::Capture { slot, left })?;
                     bytes = rest;
                 }
@@ -219,13 +219,19 @@ impl Reading {
     /// Bytes that are left of a value that is skipped: the data set has so many more, at least.
     pub(super) fn skipping(&self) -> u64 {
         match self.state {
-            State::Skip { left } => left,
-            State::Header | State::Capture { .. } | State::Zeros => 0,
+            State::Skip { left } if self.kept_sequence.is_none() => left,
+            State::Skip { .. } | State::Header | State::Capture { .. } | State::Zeros => 0,
         }
     }
 
     pub(super) fn captured(&self) -> &[Captured] {
         &self.captured
+    }
+
+    /// Those of them that identify the instance.
+    pub(super) fn identity(&self) -> &[Captured] {
+        let count = self.wanted.identifying_count();
+        self.captured.get(..count).unwrap_or(&self.captured)
     }
 
     /// Whether the value of `wanted[slot]` is there as a whole.
@@ -260,6 +266,30 @@ impl Reading {
         self.file_meta_bytes
     }
 
+    fn keep(&mut self, slot: usize, bytes: &[u8]) {
+        if let Some(value) = self.captured.get_mut(slot) {
+            let room = self.limits.value_bytes.saturating_sub(value.bytes.len());
+            value.cut |= bytes.len() > room;
+            value.bytes.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        }
+    }
+
+    /// Keeps what was taken of `bytes`, up to `rest`, where it belongs to a sequence that is kept.
+    fn keep_of_sequence(&mut self, bytes: &[u8], rest: &[u8]) {
+        if let Some(slot) = self.kept_sequence {
+            self.keep(slot, bytes.get(..bytes.len() - rest.len()).unwrap_or(bytes));
+        }
+    }
+
+    /// A sequence begins whose value is wanted.
+    fn begin_sequence(&mut self, slot: usize, vr: Option<VR>, is_undefined_length: bool) {
+        if let Some(value) = self.captured.get_mut(slot) {
+            value.vr = vr;
+            value.is_undefined_length = is_undefined_length;
+        }
+        self.kept_sequence = Some(slot);
+    }
+
     fn pass(&mut self, left: u64, state: impl Fn(u64) -> State) -> Result<(), ScanError> {
         if left > 0 {
             self.state = state(left);
@@ -285,6 +315,13 @@ impl Reading {
             return Err(error);
         };
         self.anomalies.insert(Anomaly::SequenceContent);
+        if let Some(value) = self
+            .kept_sequence
+            .take()
+            .and_then(|slot| self.captured.get_mut(slot))
+        {
+            value.cut = true;
+        }
         self.stack.clear();
         self.sequences = 0;
         self.position = begun;

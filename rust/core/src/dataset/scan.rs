@@ -4,9 +4,8 @@
 //! are followed side by side. The one that reaches the end is taken. Where several do, or one that does not is what other readers
 //! might follow, they must agree on what identifies the instance.
 
-use dicom_core::Tag;
-
 use super::anomaly::{Anomalies, Anomaly};
+use super::captured::{Captured, CapturedTags};
 use super::header::UnknownHeader;
 use super::reading::Reading;
 use crate::transfer_syntax::{Encoding, UnknownVr};
@@ -76,17 +75,6 @@ pub enum ScanError {
     DecodedSize,
 }
 
-/// A value kept by the scan.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Captured {
-    /// The bytes as received, at most [`ScanLimits::value_bytes`].
-    pub bytes: Vec<u8>,
-    /// The value was longer than that.
-    pub cut: bool,
-    /// The element occurred.
-    pub present: bool,
-}
-
 /// The push parser. See the module documentation.
 #[derive(Debug)]
 pub struct Scanner {
@@ -107,15 +95,20 @@ struct Others {
 }
 
 impl Scanner {
-    /// A scanner that captures the top-level values of `wanted`.
+    /// A scanner that keeps the values of `wanted`.
     #[must_use]
-    pub fn new(encoding: Encoding, wanted: &[Tag], limits: ScanLimits) -> Self {
+    pub fn new(encoding: Encoding, wanted: &CapturedTags, limits: ScanLimits) -> Self {
         Self::reusing(Vec::new(), encoding, wanted, limits)
     }
 
     /// The same, with the memory of values that are not needed any more.
     #[must_use]
-    pub fn reusing(values: Vec<Captured>, encoding: Encoding, wanted: &[Tag], limits: ScanLimits) -> Self {
+    pub fn reusing(
+        values: Vec<Captured>,
+        encoding: Encoding,
+        wanted: &CapturedTags,
+        limits: ScanLimits,
+    ) -> Self {
         Self {
             reading: Reading::new(values, encoding, wanted, limits),
             others: None,
@@ -172,7 +165,7 @@ impl Scanner {
         }
     }
 
-    /// The captured values, in the order of `wanted`.
+    /// The captured values, by the slots of [`CapturedTags`].
     #[must_use]
     pub fn captured(&self) -> &[Captured] {
         self.reading.captured()
@@ -224,10 +217,10 @@ impl Scanner {
         self.reading.anomalies()
     }
 
-    /// How unknown value representations were read.
+    /// How the data set is encoded, and how unknown value representations were read.
     #[must_use]
-    pub fn unknown_vr(&self) -> UnknownVr {
-        self.reading.unknown_vr()
+    pub fn encoding(&self) -> Encoding {
+        self.reading.encoding()
     }
 
     /// Bytes of group 0002 at the beginning of the data set.
@@ -275,11 +268,11 @@ impl Others {
             return Err(self.why());
         };
         let agree = whole.all(|other| {
-            other.captured() == chosen.captured() && other.has_pixel_data() == chosen.has_pixel_data()
+            other.identity() == chosen.identity() && other.has_pixel_data() == chosen.has_pixel_data()
         });
         // Others may take what they read up to an error.
         let dead_agree = self.dead.iter().all(|(dead, _)| {
-            let mut pairs = dead.captured().iter().zip(chosen.captured()).enumerate();
+            let mut pairs = dead.identity().iter().zip(chosen.identity()).enumerate();
             pairs.all(|(slot, (theirs, ours))| !dead.has_captured(slot) || theirs == ours)
         });
         if agree && dead_agree {
@@ -292,7 +285,8 @@ impl Others {
     /// Why no reading reaches the end: a limit, or the header with which it began.
     fn why(&mut self) -> ScanError {
         let rank = |way: UnknownVr| WAYS.iter().position(|&known| known == way);
-        self.dead.sort_by_key(|(reading, _)| rank(reading.unknown_vr()));
+        self.dead
+            .sort_by_key(|(reading, _)| rank(reading.encoding().unknown_vr));
         let is_structure = |error: &ScanError| {
             matches!(
                 error,

@@ -1,10 +1,10 @@
 //! The scan of a data set in its transfer syntax, deflated ones included (PS3.5 A.5).
 
-use dicom_core::Tag;
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::anomaly::{Anomalies, Anomaly};
-use super::scan::{Captured, ScanError, ScanLimits, Scanner};
+use super::captured::{Captured, CapturedTags};
+use super::scan::{ScanError, ScanLimits, Scanner};
 use crate::transfer_syntax::{is_deflated, is_native, is_standard_encapsulated, Encoding};
 
 const WINDOW_BYTES: usize = 64 * 1024;
@@ -36,7 +36,12 @@ impl DatasetScan {
     /// Scans a data set of `transfer_syntax`, capturing `wanted`; a deflated one may inflate to
     /// `max_decoded_bytes`.
     #[must_use]
-    pub fn new(transfer_syntax: &str, wanted: &[Tag], limits: ScanLimits, max_decoded_bytes: u64) -> Self {
+    pub fn new(
+        transfer_syntax: &str,
+        wanted: &CapturedTags,
+        limits: ScanLimits,
+        max_decoded_bytes: u64,
+    ) -> Self {
         Self::reusing(Vec::new(), transfer_syntax, wanted, limits, max_decoded_bytes)
     }
 
@@ -45,7 +50,7 @@ impl DatasetScan {
     pub fn reusing(
         values: Vec<Captured>,
         transfer_syntax: &str,
-        wanted: &[Tag],
+        wanted: &CapturedTags,
         limits: ScanLimits,
         max_decoded_bytes: u64,
     ) -> Self {
@@ -97,10 +102,16 @@ impl DatasetScan {
         }
     }
 
-    /// The captured values, in the order of `wanted`.
+    /// The captured values, by the slots of [`CapturedTags`].
     #[must_use]
     pub fn captured(&self) -> &[Captured] {
         self.scanner.captured()
+    }
+
+    /// How the data set is encoded, once the scan is over.
+    #[must_use]
+    pub fn encoding(&self) -> Encoding {
+        self.scanner.encoding()
     }
 
     /// Whether one of them may not be whole: the scan stands inside a captured value.
@@ -206,6 +217,8 @@ impl Inflater {
 
 #[cfg(test)]
 mod tests {
+    use dicom_core::Tag;
+
     use super::*;
     use std::io::Write as _;
 
@@ -226,7 +239,12 @@ mod tests {
     }
 
     fn scan(bytes: &[u8], piece: usize, max: u64) -> Result<DatasetScan, ScanError> {
-        let mut scan = DatasetScan::new(DEFLATED, &[STUDY], ScanLimits::default(), max);
+        let mut scan = DatasetScan::new(
+            DEFLATED,
+            &CapturedTags::identifying(&[STUDY]),
+            ScanLimits::default(),
+            max,
+        );
         bytes.chunks(piece).try_for_each(|part| scan.feed(part))?;
         scan.finish()?;
         Ok(scan)
@@ -236,7 +254,12 @@ mod tests {
     fn what_is_left_of_a_value_is_known_unless_it_is_deflated() {
         let (native, deflated) = (dataset(1000), deflate(&dataset(1000)));
         for (syntax, bytes, expected) in [("1.2.840.10008.1.2.1", &native, 990), (DEFLATED, &deflated, 0)] {
-            let mut scan = DatasetScan::new(syntax, &[STUDY], ScanLimits::default(), 1 << 30);
+            let mut scan = DatasetScan::new(
+                syntax,
+                &CapturedTags::identifying(&[STUDY]),
+                ScanLimits::default(),
+                1 << 30,
+            );
             assert_eq!(scan.skipping(), 0);
             scan.feed(bytes.get(..bytes.len().min(native.len() - 990)).unwrap())
                 .unwrap();

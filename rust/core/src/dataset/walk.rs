@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use dicom_core::{Tag, VR};
 
+use super::captured::CapturedTags;
 use super::header::{
     dictionary_says_sequence, holds_fragments, ElementHeader, Header, ITEM, ITEM_DELIMITATION,
     SEQUENCE_DELIMITATION, UNDEFINED,
@@ -183,11 +184,11 @@ impl<'d> Walk<'d> {
             nesting: DEEPEST,
             ..ScanLimits::default()
         };
-        let mut scanner = Scanner::new(self.encoding, &[], limits);
+        let mut scanner = Scanner::new(self.encoding, &CapturedTags::default(), limits);
         scanner.feed(self.dataset)?;
         scanner.finish()?;
         // Where the data set has none, this part of it is not read as the scan read it.
-        let way = match scanner.unknown_vr() {
+        let way = match scanner.encoding().unknown_vr {
             UnknownVr::Undecided => UnknownVr::Absent,
             way => way,
         };

@@ -279,6 +279,7 @@ impl Reception<'_> {
         let created = Utc::now();
         let facts = Facts {
             trace_id: self.trace_id,
+            settings: &self.engine.config().record,
             tenant,
             index,
             file: (&file_path, size),

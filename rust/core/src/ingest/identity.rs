@@ -14,7 +14,7 @@ impl Reception<'_> {
         self.scan.finish()?;
         let tenant = self.known_tenant().map(|(tenant, _)| tenant);
         let plan = self.engine.tenants().plan(tenant.as_ref().ok());
-        let mut index = plan.read(self.scan.captured())?;
+        let mut index = plan.read(self.scan.captured(), self.scan.encoding())?;
         index.anomalies = index.anomalies.and(self.scan.anomalies());
         if index.sop_class_uid != self.announced.sop_class_uid {
             return Err(Refusal::IdentityMismatch("SOPClassUID"));
@@ -63,8 +63,9 @@ impl Reception<'_> {
 
     /// Value of the private element in the data set, where one is asked for. One that is cut short is none.
     pub(super) fn private_value(&self) -> Option<&[u8]> {
-        self.engine.config().private_tenant.as_ref()?;
-        let captured = self.scan.captured().last().filter(|value| value.present)?;
+        let tag = self.engine.config().private_tenant.as_ref()?.tag();
+        let slot = self.engine.tenants().captured_tags().slot(tag)?;
+        let captured = self.scan.captured().get(slot).filter(|value| value.present)?;
         let is_whole = !self.scan.is_inside_value();
         is_whole.then_some(captured.bytes.as_slice())
     }

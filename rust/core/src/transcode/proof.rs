@@ -5,6 +5,7 @@ use std::io;
 use super::output::{Output, Room};
 use super::TranscodeError;
 use crate::dataset::anomaly::Anomaly;
+use crate::dataset::captured::CapturedTags;
 use crate::dataset::scan::{ScanError, ScanLimits, Scanner};
 use crate::transfer_syntax::Encoding;
 
@@ -24,7 +25,7 @@ impl<'o> NativeOutput<'o> {
         };
         Self {
             out,
-            scanner: Scanner::new(encoding, &[], limits),
+            scanner: Scanner::new(encoding, &CapturedTags::default(), limits),
         }
     }
 

@@ -42,13 +42,14 @@ impl Reading {
             _ if self.ended && top.is_none() => Err(ScanError::ItemStructure),
             _ if is_beyond => Err(ScanError::BeyondContainer),
             _ => {
-                if top.is_none() {
-                    self.note(tag, at)?;
-                }
+                let slot = match top {
+                    None => self.note(tag, at)?,
+                    Some(_) => None,
+                };
                 if length == UNDEFINED {
-                    self.undefined_length(tag, vr, encoding)
+                    self.undefined_length(tag, vr, encoding, slot)
                 } else {
-                    self.defined_length(tag, vr, length, encoding, top.is_none())
+                    self.defined_length(tag, vr, length, encoding, slot)
                 }
             }
         }
@@ -120,17 +121,28 @@ impl Reading {
         self.close_finished()
     }
 
-    fn undefined_length(&mut self, tag: Tag, vr: Option<VR>, encoding: Encoding) -> Result<(), ScanError> {
-        match vr {
+    fn undefined_length(
+        &mut self,
+        tag: Tag,
+        vr: Option<VR>,
+        encoding: Encoding,
+        slot: Option<usize>,
+    ) -> Result<(), ScanError> {
+        let inside = match vr {
             vr if holds_fragments(tag, vr) => {
                 self.push_fragments(tag, encoding);
-                Ok(())
+                return Ok(());
             }
-            Some(VR::SQ) | None => self.push_sequence(encoding, None),
+            Some(VR::SQ) | None => encoding,
             // PS3.5 6.2.2 note 2: the value of such a UN is an Implicit VR Little Endian sequence.
-            Some(VR::UN) => self.push_sequence(Encoding::IMPLICIT_LITTLE, None),
-            Some(_) => Err(ScanError::UndefinedLength),
+            Some(VR::UN) => Encoding::IMPLICIT_LITTLE,
+            Some(_) => return Err(ScanError::UndefinedLength),
+        };
+        self.push_sequence(inside, None)?;
+        if let Some(slot) = slot {
+            self.begin_sequence(slot, vr, true);
         }
+        Ok(())
     }
 
     fn defined_length(
@@ -139,28 +151,29 @@ impl Reading {
         vr: Option<VR>,
         length: u32,
         encoding: Encoding,
-        top_level: bool,
+        slot: Option<usize>,
     ) -> Result<(), ScanError> {
         let is_sequence = vr == Some(VR::SQ) || (vr.is_none() && dictionary_says_sequence(tag));
         if is_sequence {
             let end = self.position + u64::from(length);
             self.push_sequence(encoding, Some(end))?;
+            if let Some(slot) = slot {
+                self.begin_sequence(slot, vr, false);
+            }
             return self.close_finished();
         }
-        let slot = if top_level {
-            self.wanted.iter().position(|&wanted| wanted == tag)
-        } else {
-            None
-        };
         let left = u64::from(length);
-        match slot {
-            Some(slot) => self.pass(left, |left| State::Capture { slot, left }),
-            None => self.pass(left, |left| State::Skip { left }),
+        let Some(slot) = slot else {
+            return self.pass(left, |left| State::Skip { left });
+        };
+        if let Some(value) = self.captured.get_mut(slot) {
+            value.vr = vr;
         }
+        self.pass(left, |left| State::Capture { slot, left })
     }
 
-    /// Records that a top-level element occurred, which begins at `at`.
-    fn note(&mut self, tag: Tag, at: u64) -> Result<(), ScanError> {
+    /// Records that a top-level element occurred, which begins at `at`. Returns where its value is kept.
+    fn note(&mut self, tag: Tag, at: u64) -> Result<Option<usize>, ScanError> {
         match tag.0 {
             // PS3.7 6.3: a command set is no part of a data set, and readers of files take it for one.
             0x0000 => return Err(ScanError::ForbiddenGroup),
@@ -174,15 +187,16 @@ impl Reading {
             (self.past_file_meta, self.file_meta_bytes) = (true, at);
         }
         self.pixel_data |= tag == PIXEL_DATA;
-        if let Some(slot) = self.wanted.iter().position(|&wanted| wanted == tag) {
-            if let Some(value) = self.captured.get_mut(slot) {
-                if value.present {
-                    return Err(ScanError::Repeated);
-                }
-                value.present = true;
+        let slot = self.wanted.slot(tag);
+        if let Some((slot, value)) = slot.and_then(|slot| Some((slot, self.captured.get_mut(slot)?))) {
+            if value.present && slot < self.wanted.identifying_count() {
+                return Err(ScanError::Repeated);
             }
+            // Readers take the last one.
+            value.clear();
+            value.present = true;
         }
-        Ok(())
+        Ok(slot)
     }
 
     pub(super) fn note_illegal_vr(&mut self, tag: Tag, vr: Option<VR>) {
@@ -235,9 +249,10 @@ impl Reading {
             match frame.end {
                 Some(end) if end == self.position => self.pop(),
                 Some(end) if end < self.position => return Err(ScanError::BeyondContainer),
-                _ => break,
+                _ => return Ok(()),
             }
         }
+        self.kept_sequence = None;
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ mod anomalies;
 
 use super::*;
 use crate::dataset::header::{ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION, UNDEFINED};
+use dicom_core::Tag;
 use proptest::prelude::*;
 
 const STUDY: Tag = Tag(0x0020, 0x000D);
@@ -32,7 +33,11 @@ fn item(tag: Tag, length: u32) -> Vec<u8> {
 }
 
 fn scan(bytes: &[u8], encoding: Encoding) -> Result<Scanner, ScanError> {
-    let mut scanner = Scanner::new(encoding, &[STUDY], ScanLimits::default());
+    let mut scanner = Scanner::new(
+        encoding,
+        &CapturedTags::identifying(&[STUDY]),
+        ScanLimits::default(),
+    );
     scanner.feed(bytes)?;
     scanner.finish()?;
     Ok(scanner)
@@ -206,12 +211,17 @@ fn memory_that_is_used_again_holds_nothing_of_the_last_data_set() {
         value_bytes: 4,
         ..ScanLimits::default()
     };
-    let mut first = Scanner::new(LITTLE, &wanted, limits);
+    let mut first = Scanner::new(LITTLE, &CapturedTags::identifying(&wanted), limits);
     first.feed(&encapsulated()).unwrap();
     let values = first.into_captured();
     assert!(values[0].present && values[0].cut && !values[0].bytes.is_empty());
     for count in 0..=2 {
-        let next = Scanner::reusing(values.clone(), LITTLE, &wanted[..count], limits);
+        let next = Scanner::reusing(
+            values.clone(),
+            LITTLE,
+            &CapturedTags::identifying(&wanted[..count]),
+            limits,
+        );
         assert_eq!(next.captured(), vec![Captured::default(); count]);
     }
 }
@@ -221,14 +231,14 @@ proptest! {
     fn any_bytes_in_any_pieces_give_the_same_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..40, implicit: bool) {
         let encoding = if implicit { Encoding::IMPLICIT_LITTLE } else { LITTLE };
         let whole = scan(&bytes, encoding).map(|s| s.captured().to_vec());
-        let mut scanner = Scanner::new(encoding, &[STUDY], ScanLimits::default());
+        let mut scanner = Scanner::new(encoding, &CapturedTags::identifying(&[STUDY]), ScanLimits::default());
         let pieces = bytes.chunks(piece).try_for_each(|part| scanner.feed(part)).and_then(|()| scanner.finish());
         prop_assert_eq!(whole, pieces.map(|()| scanner.captured().to_vec()));
     }
 
     #[test]
     fn a_real_image_in_any_pieces_is_read(piece in 1usize..90) {
-        let mut scanner = Scanner::new(LITTLE, &[STUDY], ScanLimits::default());
+        let mut scanner = Scanner::new(LITTLE, &CapturedTags::identifying(&[STUDY]), ScanLimits::default());
         for part in encapsulated().chunks(piece) {
             scanner.feed(part).unwrap();
         }

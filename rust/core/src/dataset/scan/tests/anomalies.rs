@@ -28,7 +28,11 @@ fn anomalies(bytes: &[u8]) -> Vec<&'static str> {
     let whole = scan(bytes, LITTLE).unwrap();
     assert_eq!(whole.captured()[0].bytes, b"1.2.3\0");
     for piece in [1, 3, 7] {
-        let mut scanner = Scanner::new(LITTLE, &[STUDY], ScanLimits::default());
+        let mut scanner = Scanner::new(
+            LITTLE,
+            &CapturedTags::identifying(&[STUDY]),
+            ScanLimits::default(),
+        );
         bytes.chunks(piece).for_each(|part| scanner.feed(part).unwrap());
         scanner.finish().unwrap();
         assert_eq!(scanner.anomalies(), whole.anomalies());
