@@ -127,7 +127,7 @@ def fill(root: Path) -> None:
             "called_ae": "STORE-SCP", "anomalies": [], "received_at": "2024-02-29T12:00:00.000000Z", "file_url": None,
             "dicom_omitted": [], "dicom": DICOM,
         }  # fmt: skip
-        key, payload = f"1234567890/{study}", json.dumps(record)
+        key, payload = f"1234567890/{study}", json.dumps(record, separators=(",", ":"))
         return now + number, trace_id, key, payload, path, path_hash(path), "", 525_000, b"\0" * 16, 3, now
 
     with connection:

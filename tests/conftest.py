@@ -20,10 +20,13 @@ _CHECKOUT = Path(__file__).parents[1]
 _SEED = os.environ.setdefault("STORESCP_TEST_SEED", str(random.SystemRandom().getrandbits(32)))
 # What measures time, memory or the processor, fills disks or uses fixed ports: no other test may run beside it.
 _ALONE = ("tests/ceiling/", "tests/crash/", "tests/docs/", "tests/kafka/", "tests/integration/test_hardened.py")
-# Long by nature: `make test` runs it, `make check` does not. A browser, a Prometheus that scrapes for seconds, and a
-# start that is ended before each of its calls in turn.
+# Long by nature: `make test` runs it, `make check` does not. A browser, a Prometheus that scrapes for seconds, deadlines
+# and looks at the disk that are waited for, and a start that is ended before each of its calls in turn.
 _SLOW = (
+    "tests/integration/test_busy.py",
     "tests/integration/test_page.py",
+    "tests/integration/test_proxy.py::test_header_and_request_share_one_deadline",
+    "tests/integration/test_space.py",
     "tests/integration/test_watched.py",
     "tests/integration/test_reconcile.py::test_a_start_that_is_killed_before_any_call",
 )

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 TransferStatus = Literal["NoNeedTransfer", "Success", "Failed"]
-_NOT_IN_VERSION_1 = frozenset({"anomalies", "file_url", "dicom", "dicom_omitted"})
+T = TypeVar("T")
+_NOT_IN_VERSION_1 = frozenset({"file_url", "dicom", "dicom_omitted"})
 _STATUSES = ("NoNeedTransfer", "Success", "Failed")
 
 
@@ -56,7 +57,7 @@ class Record:
     schema_version: int
     sop_class_uid: str
     called_ae: str
-    anomalies: tuple[str, ...] = ()
+    anomalies: tuple[str, ...]
     """Codes of what was odd and stored as received all the same."""
     received_at: datetime
     """When it was received, UTC."""
@@ -94,22 +95,47 @@ class Record:
 
 def _read(name: str, value: object) -> object:
     """The value of a field as its type."""
-    reader = _READERS.get(name)
+    if value is None and name in _NULLABLE:
+        return None
     try:
-        return value if reader is None or value is None else reader(value)
+        return _READERS.get(name, _text)(value)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {type(error).__name__}") from None
 
 
+def _of(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _text(value: object) -> str:
+    return _of(str, value)
+
+
+def _number(value: object) -> int:
+    return _of(int, value)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(_text, _of(list, value)))
+
+
 def _moment(value: object) -> datetime:
-    return datetime.fromisoformat(cast(str, value))
+    return datetime.fromisoformat(_text(value))
 
 
-_READERS: dict[str, Callable[[Any], object]] = {
-    "trace_id": UUID,
-    "study_date": date.fromisoformat,
+_NULLABLE = frozenset({"study_date", "accession_number", "file_url"})
+# Every other field is a text.
+_READERS: dict[str, Callable[[object], object]] = {
+    "trace_id": lambda value: UUID(_text(value)),
+    "file_size": _number,
+    "study_date": lambda value: date.fromisoformat(_text(value)),
+    "number_of_frames": _number,
     "created_time": lambda value: _moment(value).replace(tzinfo=None),
+    "schema_version": _number,
+    "anomalies": _texts,
     "received_at": lambda value: _moment(value).astimezone(UTC),
-    "anomalies": tuple,
-    "dicom_omitted": tuple,
+    "dicom": lambda value: _of(dict, value),
+    "dicom_omitted": _texts,
 }

@@ -141,6 +141,8 @@ def refused_by_header(metrics: int) -> int:
 def test_s21_what_is_no_proxy_header_is_closed_without_an_answer(target: tuple[ServiceProcess, Pki | None]) -> None:
     service, pki = target
     metrics = http_port(service)
+    # What the first question opens stays open.
+    assert get(metrics, "/metrics")[0] == 200
     before = service.descriptors()
     details = []
     for name, wrong in WRONG.items():
@@ -157,7 +159,7 @@ def test_s21_what_is_no_proxy_header_is_closed_without_an_answer(target: tuple[S
         details.pop(0)
     assert {event["cause"] for event in service.events("connection.refused")} == {"proxy_header"}
     assert {event["peer"] for event in service.events("connection.refused")} == {BALANCER}
-    wait_until(lambda: service.descriptors() <= before)
+    wait_until(lambda: service.descriptors() <= before, what=f"more than the {before} descriptors of before")
     for number, (header, address) in enumerate([(line(PEER), PEER), (binary(PEER), PEER), (RIGHT[-1], BALANCER)]):
         store(service, number, header, pki)
         record = service.records(count=number + 1)[number]
@@ -205,6 +207,8 @@ def test_s21_no_fuzzed_header_is_taken_for_another_address(start_service: StartS
     """An address counts only where a second reader finds the same header, and the request right behind it."""
     service = start_service(engine=engine, env=FROM)
     metrics = http_port(service)
+    # What the first question opens stays open.
+    assert get(metrics, "/metrics")[0] == 200
     before = service.descriptors()
     expected, wrong = {}, 0
     for number, (header, request) in enumerate(fuzzed(engine)):
@@ -221,6 +225,6 @@ def test_s21_no_fuzzed_header_is_taken_for_another_address(start_service: StartS
     assert wrong > FUZZED[engine] // 4
     assert len(expected) > FUZZED[engine] // 8
     assert {address for address, _ in expected.values()} >= {PEER, "2001:db8::7", BALANCER}
-    wait_until(lambda: service.descriptors() <= before)
+    wait_until(lambda: service.descriptors() <= before, what=f"more than the {before} descriptors of before")
     store(service, 1, line(PEER), None)
     assert service.records(count=1)[0]["source_ip"] == PEER

@@ -317,7 +317,11 @@ def test_what_the_original_does_by_itself_is_not_attributed_to_the_file(tmp_path
     rows = {key: (value, source) for key, value, source in found.rows()}
     assert rows["tenants.private_group"] == ("0x1211", str(found.file))
     assert rows["tenants.private_element"] == ("0x1217", str(found.file))
-    for key in ("dicom_store_scp.required_attributes", "tenants.from_private_element"):
+    for key in (
+        "dicom_store_scp.required_attributes",
+        "message_queue.created_time",
+        "tenants.from_private_element",
+    ):
         assert rows[key][1] == "default (as wado-storescp)"
     given = {"dicom_store_scp": {"required_attributes": ["PatientID"]}}
     found = load({}, write(tmp_path, json.dumps(given), "application.json"))

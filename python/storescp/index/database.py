@@ -48,7 +48,7 @@ _Readable = Annotated[str, AfterValidator(_readable)]
 _Exact = Annotated[str, AfterValidator(_exact)]
 
 
-class Record(BaseModel):
+class IncomingRecord(BaseModel):
     """What the tables need of a record: of any version, or as wado-storescp writes it, which has no SOP Class UID.
 
     Fields that are not known are ignored.
@@ -202,7 +202,7 @@ class Database:
         topic_id: str | None,
     ) -> Applied:
         applied = Applied()
-        found: dict[str, Record] = {}
+        found: dict[str, IncomingRecord] = {}
         for partition in sorted(batches):
             known = self._lock_progress(connection, topic, partition)
             expected = known.next_offset
@@ -248,13 +248,13 @@ class Database:
         topic: str,
         partition: int,
         message: Message,
-        found: dict[str, Record],
+        found: dict[str, IncomingRecord],
         applied: Applied,
     ) -> None:
         reason = message.refusal
         if reason is None:
             try:
-                record = Record.model_validate_json(message.value)
+                record = IncomingRecord.model_validate_json(message.value)
             except ValidationError as error:
                 # Names of fields and kinds of errors; the values stay in the column beside it.
                 reason = "; ".join(
@@ -272,13 +272,13 @@ class Database:
             found[record.trace_id] = record
 
     @staticmethod
-    def _without_known(connection: sa.Connection, found: Mapping[str, Record]) -> list[Record]:
+    def _without_known(connection: sa.Connection, found: Mapping[str, IncomingRecord]) -> list[IncomingRecord]:
         """In the order of arrival. A record has its partition, which is locked: nobody else can add it now."""
         query = sa.select(tables.record.c.trace_id).where(tables.record.c.trace_id.in_(list(found)))
         known = set(connection.execute(query).scalars())
         return [record for trace_id, record in found.items() if trace_id not in known]
 
-    def _write(self, connection: sa.Connection, records: Sequence[Record]) -> None:
+    def _write(self, connection: sa.Connection, records: Sequence[IncomingRecord]) -> None:
         connection.execute(sa.insert(tables.record), [{"trace_id": record.trace_id} for record in records])
         previous = self._patients_of(connection, records)
         patients: _Rows = {(record.tenant_id, record.patient_id): {} for record in records}
@@ -299,7 +299,7 @@ class Database:
             self._remove_patient_without_studies(connection, tenant_id, patient_id)
 
     @staticmethod
-    def _patients_of(connection: sa.Connection, records: Sequence[Record]) -> set[tuple[str, ...]]:
+    def _patients_of(connection: sa.Connection, records: Sequence[IncomingRecord]) -> set[tuple[str, ...]]:
         """The patients that the studies have now."""
         table = tables.study
         found: set[tuple[str, ...]] = set()
@@ -337,7 +337,7 @@ class Database:
         )
 
 
-def _study(record: Record) -> dict[str, object]:
+def _study(record: IncomingRecord) -> dict[str, object]:
     return {
         "patient_id": record.patient_id,
         "study_date": record.study_date.isoformat() if record.study_date else None,
@@ -346,12 +346,12 @@ def _study(record: Record) -> dict[str, object]:
     }
 
 
-def _instance_key(record: Record) -> tuple[str, ...]:
+def _instance_key(record: IncomingRecord) -> tuple[str, ...]:
     day = record.study_date.isoformat() if record.study_date else ""
     return record.tenant_id, record.study_uid, record.series_uid, record.sop_uid, day
 
 
-def _instance(record: Record) -> dict[str, object]:
+def _instance(record: IncomingRecord) -> dict[str, object]:
     names = {column.name for column in tables.instance.columns} - {
         column.name for column in tables.instance.primary_key.columns
     }

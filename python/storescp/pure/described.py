@@ -18,18 +18,19 @@ from pydicom.filereader import read_sequence
 
 from storescp.pure.charset import decode
 
-_MOST_BYTES_OF_VALUE = 10_240
+MOST_BYTES_OF_VALUE = 10_240
 _MOST_BYTES = 64 * 1024
 _UNDEFINED = 0xFFFFFFFF
 _SPECIFIC_CHARACTER_SET = 0x00080005
-# PS3.5 6.1.2.3: these are decoded by Specific Character Set.
-_CHARACTER_SET_VRS = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
-_TEXT_VRS = _CHARACTER_SET_VRS | frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"])
+_TEXT_VRS = frozenset(
+    ["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"]
+)
 _ONE_VALUE_VRS = frozenset(["LT", "ST", "UR", "UT"])
 _NUMBERS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d", "AT": "HH"}
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
-_WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# 64 bits; int() refuses thousands of digits.
+_INTEGER = re.compile(r"([+-]?)0*([0-9]{1,19})(?:\.0*)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _CONTROLS = dict.fromkeys(range(0x20), "\ufffd")
 # PS3.5 6.1.3: what long texts may have.
 _CONTROLS_OF_LONG_TEXTS = {code: new for code, new in _CONTROLS.items() if chr(code) not in "\t\n\f\r"}
@@ -48,7 +49,7 @@ class Element:
     explicit: bool
     big: bool
     is_undefined_length: bool = False
-    is_damaged: bool = False
+    is_damaged: bool = False  # or it is not kept
 
 
 def describe(
@@ -85,26 +86,32 @@ class _Writer:
         self.is_doubtful = False
 
     def attribute(self, tag: int, element: Element, character_set: bytes) -> dict[str, Any]:
-        if element.is_damaged or len(element.value) > _MOST_BYTES_OF_VALUE:
+        if element.is_damaged or len(element.value) > MOST_BYTES_OF_VALUE:
             raise _UnreadableError
         vr = element.vr if element.vr not in (None, "UN") else dictionary_VR(tag)
         if vr == "SQ":
-            return {"vr": "SQ", "Value": [self._item(item, character_set) for item in _items(element)]}
-        return self._element(vr, element.value, element.big, character_set)
+            items = [self._item(item, character_set) for item in _items(element)]
+            # PS3.18 F.2.5: what is empty has no value.
+            return {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
+        if element.is_undefined_length:
+            raise _UnreadableError
+        return self._element(vr, element.value, element.big and element.vr != "UN", character_set)
 
     def _item(self, item: Dataset, character_set: bytes) -> dict[str, Any]:
-        """Those of its attributes that are text or numbers: sequences inside it are left out."""
+        """Those of its attributes that are text or numbers: sequences in it are left out, and lengths of groups."""
         found: dict[str, Any] = {}
         for tag in sorted(item.keys()):
             raw: Any = item.get_item(tag)
-            if not isinstance(raw, RawDataElement) or tag.is_private:
+            if not isinstance(raw, RawDataElement) or tag.is_private or not tag.element:
                 continue
             value = raw.value or b""
             if tag == _SPECIFIC_CHARACTER_SET:
                 character_set = value.rstrip(b"\0 ")
+                continue
             vr = raw.VR if raw.VR not in (None, "UN") else _vr_of(tag)
+            is_big = not raw.is_little_endian
             if vr in _TEXT_VRS or vr in _NUMBERS:
-                found[f"{tag:08X}"] = self._element(vr, value, not raw.is_little_endian, character_set)
+                found[f"{tag:08X}"] = self._element(vr, value, is_big and raw.VR != "UN", character_set)
         return found
 
     def _element(self, vr: str, value: bytes, big: bool, character_set: bytes) -> dict[str, Any]:
@@ -114,7 +121,7 @@ class _Writer:
     def _texts(self, vr: str, value: bytes, character_set: bytes) -> list[Any]:
         if vr not in _TEXT_VRS:
             raise _UnreadableError
-        text, is_doubtful = decode(value.rstrip(b"\0 "), character_set if vr in _CHARACTER_SET_VRS else b"")
+        text, is_doubtful = decode(value.rstrip(b"\0 "), character_set)
         self.is_doubtful |= is_doubtful
         text = text.translate(_CONTROLS_OF_LONG_TEXTS if vr in ("LT", "ST", "UT") else _CONTROLS)
         if not text:
@@ -128,8 +135,8 @@ def _one(vr: str, value: str) -> object:
         return None  # PS3.18 F.2.5
     if vr == "PN":
         return {group: part for group, part in zip(_GROUPS, value.split("="), strict=False) if part}
-    if vr == "IS" and (found := _WHOLE.fullmatch(trimmed)) and abs(int(found[1])) < 1 << 63:
-        return int(found[1])
+    if vr == "IS" and (found := _INTEGER.fullmatch(trimmed)) and int(found[2]) < 1 << 63:
+        return int(found[1] + found[2])
     if vr == "DS" and _NUMBER.fullmatch(trimmed) and math.isfinite(number := float(trimmed)):
         return number
     return trimmed if vr == "AE" else value

@@ -81,16 +81,21 @@ def _known(row: Recorded | None, located: Located, tenant: str) -> tuple[Source,
         return lost, None, ()
     if not row.payload:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row.created)
-        return lost, moment.isoformat(timespec="microseconds").replace("+00:00", "Z"), ()
+        return lost, _text_of(moment), ()
     try:
         record = json.loads(row.payload)
         source = Source(record["source_ae"], record["called_ae"], record["source_ip"], tenant, tenant_by_rule=True)
         anomalies = tuple(code for code in record["anomalies"] if code != BUSY)
         # Version 1 has no `received_at`, and a zone in `created_time`.
-        return source, record.get("received_at", record["created_time"]), anomalies
+        received_at = datetime.fromisoformat(record.get("received_at", record["created_time"]))
+        return source, _text_of(received_at), anomalies
     except (ValueError, KeyError, TypeError):
         # A record of another version, or one that was saved from a damaged outbox.
         return lost, None, ()
+
+
+def _text_of(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _is_uid(text: str) -> bool:

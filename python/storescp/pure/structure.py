@@ -12,7 +12,7 @@ from struct import Struct
 
 from pydicom.datadict import dictionary_VR
 
-from storescp.pure.described import Element
+from storescp.pure.described import MOST_BYTES_OF_VALUE, Element
 from storescp.pure.refusal import Refusal
 
 PIXEL_DATA = 0x7FE00010
@@ -226,7 +226,9 @@ class _Walk:
         """Keeps the value of a wanted element that has ended."""
         if self._open is not None and not self._stack:
             tag, begin = self._open
-            self.elements[tag] = replace(self.elements[tag], value=self._data[begin : self._position])
+            # One byte more than is taken.
+            end = min(self._position, begin + MOST_BYTES_OF_VALUE + 1)
+            self.elements[tag] = replace(self.elements[tag], value=self._data[begin:end])
             self._open = None
 
     def _is_over(self) -> bool:
@@ -325,11 +327,15 @@ class _Walk:
                 if self._ended:
                     raise _Structure(MISPLACED)
                 self._note(tag, begin)
-                if tag in self._wanted.identifying and (vr == b"SQ" or length == _UNDEFINED):
+                # What is in a sequence identifies nothing.
+                is_nameless = tag in self._wanted.identifying and (vr == b"SQ" or length == _UNDEFINED)
+                if is_nameless:
                     self.values[tag] = b""
                 if tag in self._wanted.describing:
                     name = None if vr is None else vr.decode("ascii")
-                    self.elements[tag] = Element(name, b"", explicit, big, is_undefined_length=length == _UNDEFINED)
+                    self.elements[tag] = Element(
+                        name, b"", explicit, big, is_undefined_length=length == _UNDEFINED, is_damaged=is_nameless
+                    )
                     self._open = (tag, self._position)
             self._value(tag, vr, length, explicit, big)
 

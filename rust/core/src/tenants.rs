@@ -195,7 +195,10 @@ impl Tenants {
         Ok(Self {
             common,
             own,
-            stored_plan: IndexPlan::new(captures, &[])?,
+            stored_plan: IndexPlan::new(
+                Captures::new(std::iter::empty(), None, &config.record.attributes)?,
+                &[],
+            )?,
             stores: stores.into_values().collect(),
         })
     }

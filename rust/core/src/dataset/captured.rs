@@ -64,10 +64,10 @@ impl CapturedTags {
 /// A value kept by the scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Captured {
-    /// The bytes as received, at most [`super::scan::ScanLimits::value_bytes`]. Those of a sequence are its items, to its delimiter where it
-    /// has one.
+    /// The bytes as received, at most [`super::scan::ScanLimits::value_bytes`]. Those of a sequence that describes are its items and,
+    /// where its length is undefined, its delimiter; one that should identify has none.
     pub bytes: Vec<u8>,
-    /// The value was longer than that, or cannot be followed.
+    /// There is more of it than these bytes.
     pub cut: bool,
     /// The element occurred.
     pub present: bool,
@@ -78,6 +78,11 @@ pub struct Captured {
 }
 
 impl Captured {
+    /// Whether it is the same value, however its header is read.
+    pub(super) fn has_same_value(&self, other: &Self) -> bool {
+        (&self.bytes, self.cut, self.present) == (&other.bytes, other.cut, other.present)
+    }
+
     /// Forgets the value and keeps its memory.
     pub(super) fn clear(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);

@@ -10,7 +10,7 @@ use dicom_dictionary_std::{tags, StandardDataDictionary};
 use super::anomaly::{Anomalies, Anomaly};
 use super::captured::{Captured, CapturedTags};
 use super::charset::{Decoded, SpecificCharacterSet};
-use super::json::{self, Attribute, DicomJson, UnknownAttribute, Written};
+use super::json::{self, Attribute, DicomJson, UnknownAttribute, ValueEncoding};
 use super::values::{date, number_of_frames};
 use crate::status::Refusal;
 use crate::transfer_syntax::Encoding;
@@ -200,8 +200,11 @@ impl IndexPlan {
                 return Err(Refusal::AttributeInvalid(keyword.clone()));
             }
         }
-        let written = Written { encoding, charset };
-        let (described, is_doubtful) = json::of_captured(described, captured_tags, captured, written);
+        let encoding = ValueEncoding {
+            elements: encoding,
+            charset,
+        };
+        let (described, is_doubtful) = json::of_captured(described, captured_tags, captured, encoding);
         index.described = described;
         if is_doubtful {
             index.anomalies.insert(Anomaly::CharacterSet);

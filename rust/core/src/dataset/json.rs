@@ -34,9 +34,9 @@ pub enum UnknownAttribute {
     /// No such keyword.
     #[error("{0:?} is not a keyword of the DICOM data dictionary")]
     Keyword(String),
-    /// Its values are bytes, or other attributes say what they are.
-    #[error("{0:?} is neither text nor numbers nor a sequence")]
-    Binary(String),
+    /// Its values are bytes, or other attributes say what they are, or it is Specific Character Set: records are in UTF-8.
+    #[error("{0:?} cannot be part of a record")]
+    NotInRecords(String),
 }
 
 /// One object of the model.
@@ -67,24 +67,36 @@ impl Attribute {
             .by_name(keyword)
             .ok_or_else(|| UnknownAttribute::Keyword(keyword.to_owned()))?;
         let vr = match entry.vr() {
-            VirtualVr::Exact(vr) if vr == VR::SQ || has_json_value(vr) => vr,
-            _ => return Err(UnknownAttribute::Binary(keyword.to_owned())),
+            _ if entry.tag() == tags::SPECIFIC_CHARACTER_SET => None,
+            VirtualVr::Exact(vr) if vr == VR::SQ || has_json_value(vr) => Some(vr),
+            _ => None,
         };
         Ok(Self {
             tag: entry.tag(),
             keyword: keyword.to_owned(),
-            vr,
+            vr: vr.ok_or_else(|| UnknownAttribute::NotInRecords(keyword.to_owned()))?,
         })
     }
 }
 
-/// How values are written in a data set.
+/// How the values of a data set are encoded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Written<'v> {
+pub(super) struct ValueEncoding<'v> {
     /// Of numbers and of what is in sequences.
-    pub(super) encoding: Encoding,
+    pub(super) elements: Encoding,
     /// Of text.
     pub(super) charset: SpecificCharacterSet<'v>,
+}
+
+impl ValueEncoding<'_> {
+    /// That of a value with this representation. PS3.5 6.2.2 note 2: of UN the least significant byte comes first.
+    fn of(self, vr: Option<VR>) -> Self {
+        let elements = Encoding {
+            big_endian: self.elements.big_endian && vr != Some(VR::UN),
+            ..self.elements
+        };
+        Self { elements, ..self }
+    }
 }
 
 /// The attributes of `described` that were captured, in this order, and whether a text is doubtful.
@@ -92,7 +104,7 @@ pub(super) fn of_captured(
     described: &[Attribute],
     tags: &CapturedTags,
     captured: &[Captured],
-    written: Written<'_>,
+    encoding: ValueEncoding<'_>,
 ) -> (DicomJson, bool) {
     let mut writer = Writer {
         out: String::with_capacity(1024),
@@ -106,10 +118,9 @@ pub(super) fn of_captured(
             continue;
         };
         let begin = writer.out.len();
-        let whole = Some(value).filter(|value| !value.cut);
-        let is_there = whole.and_then(|value| writer.attribute(attribute, value, written));
+        let is_written = !value.cut && writer.attribute(attribute, value, encoding).is_some();
         // One byte is left for the brace at the end.
-        if is_there.is_none() || writer.out.len() >= MOST_BYTES {
+        if !is_written || writer.out.len() >= MOST_BYTES {
             writer.out.truncate(begin);
             omitted.push(attribute.keyword.clone());
         }
@@ -125,16 +136,23 @@ fn has_json_value(vr: VR) -> bool {
 }
 
 fn is_text(vr: VR) -> bool {
-    has_character_set(vr)
+    has_one_value(vr)
         || matches!(
             vr,
-            VR::AE | VR::AS | VR::CS | VR::DA | VR::DS | VR::DT | VR::IS | VR::TM | VR::UI | VR::UR
+            VR::AE
+                | VR::AS
+                | VR::CS
+                | VR::DA
+                | VR::DS
+                | VR::DT
+                | VR::IS
+                | VR::LO
+                | VR::PN
+                | VR::SH
+                | VR::TM
+                | VR::UC
+                | VR::UI
         )
-}
-
-/// PS3.5 6.1.2.3: whether Specific Character Set says how values are decoded.
-fn has_character_set(vr: VR) -> bool {
-    matches!(vr, VR::LO | VR::LT | VR::PN | VR::SH | VR::ST | VR::UC | VR::UT)
 }
 
 /// PS3.5 6.2: whether there is one value only, and a backslash is part of it.
@@ -159,13 +177,21 @@ struct Writer {
 }
 
 impl Writer {
-    fn attribute(&mut self, attribute: &Attribute, value: &Captured, written: Written<'_>) -> Option<()> {
+    fn attribute(
+        &mut self,
+        attribute: &Attribute,
+        value: &Captured,
+        encoding: ValueEncoding<'_>,
+    ) -> Option<()> {
+        let encoding = encoding.of(value.vr);
         let vr = value.vr.filter(|&vr| vr != VR::UN).unwrap_or(attribute.vr);
         self.key(attribute.tag, vr)?;
         if vr == VR::SQ {
-            self.sequence(attribute.tag, value, written)?;
+            self.sequence(attribute.tag, value, encoding)?;
+        } else if value.is_undefined_length {
+            return None;
         } else {
-            self.value(vr, &value.bytes, written)?;
+            self.value(vr, &value.bytes, encoding)?;
         }
         self.out.push('}');
         Some(())
@@ -191,14 +217,14 @@ impl Writer {
         }
     }
 
-    fn value(&mut self, vr: VR, bytes: &[u8], written: Written<'_>) -> Option<()> {
+    fn value(&mut self, vr: VR, bytes: &[u8], encoding: ValueEncoding<'_>) -> Option<()> {
         if let Some(size) = number_bytes(vr) {
-            return self.numbers(vr, bytes, size, written.encoding);
+            return self.numbers(vr, bytes, size, encoding.elements);
         }
         if !is_text(vr) {
             return None;
         }
-        let text = self.text(vr, bytes, written.charset);
+        let text = self.text(vr, bytes, encoding.charset);
         if text.is_empty() {
             return Some(());
         }
@@ -223,7 +249,7 @@ impl Writer {
             // PS3.18 F.2.5: the empty one of several.
             _ if trimmed.is_empty() => self.out.push_str("null"),
             VR::PN => self.person_name(value)?,
-            VR::IS => match whole(trimmed) {
+            VR::IS => match integer(trimmed) {
                 Some(number) => write!(self.out, "{number}").ok()?,
                 None => self.string(value)?,
             },
@@ -302,45 +328,55 @@ impl Writer {
     }
 
     /// Items with those of their attributes that are text or numbers; sequences inside them are left out.
-    fn sequence(&mut self, tag: Tag, value: &Captured, written: Written<'_>) -> Option<()> {
-        let (element, encoding) = as_element(tag, value, written.encoding)?;
+    fn sequence(&mut self, tag: Tag, value: &Captured, encoding: ValueEncoding<'_>) -> Option<()> {
+        let (element, elements) = as_element(tag, value, encoding.elements)?;
+        let begin = self.out.len();
         self.out.push_str(",\"Value\":[");
-        let mut charset = written.charset;
-        let mut walk = Walk::new(&element, encoding);
+        let mut charset = encoding.charset;
+        let mut last = None;
+        let mut walk = Walk::new(&element, elements);
         while let Some(token) = walk.next().ok()? {
             match token {
                 Token::Item if walk.depth() == 2 => {
                     self.comma();
                     self.out.push('{');
+                    (charset, last) = (encoding.charset, None);
                 }
-                Token::ItemEnd if walk.depth() == 1 => {
-                    self.out.push('}');
-                    charset = written.charset;
-                }
+                Token::ItemEnd if walk.depth() == 1 => self.out.push('}'),
                 Token::Element { tag, vr, value } if walk.depth() == 2 => {
                     let bytes = element.get(value)?;
                     if tag == tags::SPECIFIC_CHARACTER_SET {
                         charset = SpecificCharacterSet::from_value(trim_padding(bytes));
+                    } else if last < Some(tag) {
+                        // One that is out of its place may have been there before.
+                        let elements = walk.encoding();
+                        self.member(tag, vr, bytes, ValueEncoding { elements, charset })?;
+                        last = Some(tag);
                     }
-                    let encoding = walk.encoding();
-                    self.member(tag, vr, bytes, Written { encoding, charset })?;
                 }
                 _ => {}
             }
         }
-        self.out.push(']');
+        if self.out.ends_with('[') {
+            // PS3.18 F.2.5: what is empty has no value.
+            self.out.truncate(begin);
+        } else {
+            self.out.push(']');
+        }
         Some(())
     }
 
-    /// An element of an item, where it is one of the Standard that is text or numbers.
-    fn member(&mut self, tag: Tag, vr: Option<VR>, bytes: &[u8], written: Written<'_>) -> Option<()> {
+    /// An element of an item, where it is one of the Standard that is text or numbers, and no group length.
+    fn member(&mut self, tag: Tag, vr: Option<VR>, bytes: &[u8], encoding: ValueEncoding<'_>) -> Option<()> {
+        let encoding = encoding.of(vr);
         let by_dictionary = || StandardDataDictionary.by_tag(tag)?.vr().exact();
         let vr = vr.filter(|&vr| vr != VR::UN).or_else(by_dictionary);
-        let Some(vr) = vr.filter(|&vr| has_json_value(vr) && tag.0.is_multiple_of(2)) else {
+        let is_standard = tag.0.is_multiple_of(2) && tag.1 != 0;
+        let Some(vr) = vr.filter(|&vr| has_json_value(vr) && is_standard) else {
             return Some(());
         };
         self.key(tag, vr)?;
-        self.value(vr, bytes, written)?;
+        self.value(vr, bytes, encoding)?;
         self.out.push('}');
         Some(())
     }
@@ -353,12 +389,8 @@ impl Writer {
         let bytes = trim_padding(bytes);
         let text = match std::str::from_utf8(bytes) {
             Ok(text) if text.is_ascii() && !text.contains('\x1B') => Cow::Borrowed(text),
+            // Also of those that have the default repertoire alone (PS3.5 6.1.2.2): devices write what they have.
             _ => {
-                let charset = if has_character_set(vr) {
-                    charset
-                } else {
-                    SpecificCharacterSet::from_value(b"")
-                };
                 let decoded = charset.decode(bytes);
                 self.is_doubtful |= decoded.is_doubtful;
                 Cow::Owned(decoded.text)
@@ -384,7 +416,7 @@ impl Writer {
 }
 
 /// An integer, also one that is written with a fraction of zeros.
-fn whole(text: &str) -> Option<i64> {
+fn integer(text: &str) -> Option<i64> {
     let digits = match text.split_once('.') {
         Some((digits, fraction)) if fraction.bytes().all(|byte| byte == b'0') => digits,
         _ => text,

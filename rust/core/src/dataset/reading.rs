@@ -219,7 +219,7 @@ impl Reading {
     /// Bytes that are left of a value that is skipped: the data set has so many more, at least.
     pub(super) fn skipping(&self) -> u64 {
         match self.state {
-            State::Skip { left } if self.kept_sequence.is_none() => left,
+            State::Skip { left } if !self.keeps_sequence() => left,
             State::Skip { .. } | State::Header | State::Capture { .. } | State::Zeros => 0,
         }
     }
@@ -234,7 +234,7 @@ impl Reading {
         self.captured.get(..count).unwrap_or(&self.captured)
     }
 
-    /// Whether the value of `wanted[slot]` is there as a whole.
+    /// Whether the value of a slot is there as a whole.
     pub(super) fn has_captured(&self, slot: usize) -> bool {
         let is_whole = !matches!(self.state, State::Capture { slot: open, .. } if open == slot);
         is_whole && self.captured.get(slot).is_some_and(|value| value.present)
@@ -281,13 +281,28 @@ impl Reading {
         }
     }
 
-    /// A sequence begins whose value is wanted.
+    /// Whether it stands inside a sequence more of which is to be kept.
+    fn keeps_sequence(&self) -> bool {
+        let value = self.kept_sequence.and_then(|slot| self.captured.get(slot));
+        value.is_some_and(|value| !value.cut)
+    }
+
+    /// A sequence begins whose value is wanted. No sequence identifies anything: what is in it is nobody's name.
     fn begin_sequence(&mut self, slot: usize, vr: Option<VR>, is_undefined_length: bool) {
+        let describes = slot >= self.wanted.identifying_count();
         if let Some(value) = self.captured.get_mut(slot) {
             value.vr = vr;
             value.is_undefined_length = is_undefined_length;
+            value.cut = !describes;
         }
-        self.kept_sequence = Some(slot);
+        self.kept_sequence = Some(slot).filter(|_| describes);
+    }
+
+    /// The value of a slot is not kept: it is encapsulated.
+    fn leave_out(&mut self, slot: usize) {
+        if let Some(value) = self.captured.get_mut(slot) {
+            value.cut = true;
+        }
     }
 
     fn pass(&mut self, left: u64, state: impl Fn(u64) -> State) -> Result<(), ScanError> {

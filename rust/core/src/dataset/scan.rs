@@ -268,12 +268,14 @@ impl Others {
             return Err(self.why());
         };
         let agree = whole.all(|other| {
-            other.identity() == chosen.identity() && other.has_pixel_data() == chosen.has_pixel_data()
+            let mut pairs = other.identity().iter().zip(chosen.identity());
+            pairs.all(|(theirs, ours)| theirs.has_same_value(ours))
+                && other.has_pixel_data() == chosen.has_pixel_data()
         });
         // Others may take what they read up to an error.
         let dead_agree = self.dead.iter().all(|(dead, _)| {
             let mut pairs = dead.identity().iter().zip(chosen.identity()).enumerate();
-            pairs.all(|(slot, (theirs, ours))| !dead.has_captured(slot) || theirs == ours)
+            pairs.all(|(slot, (theirs, ours))| !dead.has_captured(slot) || theirs.has_same_value(ours))
         });
         if agree && dead_agree {
             Ok(chosen)

@@ -32,6 +32,7 @@ fn fixture(rules: &serde_json::Value) -> Fixture {
         "create": true, "replaced_retention": 0.0, "replaced_max_bytes": null,
         "malformed": "refuse", "quarantine_max_bytes": 1 << 20,
         "viewer_transfer_syntaxes": [EXPLICIT], "required_attributes": [],
+        "record": {"attributes": ["PatientName"], "node_id": "node", "created_time": "utc", "missing_study_date": null},
         "max_pdu_length": 16384, "strict": false, "spool_memory_bytes": 4096,
         "limits": {
             "max_instance_bytes": 1 << 20, "max_decoded_bytes": 1 << 24, "nesting": 64, "max_elements": 1 << 16,

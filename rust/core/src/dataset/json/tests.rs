@@ -52,12 +52,12 @@ fn described(
     }
     scan.finish().unwrap();
     let charset = captures.tags().slot(tags::SPECIFIC_CHARACTER_SET).unwrap();
-    let written = Written {
-        encoding: scan.encoding(),
+    let encoding = ValueEncoding {
+        elements: scan.encoding(),
         charset: SpecificCharacterSet::from_value(trim_padding(&scan.captured()[charset].bytes)),
     };
     let attributes: Vec<Attribute> = keywords.iter().map(|one| Attribute::of(one).unwrap()).collect();
-    let (found, is_doubtful) = of_captured(&attributes, captures.tags(), scan.captured(), written);
+    let (found, is_doubtful) = of_captured(&attributes, captures.tags(), scan.captured(), encoding);
     let json = serde_json::from_str(&found.text).unwrap();
     (json, found.omitted, is_doubtful)
 }
@@ -170,6 +170,8 @@ fn text_and_numbers_of_each_kind() {
     }
     let rows = [b"\x00\x28\x00\x10US\x00\x02\x02\x00".to_vec()];
     assert_eq!(values("Rows", BIG, &rows), json!([512]));
+    let unknown = [b"\x00\x28\x00\x10UN\0\0\0\0\0\x02\x02\x00".to_vec()];
+    assert_eq!(values("Rows", BIG, &unknown), json!([2]));
 }
 
 #[test]
@@ -214,10 +216,12 @@ fn text_that_cannot_be_decoded_is_doubtful() {
 fn items_have_text_and_numbers_of_one_level() {
     let inner = [
         element(0x0008_0005, "CS", b"ISO_IR 192"),
+        element(0x0032_0000, "UL", &[9, 0, 0, 0]),
         element(0x0032_1060, "LO", "Schädel ".as_bytes()),
         element(0x0040_0007, "LO", b"plan"),
         element(0x0040_0008, "SQ", &item(&element(0x0008_0100, "SH", b"X "))),
         element(0x0040_0009, "SH", b"7 "),
+        element(0x0040_0009, "SH", b"8 "),
         element(0x0041_1001, "LO", b"private "),
     ]
     .concat();
@@ -225,7 +229,6 @@ fn items_have_text_and_numbers_of_one_level() {
     let items = [item(&inner), item(b""), item(&second)].concat();
     let expected = json!({"00400275": {"vr": "SQ", "Value": [
         {
-            "00080005": {"vr": "CS", "Value": ["ISO_IR 192"]},
             "00321060": {"vr": "LO", "Value": ["Schädel"]},
             "00400007": {"vr": "LO", "Value": ["plan"]},
             "00400009": {"vr": "SH", "Value": ["7"]},
@@ -255,7 +258,7 @@ fn items_have_text_and_numbers_of_one_level() {
         &[element(SEQUENCE, "SQ", b"")],
         9,
     );
-    assert_eq!(empty.0, json!({"00400275": {"vr": "SQ", "Value": []}}));
+    assert_eq!(empty.0, json!({"00400275": {"vr": "SQ"}}));
     // PS3.5 6.2.2 note 2: inside UN it is in Implicit VR Little Endian.
     let inside = item(&element(0x0040_0009, "", b"7 "));
     let unknown = described(
@@ -293,6 +296,26 @@ fn what_is_long_or_cannot_be_read_is_named() {
 }
 
 #[test]
+fn what_has_an_undefined_length_is_no_text() {
+    let undefined = |tag: u32, vr: &[u8]| [&element(tag, "UN", &[])[..4], vr, &[0xFF; 4]].concat();
+    let end = b"\xFE\xFF\xDD\xE0\0\0\0\0".to_vec();
+    let elements = [
+        undefined(0x0008_1030, b"UN\0\0"),
+        item(&element(0x0008_1030, "", b"nested")),
+        end.clone(),
+        undefined(0x0008_103E, b"OB\0\0"),
+        item(b"fragment"),
+        end,
+    ];
+    let keywords = ["StudyDescription", "SeriesDescription"];
+    for piece in [1, 4096] {
+        let (json, omitted, is_doubtful) = described(EXPLICIT, &keywords, &elements, piece);
+        assert_eq!((json, is_doubtful), (json!({}), false));
+        assert_eq!(omitted, keywords);
+    }
+}
+
+#[test]
 fn all_together_are_bounded() {
     let texts = [
         (0x0008_1030, "StudyDescription"),
@@ -327,7 +350,7 @@ fn attributes_of_records_are_text_numbers_or_sequences() {
     }
     for keyword in [
         "PixelData",
-        "IconImage",
+        "SpecificCharacterSet",
         "SmallestImagePixelValue",
         "EncapsulatedDocument",
     ] {

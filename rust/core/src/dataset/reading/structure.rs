@@ -131,6 +131,9 @@ impl Reading {
         let inside = match vr {
             vr if holds_fragments(tag, vr) => {
                 self.push_fragments(tag, encoding);
+                if let Some(slot) = slot {
+                    self.leave_out(slot);
+                }
                 return Ok(());
             }
             Some(VR::SQ) | None => encoding,

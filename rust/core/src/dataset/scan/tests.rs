@@ -167,6 +167,43 @@ fn a_repeated_identifying_attribute_is_refused() {
 }
 
 #[test]
+fn readings_that_find_the_same_value_agree_however_they_read_its_header() {
+    let wanted = CapturedTags::identifying(&[STUDY, Tag(0x0008, 0x0050)]);
+    // An Accession Number without a value: for one reading of a VR that is none, for another one in the implicit form.
+    let bytes = [
+        b"\x08\0\x50\0\0\0\0\0".to_vec(),
+        short(0x0020, 0x000D, *b"UI", b"1.2.3\0"),
+    ]
+    .concat();
+    let mut scanner = Scanner::new(LITTLE, &wanted, ScanLimits::default());
+    scanner.feed(&bytes).unwrap();
+    scanner.finish().unwrap();
+    assert_eq!(scanner.captured()[0].bytes, b"1.2.3\0");
+}
+
+#[test]
+fn what_is_in_a_sequence_identifies_nothing() {
+    let patient_id = Tag(0x0010, 0x0020);
+    for (content, end) in [
+        (b"P1234567".to_vec(), Vec::new()),
+        (item(ITEM, 0), item(SEQUENCE_DELIMITATION, 0)),
+    ] {
+        let length = if end.is_empty() { 8 } else { UNDEFINED };
+        let bytes = [long(0x0010, 0x0020, *b"SQ", length), content, end].concat();
+        let captured = |wanted: &CapturedTags| {
+            let mut scanner = Scanner::new(LITTLE, wanted, ScanLimits::default());
+            scanner.feed(&bytes).unwrap();
+            scanner.finish().unwrap();
+            scanner.captured()[0].clone()
+        };
+        let identifying = captured(&CapturedTags::identifying(&[patient_id]));
+        assert!(identifying.present && identifying.cut && identifying.bytes.is_empty());
+        let describing = captured(&CapturedTags::new(&[], &[patient_id]));
+        assert_eq!(describing.cut, length == 8);
+    }
+}
+
+#[test]
 fn attributes_inside_sequences_are_not_captured() {
     let inner = short(0x0020, 0x000D, *b"UI", b"9.9.9\0");
     let bytes = [
