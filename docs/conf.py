@@ -7,7 +7,7 @@ from storescp import _core
 project = "storescp"
 version = release = _core.__version__
 extensions = ["myst_parser"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["parts", "_build"]
 html_theme = "furo"
 html_title = f"storescp {version}"
 # Everything comes from the site itself, and the sources are beside it anyway.
