@@ -16,14 +16,14 @@ from storescp.settings import Settings
 from support.engines import publish, take
 from support.instances import from_file
 
-pytestmark = [pytest.mark.curated, pytest.mark.filterwarnings("ignore::UserWarning")]
+# The first of them may have to build the consumer.
+pytestmark = [pytest.mark.curated, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::UserWarning")]
 
 CHECKOUT = Path(__file__).parents[2]
 # Has the types of that consumer.
 READ = ("cargo", "run", "--release", "--locked", "--quiet", "-p", "storescp-core", "--example", "original_consumer")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("zone", ["local", "utc"])
 def test_every_record_of_the_curated_files_is_read(curated: Path, tmp_path: Path, zone: str) -> None:
     if shutil.which("cargo") is None:
