@@ -36,6 +36,7 @@ __all__ = [
     "Served",
     "StartUp",
     "StorageState",
+    "StoredRecords",
     "Tls",
     "Transcoder",
     "__version__",
@@ -45,6 +46,7 @@ __all__ = [
     "character_sets",
     "cipher_suites",
     "clean_request",
+    "description_digest",
     "examine_file",
     "is_record_attribute",
     "lock_down",
@@ -52,6 +54,7 @@ __all__ = [
     "outbox_migrations",
     "parse_proxy_header",
     "read_journal",
+    "read_record",
     "read_title",
     "readable_values",
     "refusals",
@@ -401,6 +404,11 @@ class ScanResult:
     has_odd_pixel_data: bool
 
 @final
+class StoredRecords:
+    def __new__(cls, attributes: list[str], node_id: str) -> StoredRecords: ...
+    def record(self, path: str | PathLike[str], relative: str) -> str: ...
+
+@final
 class ClientTls:
     def __new__(
         cls,
@@ -440,6 +448,20 @@ class Sender:
     def release(self) -> None: ...
 
 def examine_file(path: str | PathLike[str], tenant: str) -> tuple[int, bytes, str]: ...
+def read_record(
+    message: bytes,
+) -> (
+    tuple[
+        tuple[str, str, str, str, str],
+        str,
+        str | None,
+        tuple[str | int | None, ...],
+        tuple[str | int | None, ...],
+        str,
+    ]
+    | str
+): ...
+def description_digest(said: list[str | None]) -> str: ...
 def readable_values(dataset: bytes, transfer_syntax: str, tags: list[int]) -> list[bytes | None]: ...
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...
 

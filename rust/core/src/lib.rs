@@ -25,6 +25,8 @@ pub mod events;
 mod exchange;
 pub mod failpoint;
 pub mod file_meta;
+pub mod file_records;
+pub mod incoming;
 pub mod ingest;
 pub mod layout;
 pub mod net;

@@ -20,13 +20,13 @@ use crate::dataset::stream::DatasetScan;
 use crate::digest::{Digest, Digester};
 use crate::engine::{Engine, Findings};
 use crate::file_meta::{self, FileMeta};
+use crate::file_records::{facts_of_file, place};
 use crate::layout::{InstancePath, TenantId, OUTBOX};
 use crate::outbox::{Found, NewRow, OutboxError};
-use crate::record::{Facts, TransferStatus};
+use crate::record::Facts;
 use crate::status::Refusal;
 use crate::store::Store;
 use crate::uid::Uid;
-use crate::IMPLEMENTATION_CLASS_UID;
 
 const HEAD_BYTES: usize = 4096;
 const READ_BYTES: usize = 256 * 1024;
@@ -477,33 +477,18 @@ impl Engine {
             self.config().limits.max_decoded_bytes,
             self.recovery_stop(),
         )?;
-        if found.meta.implementation_class_uid != IMPLEMENTATION_CLASS_UID {
-            return Err(NotOurs::Foreign);
-        }
-        let tenant = relative.split('/').next().unwrap_or_default();
-        let tenant = TenantId::parse(tenant).map_err(|_| NotOurs::Misplaced)?;
-        let path = InstancePath::new(
-            &tenant,
-            found.index.study_date,
-            &found.index.study_instance_uid,
-            &found.index.series_instance_uid,
-            &found.index.sop_instance_uid,
-        );
-        if path.relative() != relative {
-            return Err(NotOurs::Misplaced);
-        }
-        let transfer_syntax = found.meta.transfer_syntax.as_str();
+        let (tenant, path) = place(&found.meta, &found.index, relative)?;
         let file_path = store.absolute(&path);
         let facts = Facts {
             trace_id,
-            settings: &self.config().record,
-            tenant: &tenant,
-            index: &found.index,
-            file: (&file_path, found.size),
-            transfer_syntaxes: (transfer_syntax, transfer_syntax),
-            transfer_status: TransferStatus::NoNeedTransfer,
             created,
-            sender: ("", &found.meta.source_ae_title, ""),
+            ..facts_of_file(
+                &self.config().record,
+                &tenant,
+                &found.meta,
+                &found.index,
+                (&file_path, found.size),
+            )
         };
         let row = NewRow {
             trace_id: trace_id.to_string(),

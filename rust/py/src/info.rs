@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use pyo3::prelude::*;
+use pyo3::types::{PyString, PyTuple};
 use storescp_core::dataset::anomaly::Anomaly;
 use storescp_core::dataset::index::IndexPlan;
 use storescp_core::dataset::json::Attribute;
 use storescp_core::dataset::scan::ScanLimits;
 use storescp_core::dataset::stream::DatasetScan;
+use storescp_core::file_records::FileRecords;
+use storescp_core::incoming::{self, Column};
 use storescp_core::layout::{InstancePath, TenantId};
 use storescp_core::outbox::journal;
 use storescp_core::recovery::{examine, NotOurs};
@@ -116,6 +119,63 @@ pub fn examine_file(py: Python<'_>, path: PathBuf, tenant: &str) -> PyResult<(u6
         );
         Ok::<_, NotOurs>((found.size, found.digest, place.relative().to_owned()))
     })
+}
+
+/// What the tables of the index take of a record, `(key, node_id, file_url, row, said, digest)`; or, where it is none, why: names of
+/// fields and kinds of errors, no values.
+#[pyfunction]
+pub fn read_record<'py>(py: Python<'py>, message: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let found = match incoming::read(message) {
+        Ok(found) => found,
+        Err(reason) => return Ok(PyString::new(py, &reason).into_any()),
+    };
+    let key = PyTuple::new(py, found.key)?;
+    let (row, said) = (columns(py, found.row)?, columns(py, found.said)?);
+    let parts = (key, found.node_id, found.file_url, row, said, found.digest);
+    Ok(parts.into_pyobject(py)?.into_any())
+}
+
+fn columns(py: Python<'_>, values: Vec<Column>) -> PyResult<Bound<'_, PyTuple>> {
+    let values = values.into_iter().map(|value| match value {
+        Column::Null => Ok(py.None().into_bound(py)),
+        Column::Text(text) => Ok(PyString::new(py, &text).into_any()),
+        Column::Integer(number) => Ok(number.into_pyobject(py)?.into_any()),
+    });
+    PyTuple::new(py, values.collect::<PyResult<Vec<_>>>()?)
+}
+
+/// The digest of the columns of a description that say a text, or nothing.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+pub fn description_digest(said: Vec<Option<String>>) -> String {
+    let said: Vec<Column> = said
+        .into_iter()
+        .map(|text| text.map_or(Column::Null, Column::Text))
+        .collect();
+    incoming::digest(&said)
+}
+
+/// Makes records of stored instances from their files; safe with several threads.
+#[pyclass(frozen, module = "storescp._core")]
+pub struct StoredRecords(FileRecords);
+
+#[pymethods]
+impl StoredRecords {
+    /// Records that have attributes of these keywords, of files on a node. Raises `CoreError` where they cannot have one.
+    #[new]
+    fn new(attributes: Vec<String>, node_id: String) -> PyResult<Self> {
+        let records = FileRecords::new(attributes, node_id);
+        records
+            .map(Self)
+            .map_err(|error| CoreError::new_err(error.to_string()))
+    }
+
+    /// The record of a file at a path relative to its storage root, as JSON; its trace id is zero, and its time that of the
+    /// file. Raises `CoreError` where it is no instance of ours at its place, or cannot be read.
+    #[allow(clippy::needless_pass_by_value)] // what PyO3 extracts is owned
+    fn record(&self, py: Python<'_>, path: PathBuf, relative: &str) -> PyResult<String> {
+        run(py, || self.0.record(&path, relative))
+    }
 }
 
 /// Why a C-STORE may be refused: DIMSE status and an example of the Error Comment, one for each kind.

@@ -58,6 +58,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::RecentInstance>()?;
     module.add_class::<engine::OutboxRow>()?;
     module.add_class::<info::ScanResult>()?;
+    module.add_class::<info::StoredRecords>()?;
+    module.add_function(wrap_pyfunction!(info::read_record, module)?)?;
+    module.add_function(wrap_pyfunction!(info::description_digest, module)?)?;
     module.add_function(wrap_pyfunction!(info::scan, module)?)?;
     module.add_function(wrap_pyfunction!(info::readable_values, module)?)?;
     module.add_function(wrap_pyfunction!(info::examine_file, module)?)?;

@@ -102,6 +102,11 @@ impl DatasetScan {
         }
     }
 
+    /// Passes over bytes of a value that is skipped, at most as many as [`Self::skipping`] says.
+    pub fn pass_over(&mut self, bytes: u64) {
+        self.scanner.pass_over(bytes);
+    }
+
     /// The captured values, by the slots of [`CapturedTags`].
     #[must_use]
     pub fn captured(&self) -> &[Captured] {
