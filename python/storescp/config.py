@@ -526,6 +526,10 @@ def _cross_checks(found: Configuration) -> Iterator[ConfigProblem]:
         if topic == settings.message_queue.topic_dicom_receive:
             key = "message_queue.topic_dicom_receive"
             yield ConfigProblem(key, json.dumps(topic), "another topic than topic_main", found.source_of(key))
+        if found.is_sound("events") and settings.events.topic in (topic, settings.message_queue.topic_dicom_receive):
+            expected = "another topic than those of the records"
+            given = json.dumps(settings.events.topic)
+            yield ConfigProblem("events.topic", given, expected, found.source_of("events.topic"))
     if found.is_sound("storage", "tenants"):
         yield from _tenant_problems(found)
     if found.is_sound("user_identity", "tls") and settings.user_identity is not None and settings.tls is None:

@@ -492,6 +492,24 @@ class Index(Section):
     )
 
 
+class Events(Section):
+    """`[events]`: what `storescpd index` tells when a study has been received."""
+
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,249}$")] = Field(
+        "study_events", description='name of the topic of study events; "": none are published'
+    )
+    quiet: Seconds = Field(
+        60.0, description="how long no instance of a study may have come until it is told that it is quiet, in seconds"
+    )
+    force: Seconds = Field(
+        5400.0,
+        description="how long instances of a study may keep coming until an event is made all the same, in seconds",
+    )
+    command_timeout: Seconds = Field(
+        300.0, description="how long the command of `--on-study` may take for one event, in seconds"
+    )
+
+
 class TenantRule(Section):
     """`[[tenants.rules]]`: the first rule counts of which every given field matches."""
 
@@ -751,6 +769,7 @@ class Settings(Section):
     json_lines: JsonLines = Field(default_factory=lambda: JsonLines.model_validate({}))
     kafka: Kafka | None = None
     index: Index = Field(default_factory=lambda: Index.model_validate({}))
+    events: Events = Field(default_factory=lambda: Events.model_validate({}))
     tenants: Tenants = Field(default_factory=lambda: Tenants.model_validate({}))
     tls: Tls | None = None
     user_identity: UserIdentity | None = None

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from support.broker import KafkaBroker, Topics
+from support.databases import database, postgres, url
+from support.index_process import no_index_outlives_its_test
 from support.kafka_proxy import KafkaProxy
 from support.service import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
+__all__ = ["database", "no_index_outlives_its_test", "postgres", "url"]
 
 
 def needs_java() -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pydicom
 import pytest
@@ -29,83 +23,15 @@ from storescp.index.database import Database, Message, Progress
 from storescp.index.refusals import MessageRefusedError, refusal_by
 from storescp.settings import Index, Kafka
 from support.broker import KafkaBroker, Topics
+from support.databases import drop_everything, engine_of, execute, messages, record, rows
+from support.index_process import IndexProcess, wait_for
 from support.instances import CT, ct_slice, curated_instances, explicit, text
 from support.load import Ledger, start_senders
-from support.postgres import Postgres, programs
+from support.postgres import Postgres
 from support.scu import RawAssociation
-from support.service import ServiceProcess, lines_so_far
+from support.service import ServiceProcess
 
 Serve = Callable[..., ServiceProcess]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    if programs() is None:
-        pytest.skip("PostgreSQL is not installed")
-    server = Postgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/index.sqlite"
-        return
-    server = request.getfixturevalue("postgres")
-    yield server.url
-    drop_tables(server.url)
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    opened = Database(url)
-    opened.create()
-    yield opened
-    opened.close()
-
-
-@contextlib.contextmanager
-def engine_of(url: str) -> Iterator[sa.Engine]:
-    """An engine whose connections are closed at the end, also where a statement fails."""
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def rows(url: str, table: sa.Table) -> list[dict[str, Any]]:
-    with engine_of(url) as engine, engine.connect() as connection:
-        return [dict(row._mapping) for row in connection.execute(sa.select(table))]
-
-
-def record(number: int, **changes: object) -> dict[str, Any]:
-    return {
-        "trace_id": str(uuid.uuid4()),
-        "tenant_id": "t",
-        "patient_id": "p1",
-        "study_uid": "1.1",
-        "series_uid": "1.1.1",
-        "sop_uid": f"1.1.1.{number}",
-        "sop_class_uid": CT,
-        "file_path": f"/data/{number}.dcm",
-        "file_size": 100 + number,
-        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
-        "target_ts": "1.2.840.10008.1.2.1",
-        "study_date": "2024-02-29",
-        "transfer_status": "NoNeedTransfer",
-        "number_of_frames": 1,
-        "accession_number": None,
-        "created_time": "2026-01-01T00:00:00.000000Z",
-        "source_ip": "127.0.0.1",
-        "source_ae": "A",
-    } | changes
-
-
-def messages(*records: object, begin: int = 0) -> list[Message]:
-    return [Message(begin + number, json.dumps(one).encode()) for number, one in enumerate(records)]
 
 
 def test_records_become_patients_studies_series_and_instances(database: Database, url: str) -> None:
@@ -230,12 +156,6 @@ def test_a_control_character_in_a_record_of_before_is_read_as_new_records_have_i
     assert [one["source_ae"] for one in rows(url, tables.instance)] == ["A\ufffd"]
 
 
-def execute(url: str, *statements: str) -> None:
-    with engine_of(url) as engine, engine.begin() as connection:
-        for statement in statements:
-            connection.execute(sa.text(statement))
-
-
 def test_a_message_that_the_database_refuses_leaves_everything_as_it_was(database: Database, url: str) -> None:
     execute(url, "CREATE UNIQUE INDEX one_path ON instance (file_path)")
     batch = messages(record(1), record(2, file_path="/data/1.dcm"), record(3))
@@ -293,12 +213,7 @@ def test_an_outage_of_postgresql_refuses_no_message(postgres: Postgres) -> None:
         postgres.start()
     assert database.apply("main", batch).records == 1
     database.close()
-    drop_tables(postgres.url)
-
-
-def drop_tables(url: str) -> None:
-    with engine_of(url) as engine:
-        tables.metadata.drop_all(engine)
+    drop_everything(postgres.url)
 
 
 def test_tables_without_a_topic_id_get_the_column_and_keep_their_progress(url: str) -> None:
@@ -339,49 +254,6 @@ def test_a_database_that_cannot_be_used_is_a_configuration_error(url: str) -> No
 
 
 # The whole way.
-
-
-@pytest.fixture(autouse=True)
-def _no_index_outlives_its_test() -> Iterator[None]:
-    yield
-    while IndexProcess.started:
-        IndexProcess.started.pop().kill()
-
-
-class IndexProcess:
-    """`storescpd index` as a process of its own."""
-
-    started: ClassVar[list[IndexProcess]] = []
-
-    def __init__(self, broker: KafkaBroker, topics: Topics, url: str, log: Path, *options: str) -> None:
-        self.log_path = log
-        env = {"STORESCP_KAFKA__BROKERS": broker.address(), **topics.env}
-        self._log = log.open("wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "storescp", "index", "--database", url, "--group", topics.main, *options],
-            stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ | env,
-        )  # fmt: skip
-        self.started.append(self)
-
-    def wait(self, timeout: float = 90.0) -> str:
-        output, _ = self.process.communicate(timeout=timeout)
-        self._log.close()
-        assert self.process.returncode == 0, self.log_path.read_text()
-        return output
-
-    def stop(self) -> str:
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait()
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
-        self._log.close()
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in lines_so_far(self.log_path, self.process) if line.startswith("{"))
-        return [line for line in lines if line["event"] == name]
 
 
 def scan(service: ServiceProcess) -> dict[str, set[tuple[Any, ...]]]:
@@ -478,18 +350,6 @@ def test_workers_of_a_group_share_the_work_and_one_is_killed(
     assert len(rows(url, tables.record)) == len(ledger.uids) + 20
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 40.0) -> None:
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            if condition():
-                return
-        except (sa.exc.OperationalError, sa.exc.ProgrammingError):
-            pass  # the tables are not there yet, or the server is starting
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.1)
-
-
 def test_an_outage_of_the_database_and_of_the_broker(
     serve: Serve, broker: KafkaBroker, topics: Topics, postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -515,7 +375,7 @@ def test_an_outage_of_the_database_and_of_the_broker(
     worker.stop()
     assert service.stop() == 0
     assert indexed(postgres.url) == scan(service)
-    drop_tables(postgres.url)
+    drop_everything(postgres.url)
 
 
 def test_a_topic_that_was_made_anew_is_read_from_its_beginning(

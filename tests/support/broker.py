@@ -356,7 +356,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--port", type=int, default=9092)
     parser.add_argument("--folder", type=Path, default=PROJECT / "target" / "kafka" / "data")
-    parser.add_argument("--topics", nargs="*", default=["storage_queue", "log_queue"])
+    parser.add_argument("--topics", nargs="*", default=["storage_queue", "log_queue", "study_events"])
     options = parser.parse_args(list(arguments) if arguments is not None else None)
     if _is_taken(options.port):
         # A second `make kafka` has the broker that it asked for.

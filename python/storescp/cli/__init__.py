@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from storescp import _core, logs
-from storescp.cli import instances, licences, links, quarantine, queue, storage
+from storescp.cli import index, instances, licences, links, quarantine, queue, storage
 from storescp.cli.common import (
     EXIT_BUG,
     EXIT_CONFIG,
@@ -235,7 +235,8 @@ for command in (
     quarantine.quarantine_group,
     queue.outbox_group,
     storage.storage_group,
-    queue.index_command,
+    index.index_command,
+    index.studies_command,
 ):
     main_group.add_command(command)
 

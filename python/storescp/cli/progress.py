@@ -20,8 +20,8 @@ from rich.progress import (
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """What is called with each advance."""
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """What is called with each advance. `total`: None where it is not known."""
     with _bars(MofNCompleteColumn()) as bars:
         task = bars.add_task(label, total=total)
         yield lambda advance: bars.advance(task, advance)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import click
 
-from storescp import logs
-from storescp.cli.common import EXIT_FOUND, config_option, configuration, opened_outbox, settings_on_root
-from storescp.errors import ConfigError, ConfigProblem
+from storescp.cli.common import EXIT_FOUND, config_option, opened_outbox, settings_on_root
 from storescp.settings import Settings
 
 _AGES_IN_SECONDS = 600
@@ -93,44 +91,3 @@ def _topics(settings: Settings) -> tuple[str, str]:
 def _age(at: datetime) -> str:
     seconds = max(0, round((datetime.now(UTC) - at).total_seconds()))
     return f"{seconds} s" if seconds < _AGES_IN_SECONDS else str(timedelta(seconds=seconds))
-
-
-@click.command("index")
-@click.option("--database", metavar="URL", help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE.")
-@click.option("--group", "group_id", metavar="ID", help="Consumer group; its members share the partitions.")
-@click.option("--once", is_flag=True, help="End when everything is read that the topic holds.")
-@config_option
-@click.pass_context
-def index_command(
-    context: click.Context, config: Path | None, database: str | None, group_id: str | None, once: bool
-) -> None:
-    """Keep tables of patients, studies and series.
-
-    And of instances; they follow topic_main.
-    """
-    import asyncio  # noqa: PLC0415
-
-    from storescp.index.consumer import Indexer  # noqa: PLC0415
-    from storescp.index.database import Database  # noqa: PLC0415
-
-    options = context.find_root().obj["options"]
-    if database is not None:
-        options["index", "database"] = database
-    if group_id is not None:
-        options["index", "group_id"] = group_id
-    settings = configuration(context, config).settings
-    if settings.kafka is None:
-        raise ConfigError(ConfigProblem("kafka", None, "a section: the index reads topic_main", "configuration"))
-    logs.configure(settings.log.level, settings.log.format)
-
-    async def run() -> None:
-        assert settings.kafka is not None  # noqa: S101 - seen above
-        store = Database(settings.index.database.get_secret_value())
-        try:
-            indexer = Indexer(settings.kafka, settings.index, settings.message_queue.topic_main, store)
-            done = await indexer.run(until_caught_up=once)
-        finally:
-            store.close()
-        click.echo(f"{done.records} records, {done.duplicates} duplicates, {done.unreadable} unreadable")
-
-    asyncio.run(run())

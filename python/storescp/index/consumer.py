@@ -7,36 +7,37 @@ import contextlib
 import functools
 import signal
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition, errors
-from sqlalchemy.exc import StatementError
 
 from storescp.index.database import Applied, Database, Message
+from storescp.index.events import Origin
+from storescp.index.one_by_one import Placed, apply_each
+from storescp.index.patience import (
+    CLIENT_ERRORS,
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    Patience,
+    describe,
+)
 from storescp.index.refusals import MessageRefusedError
+from storescp.index.study_events import Command, StudyEvents, deliveries_to
+from storescp.index.totals import Totals
 from storescp.kafka.complaints import COMPLAINTS
 from storescp.kafka.diagnosis import explain
 from storescp.kafka.options import connection_options
 from storescp.kafka.topic_id import topic_id
-from storescp.settings import Index, Kafka
+from storescp.publish.kafka import KafkaSink
+from storescp.settings import Events, Index, Kafka
 
 log = structlog.get_logger("storescp.index")
-T = TypeVar("T")
 _POLL_MILLISECONDS = 500
 # A topic that does not exist (yet, or for a moment) is looked for this often.
 _METADATA_MILLISECONDS = 10_000
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
-_PROGRESS_SECONDS = 60.0
 _GONE = "the topic no longer holds them: check its retention against the time the index was away"
-_CLIENT_ERRORS = (errors.KafkaError, OSError, TimeoutError)
-# Of a message whose refusal another worker may have caused.
-_REFUSALS_UNTIL_SET_ASIDE = 3
 _Batches = Mapping[int, Sequence[Message]]
 
 
@@ -47,7 +48,16 @@ class Indexer:
         ConfigError: a certificate of `[kafka]` cannot be used.
     """
 
-    def __init__(self, kafka: Kafka, index: Index, topic: str, database: Database) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        index: Index,
+        topic: str,
+        database: Database,
+        events: Events | None = None,
+        on_study: Command | None = None,
+    ) -> None:
+        events = events or Events.model_validate({})
         self._options = connection_options(kafka)
         self._kafka = kafka
         self._index = index
@@ -55,9 +65,15 @@ class Indexer:
         self._database = database
         # Of the topic that the positions belong to.
         self._topic_id: str | None = None
-        self._stopping = asyncio.Event()
-        self._totals = Applied()
-        self._told = time.monotonic()
+        self._patience = Patience()
+        deliveries = deliveries_to(KafkaSink(kafka), events, on_study)
+        self._events = StudyEvents(database.timers, events, self._patience, deliveries, self._origin)
+        # By partition with timers that are due: when that was seen, and the end that the partition had then.
+        self._due: dict[int, tuple[float, int]] = {}
+        self._partitions: frozenset[int] = frozenset()
+        self._most: int | None = None
+        self._looked = 0.0
+        self._totals = Totals()
         COMPLAINTS.install()
 
     async def run(self, *, until_caught_up: bool = False) -> Applied:
@@ -67,25 +83,28 @@ class Indexer:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        await self._insist("database", lambda: asyncio.to_thread(self._database.create))
-        pause = _FIRST_PAUSE_SECONDS
-        while (consumer := await self._insist("kafka", self._start)) is not None:
-            began = time.monotonic()
-            try:
-                await self._follow(consumer, until_caught_up)
-                break
-            except _CLIENT_ERRORS as error:
-                pause = _FIRST_PAUSE_SECONDS if time.monotonic() - began > _LONGEST_PAUSE_SECONDS else pause
-                log.warning("index.waiting", on="kafka", reason=_describe(error), retry_seconds=pause)
-            finally:
-                with contextlib.suppress(*_CLIENT_ERRORS):
-                    async with asyncio.timeout(_CLOSE_SECONDS):
-                        await consumer.stop()
-            await self._pause(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-        log.info("index.stopped", **self._summary())
-        return self._totals
+            loop.add_signal_handler(number, self._patience.stopping.set)
+        await self._patience.insist("database", lambda: asyncio.to_thread(self._database.create))
+        pause = FIRST_PAUSE_SECONDS
+        async with self._events.delivering():
+            while (consumer := await self._patience.insist("kafka", self._start)) is not None:
+                began = time.monotonic()
+                try:
+                    await self._follow(consumer, until_caught_up)
+                    break
+                except CLIENT_ERRORS as error:
+                    pause = FIRST_PAUSE_SECONDS if time.monotonic() - began > LONGEST_PAUSE_SECONDS else pause
+                    log.warning("index.waiting", on="kafka", reason=describe(error), retry_seconds=pause)
+                finally:
+                    with contextlib.suppress(*CLIENT_ERRORS):
+                        async with asyncio.timeout(_CLOSE_SECONDS):
+                            await consumer.stop()
+                await self._patience.pause(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            if until_caught_up:
+                await self._events.deliver_pending()
+        log.info("index.stopped", **self._totals.summary())
+        return self._totals.applied
 
     async def _start(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
@@ -101,8 +120,8 @@ class Indexer:
         try:
             async with asyncio.timeout(self._kafka.request_timeout * (self._kafka.brokers.count(",") + 2)):
                 await consumer.start()
-        except _CLIENT_ERRORS as error:
-            with contextlib.suppress(*_CLIENT_ERRORS):
+        except CLIENT_ERRORS as error:
+            with contextlib.suppress(*CLIENT_ERRORS):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await consumer.stop()
             raise errors.KafkaConnectionError(await explain(self._options, error)) from None
@@ -112,8 +131,10 @@ class Indexer:
     async def assigned(self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> None:
         """Goes on where the database says, whatever the group's own offsets are."""
         numbers = sorted(one.partition for one in partitions)
-        known = await self._insist("database", lambda: asyncio.to_thread(self._database.progress, self._topic, numbers))
-        limits = await self._insist("kafka", lambda: self._limits(consumer, partitions))
+        known = await self._patience.insist(
+            "database", lambda: asyncio.to_thread(self._database.progress, self._topic, numbers)
+        )
+        limits = await self._patience.insist("kafka", lambda: self._limits(consumer, partitions))
         if known is None or limits is None:
             return
         self._topic_id, begins, ends = limits
@@ -123,7 +144,7 @@ class Indexer:
             if is_another_topic or offset > ends[one]:
                 log.error("index.topic_made_anew", partition=one.partition, expected=offset, end=ends[one])
                 begin_again = functools.partial(self._database.begin_again, self._topic, one.partition, self._topic_id)
-                await self._insist("database", functools.partial(asyncio.to_thread, begin_again))
+                await self._patience.insist("database", functools.partial(asyncio.to_thread, begin_again))
                 offset = 0
             consumer.seek(one, max(offset, begins[one]))
         log.info("index.assigned", topic=self._topic, partitions=numbers)
@@ -142,18 +163,18 @@ class Indexer:
         return await topic_id(consumer._client, self._topic)  # noqa: SLF001 - a second client would do nothing else
 
     async def _follow(self, consumer: AIOKafkaConsumer, until_caught_up: bool) -> None:
-        while not self._stopping.is_set():
+        while not self._patience.stopping.is_set():
             read_of = self._topic_id
             messages = await self._receive(consumer, read_of)
             if messages is None:
                 await self.assigned(consumer, consumer.assignment())
-            elif messages:
+                continue
+            if messages:
                 await self._apply(consumer, messages, read_of)
-            elif until_caught_up and await self._caught_up(consumer):
+            await self._fire_due(consumer)
+            if not messages and until_caught_up and await self._caught_up(consumer):
                 return
-            if time.monotonic() - self._told >= _PROGRESS_SECONDS:
-                self._told = time.monotonic()
-                log.info("index.progress", **self._summary())
+            self._totals.tell_now_and_then()
 
     async def _receive(self, consumer: AIOKafkaConsumer, read_of: str | None) -> _Batches | None:
         """The next messages of this topic by partition; None where the positions must be found again."""
@@ -170,31 +191,19 @@ class Indexer:
             return messages
         # Asked for after the messages have come: as long as the id is the same, they are of that topic. Where there is
         # no id any more, the topic has been deleted, and they are of the old one.
-        current = await self._insist("kafka", lambda: self._current_topic_id(consumer))
+        current = await self._patience.insist("kafka", lambda: self._current_topic_id(consumer))
         return None if current not in (None, read_of) else messages
 
     async def _apply(self, consumer: AIOKafkaConsumer, messages: _Batches, read_of: str | None) -> None:
-        """Applies every message but those that the database refuses; a batch is halved until they are found."""
-        refusals: Counter[tuple[int, int]] = Counter()
-        todo = [messages]
-        while todo and not self._stopping.is_set():
-            batches = todo.pop()
-            refused = await self._apply_together(consumer, batches, read_of)
-            if refused is None:
-                continue
-            each = [(number, message) for number, part in batches.items() for message in part]
-            if len(each) > 1:
-                todo += reversed(_halves(each))
-                continue
-            [(partition, message)] = each
-            refusals[partition, message.offset] += 1
-            may_pass = refused.may_pass and refusals[partition, message.offset] < _REFUSALS_UNTIL_SET_ASIDE
-            if may_pass or message.refusal is not None:
-                await self._pause(_FIRST_PAUSE_SECONDS)
-            else:
-                log.error("index.message_refused", partition=partition, offset=message.offset, reason=str(refused))
-                message = replace(message, refusal=str(refused))
-            todo.append({partition: [message]})
+        """Applies every message but those that the database refuses."""
+
+        async def together(part: Sequence[Placed]) -> MessageRefusedError | None:
+            batches: dict[int, list[Message]] = {}
+            for partition, message in part:
+                batches.setdefault(partition, []).append(message)
+            return await self._apply_together(consumer, batches, read_of)
+
+        await apply_each([(number, one) for number, part in messages.items() for one in part], together, self._patience)
 
     async def _apply_together(
         self, consumer: AIOKafkaConsumer, batches: _Batches, read_of: str | None
@@ -202,20 +211,16 @@ class Indexer:
         """Applies messages in one transaction; or says why the database refuses one of them."""
         apply = functools.partial(self._database.apply, self._topic, batches, read_of)
         try:
-            applied = await self._insist("database", lambda: asyncio.to_thread(apply))
+            applied = await self._patience.insist("database", lambda: asyncio.to_thread(apply))
         except MessageRefusedError as refused:
             return refused
         if applied is None:
             return None
-        self._totals.records += applied.records
-        self._totals.duplicates += applied.duplicates
-        self._totals.unreadable += applied.unreadable
+        self._totals.add(applied)
         for partition, count in applied.gone.items():
             log.error("index.records_gone", topic=self._topic, partition=partition, count=count, text=_GONE)
-        if applied.unreadable:
-            log.error("index.unreadable_messages", count=applied.unreadable, table="unreadable_message")
         # Only for those who watch the group's lag; the database decides.
-        with contextlib.suppress(*_CLIENT_ERRORS):
+        with contextlib.suppress(*CLIENT_ERRORS):
             async with asyncio.timeout(self._kafka.request_timeout):
                 await consumer.commit(
                     {
@@ -225,34 +230,39 @@ class Indexer:
                 )
         return None
 
+    async def _fire_due(self, consumer: AIOKafkaConsumer) -> None:
+        """Makes the events of studies whose time has come, and whose partitions are read as far as they were then.
+
+        Between two batches: what is before the position of a partition is applied.
+        """
+        self._partitions = frozenset(one.partition for one in consumer.assignment())
+        if time.monotonic() - self._looked < _POLL_MILLISECONDS / 1000 or self._patience.stopping.is_set():
+            return
+        self._looked = time.monotonic()
+        self._most = len(consumer.partitions_for_topic(self._topic) or self._partitions)
+        found = await self._events.due(self._origin()) if self._partitions else None
+        if found is None:
+            return
+        now, partitions = found
+        self._due = {one: since for one, since in self._due.items() if one in partitions}
+        if fresh := [TopicPartition(self._topic, one) for one in partitions - self._due.keys()]:
+            ends = await consumer.end_offsets(fresh)
+            self._due |= {one.partition: (now, end) for one, end in ends.items()}
+        for one, (since, end) in list(self._due.items()):
+            here = TopicPartition(self._topic, one)
+            if here in consumer.assignment() and await consumer.position(here) >= end:
+                del self._due[one]
+                await self._events.fire(Origin(self._topic, frozenset([one]), self._most), since)
+
+    def _origin(self) -> Origin:
+        return Origin(self._topic, self._partitions, self._most)
+
     async def _caught_up(self, consumer: AIOKafkaConsumer) -> bool:
         partitions = consumer.assignment()
         if not partitions:
             return False
         ends = await consumer.end_offsets(partitions)
         return all([await consumer.position(one) >= end for one, end in ends.items()])
-
-    async def _insist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
-        """Tries until it works; nothing if told to stop meanwhile."""
-        pause = _FIRST_PAUSE_SECONDS
-        while not self._stopping.is_set():
-            try:
-                return await attempt()
-            except (StatementError, *_CLIENT_ERRORS) as error:
-                log.warning("index.waiting", on=what, reason=_describe(error), retry_seconds=pause)
-            await self._pause(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-        return None
-
-    async def _pause(self, seconds: float) -> None:
-        """Waits, but not when told to stop."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-    def _summary(self) -> dict[str, Any]:
-        totals = self._totals
-        return {"records": totals.records, "duplicates": totals.duplicates, "unreadable": totals.unreadable}
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
@@ -267,20 +277,3 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka ha
         """Finds out where to go on."""
         if assigned:
             await self._indexer.assigned(self._consumer, list(assigned))
-
-
-def _describe(error: Exception) -> str:
-    text = str(error.orig) if isinstance(error, StatementError) else str(error)
-    return text.strip() or type(error).__name__
-
-
-def _halves(messages: Sequence[tuple[int, Message]]) -> list[_Batches]:
-    """Two halves; what the first one has of a partition is before what the second one has."""
-    middle = len(messages) // 2
-    halves: list[_Batches] = []
-    for part in (messages[:middle], messages[middle:]):
-        half: dict[int, list[Message]] = {}
-        for partition, message in part:
-            half.setdefault(partition, []).append(message)
-        halves.append(half)
-    return halves

@@ -4,82 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, StatementError
 
 from storescp import masking
-from storescp.errors import ConfigError, ConfigProblem, start_failure
+from storescp.errors import ConfigError, ConfigProblem, StorescpError, start_failure
 from storescp.files import check_writable
-from storescp.index import tables
+from storescp.index import bulk, tables
+from storescp.index.events import Timers
+from storescp.index.incoming import IncomingRecord, read
+from storescp.index.migrations import LaterVersionError, migrate_one_step
 from storescp.index.refusals import refusal_by
+from storescp.index.writing import remove, renew_patients, write
 
 _BUSY_SECONDS = 30.0
 _SQLITE_MAGIC = b"SQLite format 3\0"
 # A number of ours: workers that start at the same time make the tables one after the other.
 _SCHEMA_LOCK = 0x5C07E5C9
 _VALUE_BYTES = 1 << 20
-# Primary key to the other columns.
-_Rows = dict[tuple[str, ...], dict[str, object]]
-
-
-_WITHOUT_CONTROLS = dict.fromkeys(range(0x20), "\ufffd")
-
-
-def _readable(text: str) -> str:
-    """Each C0 control character becomes U+FFFD, as in the records that are published now."""
-    return text.translate(_WITHOUT_CONTROLS)
-
-
-def _exact(text: str) -> str:
-    """PostgreSQL stores no NUL, and an identifier or a path with another character in its place is another one."""
-    if "\0" in text:
-        raise PydanticCustomError("nul_character", "a NUL character")
-    return text
-
-
-_Readable = Annotated[str, AfterValidator(_readable)]
-_Exact = Annotated[str, AfterValidator(_exact)]
-
-
-class IncomingRecord(BaseModel):
-    """What the tables need of a record: of any version, or as wado-storescp writes it, which has no SOP Class UID.
-
-    Fields that are not known are ignored.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-    trace_id: _Exact = Field(min_length=36, max_length=36)
-    tenant_id: _Exact = Field(min_length=1, max_length=64)
-    patient_id: _Readable = Field(max_length=64)
-    study_uid: _Exact = Field(min_length=1, max_length=64)
-    series_uid: _Exact = Field(min_length=1, max_length=64)
-    sop_uid: _Exact = Field(min_length=1, max_length=64)
-    sop_class_uid: _Exact = Field("", max_length=64)
-    file_path: _Exact = Field(min_length=1, max_length=512)
-    file_size: int = Field(ge=0, lt=1 << 63)
-    transfer_syntax_uid: _Exact = Field(min_length=1, max_length=64)
-    target_ts: _Exact = Field(min_length=1, max_length=64)
-    study_date: date | None
-    transfer_status: Literal["NoNeedTransfer", "Success", "Failed", "NeedTransfer"]
-    number_of_frames: int = Field(ge=1, lt=1 << 31)
-    accession_number: _Readable | None = Field(max_length=16)
-    created_time: _Exact = Field(max_length=32)
-    received_at: _Exact | None = Field(None, max_length=32)
-    source_ip: _Exact = Field(max_length=64)
-    source_ae: _Readable = Field(max_length=16)
-
-    @property
-    def moment(self) -> str:
-        """When it was received: UTC where the record says so."""
-        return self.received_at or self.created_time
+# Rows of one transaction.
+_TOGETHER = 1000
+# Of a transaction that only reads, which does not wait for one that writes.
+_READS = {"storescp_reads": True}
 
 
 @dataclass(frozen=True)
@@ -97,6 +47,24 @@ class Progress:
 
     next_offset: int = 0
     topic_id: str | None = None
+
+
+@dataclass(frozen=True)
+class FileProgress:
+    """Where to go on in a file of JSON lines; `tail`, of the bytes before, tells whether they are still the same."""
+
+    next_offset: int = 0
+    tail: str = ""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Messages in their order: of a topic (or root) and partition, and what that is called in `unreadable_message`."""
+
+    topic: str
+    partition: int
+    place: str
+    messages: Sequence[Message]
 
 
 @dataclass
@@ -128,6 +96,7 @@ class Database:
             self.url = parsed.render_as_string(hide_password=True)
             self._insert = dialects[parsed.get_backend_name()]
             self._engine = sa.create_engine(parsed, pool_pre_ping=True)
+            self.timers = Timers(self._engine, _READS)
         # A port that is no number, or an address without its bracket, is a ValueError.
         except (ArgumentError, NoSuchModuleError, KeyError, ValueError, ModuleNotFoundError) as error:
             if isinstance(error, ModuleNotFoundError):
@@ -139,19 +108,43 @@ class Database:
             _prepare_sqlite(self._engine)
 
     def create(self) -> None:
-        """Makes the tables and the column that are not there yet."""
-        with self._engine.begin() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-            tables.metadata.create_all(connection)
-            column, table = tables.progress.c.topic_id, tables.progress.name
-            if column.name not in {one["name"] for one in sa.inspect(connection).get_columns(table)}:
-                kind = column.type.compile(self._engine.dialect)
-                connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column.name} {kind}"))
+        """Makes the tables, or changes those of an earlier version.
+
+        Each step is a transaction of its own, under a lock: what is killed goes on behind the last step that was done.
+
+        Raises:
+            ConfigError: the tables are of a later version.
+        """
+        while True:
+            with self._engine.begin() as connection:
+                if self._engine.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+                try:
+                    if not migrate_one_step(connection):
+                        return
+                except LaterVersionError as found:
+                    expected = f"tables of this version or an earlier one (they are of revision {found})"
+                    raise ConfigError(ConfigProblem("index.database", self.url, expected, "configuration")) from None
 
     def close(self) -> None:
         """Closes the connections."""
         self._engine.dispose()
+
+    def _reading(self) -> sa.Connection:
+        return self._engine.connect().execution_options(**_READS)
+
+    def read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        """The rows of a query.
+
+        Raises:
+            StorescpError: there are no tables of this version, or the database is away.
+        """
+        try:
+            with self._reading() as connection:
+                return [dict(row) for row in connection.execute(query).mappings()]
+        except StatementError as error:
+            reason = str(error.orig).strip().partition("\n")[0]
+            raise StorescpError(f"{self.url}: {reason} (does `storescpd index` run?)") from None
 
     def progress(self, topic: str, partitions: Iterable[int]) -> dict[int, Progress]:
         """Where to go on, at the beginning where nothing was read yet."""
@@ -160,7 +153,7 @@ class Database:
         query = sa.select(table.c.partition, table.c.next_offset, table.c.topic_id).where(
             table.c.topic == topic, table.c.partition.in_(wanted)
         )
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             for row in connection.execute(query):
                 wanted[int(row.partition)] = Progress(int(row.next_offset), row.topic_id)
         return wanted
@@ -202,7 +195,7 @@ class Database:
         topic_id: str | None,
     ) -> Applied:
         applied = Applied()
-        found: dict[str, IncomingRecord] = {}
+        parts: list[_Part] = []
         for partition in sorted(batches):
             known = self._lock_progress(connection, topic, partition)
             expected = known.next_offset
@@ -214,15 +207,127 @@ class Database:
             gone = applied.next_offsets[partition] - expected - len(fresh)
             if gone:
                 applied.gone[partition] = gone
-            for message in fresh:
-                self._read(connection, topic, partition, message, found, applied)
+            parts.append(_Part(topic, partition, topic, fresh))
             self._set_progress(connection, topic, partition, applied.next_offsets[partition], topic_id)
+        self._take(connection, parts, applied)
+        return applied
+
+    def file_progress(self, file: str) -> FileProgress:
+        """Where to go on in a file of JSON lines, which is known by the SHA-256 of its first line."""
+        table = tables.file_progress
+        query = sa.select(table.c.next_offset, table.c.tail).where(table.c.file == file)
+        with self._reading() as connection:
+            row = connection.execute(query).one_or_none()
+        return FileProgress() if row is None else FileProgress(*row)
+
+    def begin_file_again(self, file: str) -> None:
+        """Goes back to the beginning of a file whose lines are not those that were read."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(tables.file_progress).where(tables.file_progress.c.file == file))
+
+    def apply_lines(
+        self, root: str, file: str, lines: Sequence[Message], before: FileProgress, after: FileProgress
+    ) -> Applied | None:
+        """Takes lines of a file from one place to another, in one transaction.
+
+        None, and nothing is done, where another process has gone on from `before` already.
+
+        Raises:
+            As `apply`.
+        """
+        try:
+            with self._engine.begin() as connection:
+                if not self._move(connection, file, before, after):
+                    return None
+                applied = Applied()
+                self._take(connection, [_Part(root, 0, file, lines)], applied)
+                return applied
+        except (StatementError, ValueError, OverflowError) as error:
+            refusal = refusal_by(error)
+            if refusal is None:
+                raise
+            raise refusal from None
+
+    def rebuild(self, records: Sequence[IncomingRecord], seen: str) -> None:
+        """Takes records that were made from files, at a time (ISO 8601, UTC)."""
+        with self._engine.begin() as connection:
+            if records:
+                write(connection, records, seen=seen)
+
+    def remove_missing(self, node_id: str, roots: Sequence[Path], before: str) -> int:
+        """Removes what a rebuild that began at a time has not seen; returns how many instances went.
+
+        That is: places on this node, or on one that is not known, beneath these roots, where there is no file.
+        """
+        table, count = tables.location, 0
+        columns = list(table.primary_key.columns)
+        here = [sa.func.substr(table.c.file_path, 1, len(f"{root}/")) == f"{root}/" for root in roots]
+        query = sa.select(*columns, table.c.file_path).order_by(*columns).limit(_TOGETHER)
+        query = query.where(table.c.node_id.in_([node_id, ""]), table.c.updated < before, sa.or_(*here))
+        after: tuple[str, ...] = ()
+        while True:
+            more = query.where(sa.tuple_(*columns) > sa.tuple_(*after)) if after else query
+            with self._reading() as connection:
+                rows = [tuple(row) for row in connection.execute(more)]
+            if not rows:
+                return count
+            after = rows[-1][:-1]
+            # A record that is applied meanwhile may be of a time before.
+            missing = [row[:-1] for row in rows if not Path(row[-1]).exists()]
+            if missing:
+                with self._engine.begin() as connection:
+                    count += remove(connection, missing)
+
+    def renew_patients(self) -> None:
+        """Makes the attributes of all patients anew: files are not read in the order in which they were received."""
+        columns = (tables.patient.c.tenant_id, tables.patient.c.patient_id)
+        after: tuple[str, ...] = ()
+        while True:
+            query = sa.select(*columns).order_by(*columns).limit(_TOGETHER)
+            query = query.where(sa.tuple_(*columns) > sa.tuple_(*after)) if after else query
+            with self._engine.begin() as connection:
+                found = [tuple(row) for row in connection.execute(query)]
+                renew_patients(connection, found)
+            if not found:
+                return
+            after = found[-1]
+
+    def _move(self, connection: sa.Connection, file: str, before: FileProgress, after: FileProgress) -> bool:
+        """Locks the progress of a file and sets it; not where it is another one than was thought."""
+        table = tables.file_progress
+        values = {"next_offset": after.next_offset, "tail": after.tail}
+        if before == FileProgress():
+            made = self._insert(table).values(file=file, **values).on_conflict_do_nothing()
+            return bool(connection.execute(made, execution_options={"preserve_rowcount": True}).rowcount)
+        this = sa.and_(table.c.file == file, table.c.next_offset == before.next_offset)
+        return bool(connection.execute(sa.update(table).where(this).values(**values)).rowcount)
+
+    def _take(self, connection: sa.Connection, parts: Sequence[_Part], applied: Applied) -> None:
+        """Applies what is new of messages, and notes that their studies have changed."""
+        found: dict[str, IncomingRecord] = {}
+        origins: dict[tuple[str, ...], tuple[str, int]] = {}
+        unreadable: list[dict[str, object]] = []
+        for part in parts:
+            for message in part.messages:
+                record = read(message.value) if message.refusal is None else message.refusal
+                if isinstance(record, str):
+                    place = {"topic": part.place, "partition": part.partition, "offset": message.offset}
+                    unreadable.append(place | {"reason": record, "value": message.value[:_VALUE_BYTES]})
+                elif (trace_id := record.trace_id) in found:
+                    applied.duplicates += 1
+                else:
+                    found[trace_id] = record
+                    origins[record.study] = (part.topic, part.partition)
+        if unreadable:
+            applied.unreadable += len(unreadable)
+            connection.execute(self._insert(tables.unreadable).on_conflict_do_nothing(), unreadable)
         new = self._without_known(connection, found)
         applied.duplicates += len(found) - len(new)
         applied.records = len(new)
         if new:
-            self._write(connection, new)
-        return applied
+            bulk.insert(connection, tables.record, ["trace_id"], [(record.trace_id,) for record in new])
+            opened = write(connection, new)
+            self.timers.touch(connection, {study: origins[study] for study in opened})
 
     def _lock_progress(self, connection: sa.Connection, topic: str, partition: int) -> Progress:
         row = {"topic": topic, "partition": partition}
@@ -242,120 +347,11 @@ class Database:
             .values(**values)
         )
 
-    def _read(
-        self,
-        connection: sa.Connection,
-        topic: str,
-        partition: int,
-        message: Message,
-        found: dict[str, IncomingRecord],
-        applied: Applied,
-    ) -> None:
-        reason = message.refusal
-        if reason is None:
-            try:
-                record = IncomingRecord.model_validate_json(message.value)
-            except ValidationError as error:
-                # Names of fields and kinds of errors; the values stay in the column beside it.
-                reason = "; ".join(
-                    f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['type']}" for one in error.errors()
-                )
-        if reason is not None:
-            applied.unreadable += 1
-            row = {"topic": topic, "partition": partition, "offset": message.offset}
-            values = row | {"reason": reason, "value": message.value[:_VALUE_BYTES]}
-            connection.execute(self._insert(tables.unreadable).values(**values).on_conflict_do_nothing())
-            return
-        if record.trace_id in found:
-            applied.duplicates += 1
-        else:
-            found[record.trace_id] = record
-
     @staticmethod
     def _without_known(connection: sa.Connection, found: Mapping[str, IncomingRecord]) -> list[IncomingRecord]:
         """In the order of arrival. A record has its partition, which is locked: nobody else can add it now."""
-        query = sa.select(tables.record.c.trace_id).where(tables.record.c.trace_id.in_(list(found)))
-        known = set(connection.execute(query).scalars())
-        return [record for trace_id, record in found.items() if trace_id not in known]
-
-    def _write(self, connection: sa.Connection, records: Sequence[IncomingRecord]) -> None:
-        connection.execute(sa.insert(tables.record), [{"trace_id": record.trace_id} for record in records])
-        previous = self._patients_of(connection, records)
-        patients: _Rows = {(record.tenant_id, record.patient_id): {} for record in records}
-        studies: _Rows = {(record.tenant_id, record.study_uid): _study(record) for record in records}
-        serieses: _Rows = {
-            (record.tenant_id, record.study_uid, record.series_uid): {"updated": record.moment} for record in records
-        }
-        instances: _Rows = {_instance_key(record): _instance(record) for record in records}
-        for table, rows in (
-            (tables.patient, patients),
-            (tables.study, studies),
-            (tables.series, serieses),
-            (tables.instance, instances),
-        ):
-            self._upsert(connection, table, rows)
-        left = previous - set(patients)
-        for tenant_id, patient_id in sorted(left):
-            self._remove_patient_without_studies(connection, tenant_id, patient_id)
-
-    @staticmethod
-    def _patients_of(connection: sa.Connection, records: Sequence[IncomingRecord]) -> set[tuple[str, ...]]:
-        """The patients that the studies have now."""
-        table = tables.study
-        found: set[tuple[str, ...]] = set()
-        for tenant_id in {record.tenant_id for record in records}:
-            uids = {record.study_uid for record in records if record.tenant_id == tenant_id}
-            query = sa.select(table.c.patient_id).where(table.c.tenant_id == tenant_id, table.c.study_uid.in_(uids))
-            found |= {(tenant_id, patient_id) for patient_id in connection.execute(query).scalars()}
-        return found
-
-    def _upsert(self, connection: sa.Connection, table: sa.Table, rows: _Rows) -> None:
-        """In the order of the keys, so that two workers do not wait for each other."""
-        names = [column.name for column in table.primary_key.columns]
-        values = [dict(zip(names, key, strict=True)) | dict(row) for key, row in sorted(rows.items())]
-        statement = self._insert(table)
-        changing = [column.name for column in table.columns if column.name not in names]
-        if changing:
-            statement = statement.on_conflict_do_update(
-                index_elements=names, set_={name: statement.excluded[name] for name in changing}
-            )
-        else:
-            # Not "do nothing": the row must not go before this transaction has said that it needs it.
-            statement = statement.on_conflict_do_update(
-                index_elements=names, set_={names[0]: statement.excluded[names[0]]}
-            )
-        connection.execute(statement, values)
-
-    @staticmethod
-    def _remove_patient_without_studies(connection: sa.Connection, tenant_id: str, patient_id: str) -> None:
-        study, patient = tables.study, tables.patient
-        studies = sa.select(study.c.study_uid).where(study.c.tenant_id == tenant_id, study.c.patient_id == patient_id)
-        connection.execute(
-            sa.delete(patient).where(
-                patient.c.tenant_id == tenant_id, patient.c.patient_id == patient_id, ~sa.exists(studies)
-            )
-        )
-
-
-def _study(record: IncomingRecord) -> dict[str, object]:
-    return {
-        "patient_id": record.patient_id,
-        "study_date": record.study_date.isoformat() if record.study_date else None,
-        "accession_number": record.accession_number,
-        "updated": record.moment,
-    }
-
-
-def _instance_key(record: IncomingRecord) -> tuple[str, ...]:
-    day = record.study_date.isoformat() if record.study_date else ""
-    return record.tenant_id, record.study_uid, record.series_uid, record.sop_uid, day
-
-
-def _instance(record: IncomingRecord) -> dict[str, object]:
-    names = {column.name for column in tables.instance.columns} - {
-        column.name for column in tables.instance.primary_key.columns
-    }
-    return record.model_dump(include=names) | {"created_time": record.moment}
+        known = bulk.select(connection, tables.record, (), [(trace_id,) for trace_id in found])
+        return [record for trace_id, record in found.items() if (trace_id,) not in known]
 
 
 def _check_sqlite(name: str | None) -> None:
@@ -383,4 +379,6 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(
+            "BEGIN" if _READS.items() <= connection.get_execution_options().items() else "BEGIN IMMEDIATE"
+        )
