@@ -130,19 +130,26 @@ bench-peers: $(STAMPS)/build $(STAMPS)/test-tools ## Other receivers and us, ROU
 	STORESCP_PEERS_ROUNDS=$${ROUNDS:-15} $(BIN)/python -m pytest benches/bench_peers.py -s --timeout 0
 
 # The other revision has a folder, a virtual environment and a build of its own, which are kept.
+# Builds another revision beside this one; its interpreter is what the benches are told.
+define OTHER_BUILD
+test -n "$(OLD)" || { echo "make: which build? (make $@ OLD=REVISION)"; exit 1; }; \
+set -e; revision=$$(git rev-parse --verify "$(OLD)^{commit}"); other=$(CURDIR)/target/pair/$$revision; \
+if [ ! -e $$other/built ]; then \
+  echo "make: building $$revision"; rm -rf $$other; mkdir -p $$other/source; \
+  git archive $$revision | tar -x -C $$other/source; \
+  $(PYTHON) -m venv $$other/venv; \
+  CARGO_TARGET_DIR=$(CURDIR)/target/pair/cargo $$other/venv/bin/pip install --quiet --disable-pip-version-check "$$other/source[postgresql]"; \
+  touch $$other/built; \
+fi; \
+export STORESCP_PAIR_PYTHON=$$other/venv/bin/python
+endef
+
 bench-pair: $(STAMPS)/build $(STAMPS)/test-tools ## This build against another: OLD=REVISION, ROUNDS rounds (default 15)
-	@test -n "$(OLD)" || { echo "make: which build? (make bench-pair OLD=REVISION)"; exit 1; }
 	$(CARGO) build --release --locked --quiet -p storescp-sink
-	@set -e; revision=$$(git rev-parse --verify "$(OLD)^{commit}"); other=$(CURDIR)/target/pair/$$revision; \
-	if [ ! -e $$other/built ]; then \
-	  echo "make: building $$revision"; rm -rf $$other; mkdir -p $$other/source; \
-	  git archive $$revision | tar -x -C $$other/source; \
-	  $(PYTHON) -m venv $$other/venv; \
-	  CARGO_TARGET_DIR=$(CURDIR)/target/pair/cargo $$other/venv/bin/pip install --quiet --disable-pip-version-check $$other/source; \
-	  touch $$other/built; \
-	fi; \
-	STORESCP_PAIR_PYTHON=$$other/venv/bin/python STORESCP_PAIR_ROUNDS=$${ROUNDS:-15} \
-	  $(BIN)/python -m pytest benches/bench_pair.py -s --timeout 0
+	@$(OTHER_BUILD); STORESCP_PAIR_ROUNDS=$${ROUNDS:-15} $(BIN)/python -m pytest benches/bench_pair.py -s --timeout 0
+
+bench-index: $(STAMPS)/build $(STAMPS)/test-tools ## Records a second into the tables, against another build: OLD=REVISION
+	@$(OTHER_BUILD); STORESCP_PAIR_ROUNDS=$${ROUNDS:-7} $(BIN)/python -m pytest benches/bench_index.py -s --timeout 0
 
 bench-scale: $(STAMPS)/build $(STAMPS)/test-tools ## More associations, a million rows, a hundred tenants, ROUNDS rounds (default 5)
 	STORESCP_PEERS_ROUNDS=$${ROUNDS:-5} $(BIN)/python -m pytest benches/bench_scale.py -s --timeout 0
@@ -153,6 +160,12 @@ bench-durability: $(STAMPS)/build $(STAMPS)/test-tools ## What we and others los
 soak: $(STAMPS)/build $(STAMPS)/test-tools ## Every fault of a broker, RECORDS records (default 200000), and 500 lost answers
 	STORESCP_SOAK_RECORDS=$${RECORDS:-200000} STORESCP_LOST_ANSWERS=500 $(BIN)/python -m pytest -s --timeout 0 \
 	  tests/kafka/test_soak.py tests/kafka/test_faults.py::test_answers_that_are_lost_after_the_write
+
+soak-index: $(STAMPS)/build $(STAMPS)/test-tools ## Tables and study events, RECORDS records (default 200000), a worker killed every 10 s; two million lines followed; a million instances migrated
+	STORESCP_INDEX_RECORDS=$${RECORDS:-200000} STORESCP_INDEX_KILLS_EVERY=10 STORESCP_INDEX_LINES=2000000 STORESCP_INDEX_INSTANCES=1000000 \
+	  $(BIN)/python -m pytest -s --timeout 0 tests/kafka/test_study_events.py \
+	  tests/index/test_follow.py::test_every_line_is_applied_once_whatever_is_killed \
+	  tests/index/test_migrations.py::test_a_migration_that_is_killed_half_way_goes_on
 
 tables: $(STAMPS)/build $(STAMPS)/test-tools ## Write docs/reference/transcoding-files.md from the curated files
 	STORESCP_WRITE_TABLES=1 $(BIN)/python -m pytest tests/conformance/test_transcoding.py -q -k reference
@@ -212,4 +225,4 @@ smoke: wheel ## Try the wheel out in a fresh virtual environment
 clean: ## Remove what was built
 	rm -rf $(VENV) $(STAMPS) dist target
 
-.PHONY: help check check-tools build run test lint format kafka bench bench-pair bench-peers bench-scale bench-durability soak tables crash fuzz reference docs wheel sdist sbom smoke lock clean
+.PHONY: help check check-tools build run test lint format kafka bench bench-index bench-pair bench-peers bench-scale bench-durability soak soak-index tables crash fuzz reference docs wheel sdist sbom smoke lock clean
