@@ -119,17 +119,25 @@ def test_a_command_gets_each_event_until_it_succeeds(tmp_path: Path) -> None:
     command = Command([sys.executable, "-c", SCRIPT, str(tmp_path)], 30)
 
     async def run() -> list[list[int]]:
-        outcomes = [await command.deliver([row(1), row(2), row(3)])]
-        outcomes.append(await command.deliver([row(2), row(4, "1.2", 2), row(3)]))
+        outcomes = [await command.deliver([one]) for one in (row(1), row(2))]
+        assert command.paused() == [("t", "1.2")]
         (tmp_path / "t-1.2-1").unlink()
         await asyncio.sleep(1.1)
-        outcomes.append(await command.deliver([row(2), row(4, "1.2", 2)]))
+        assert command.paused() == []
+        outcomes.append(await command.deliver([row(2)]))
         return [one.delivered for one in outcomes]
 
-    # After a failure it waits, with the later events of its study; those of other studies go on.
-    assert asyncio.run(run()) == [[1], [3], [2, 4]]
-    taken = (tmp_path / "taken").read_text().split()
-    assert taken == ["t/1.1/1", "t/1.2/1", "t/1.3/1", "t/1.2/1", "t/1.2/2"]
+    assert asyncio.run(run()) == [[1], [], [2]]
+    assert (tmp_path / "taken").read_text().split() == ["t/1.1/1", "t/1.2/1", "t/1.2/1"]
+
+
+def test_events_of_a_study_whose_command_fails_wait_and_the_others_go_on(database: Database) -> None:
+    database.apply("main", {0: messages(described(1), described(2, study_uid="1.2", series_uid="1.2.1"))})
+    fire(database, FORCE, wanted=["to_run"])
+    [first] = database.timers.pending(MAIN, "to_run", 1)
+    [second] = database.timers.pending(MAIN, "to_run", 1, [first.key[:2]])
+    assert first != second
+    assert database.timers.pending(MAIN, "to_run", 1, [first.key[:2], second.key[:2]]) == []
 
 
 @pytest.mark.parametrize(

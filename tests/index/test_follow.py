@@ -128,6 +128,40 @@ def test_a_file_that_cannot_be_read_does_not_hold_up_the_others(
     assert follow(database, folder).records == 1
 
 
+def test_a_file_that_is_rotated_while_it_is_looked_for_is_read_in_its_place(
+    database: Database, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / f"{NAME}.20260101T000000000001Z", record(1, file_size=1))
+    write(folder / NAME, record(1, file_size=2))
+    opened = Path.open
+
+    def rotate_first(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if path.name == NAME and not (folder / f"{NAME}.20260101T000000000002Z").exists():
+            path.rename(folder / f"{NAME}.20260101T000000000002Z")
+            write(folder / NAME, record(1, file_size=3))
+        return opened(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", rotate_first)
+    assert follow(database, folder).records == 3
+    assert [one["file_size"] for one in rows(url, tables.instance)] == [3]
+
+
+def test_a_root_is_followed_before_there_is_anything_in_it(url: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    assert FollowProcess(root, url, tmp_path / "follow.log", "--once").wait().startswith("0 records")
+    follower = FollowProcess(root, url, tmp_path / "follow.log")
+    time.sleep(1)
+    folder = root / ".outbox" / "events"
+    folder.mkdir(parents=True)
+    (root / ".outbox" / "identity").write_text("7c1f2c4e-0000-4000-8000-000000000000\n")
+    write(folder / NAME, record(1))
+    wait_for(lambda: len(rows(url, tables.study_timer)) == 1)
+    follower.process.terminate()
+    follower.wait()
+    assert rows(url, tables.study_timer)[0]["topic"].startswith("7c1f2c4e-")
+
+
 COMMAND = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + '\\n')"
 
 

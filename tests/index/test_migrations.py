@@ -30,7 +30,7 @@ def make_first_version(url: str, records: list[dict[str, Any]]) -> None:
     with engine_of(url) as engine, engine.begin() as connection:
         assert migrate_one_step(connection)
         # Workers of version 1 knew nothing of migrations.
-        connection.execute(sa.text("DROP TABLE alembic_version"))
+        connection.execute(sa.text("DROP TABLE index_version"))
         metadata = sa.MetaData()
         metadata.reflect(connection)
         of: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {name: {} for name in metadata.tables}
@@ -106,7 +106,7 @@ def test_migrated_tables_equal_those_that_are_filled_today(url: str, tmp_path_fa
 
 def test_the_steps_make_what_the_tables_say(database: Database, url: str) -> None:
     def is_ours(_object: object, name: str | None, kind: str, _reflected: bool, _compared: object) -> bool:
-        return not (kind == "table" and name == "alembic_version")
+        return not (kind == "table" and name == "index_version")
 
     with engine_of(url) as engine, engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"include_object": is_ours, "compare_type": True})
@@ -191,7 +191,7 @@ def test_workers_that_start_together_migrate_once(url: str) -> None:
 def test_tables_of_a_later_version_are_refused(url: str) -> None:
     database = Database(url)
     database.create()
-    execute(url, "UPDATE alembic_version SET version_num = '9999'")
+    execute(url, "UPDATE index_version SET version_num = '9999'")
     with pytest.raises(ConfigError, match="revision 9999"):
         database.create()
     database.close()

@@ -7,12 +7,13 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storescp.index import tables
+from storescp.index import tables, writing
 from storescp.index.database import Database
 from storescp.index.follow import Follower
 from storescp.settings import Events, Index
@@ -70,10 +71,13 @@ def slice_of(number: int, study: str, patient: str = "P1", description: str = "T
     return ct_slice(number, study=f"1.2.826.{study}", series=f"1.2.826.{study}.1", rows=size, changes=changes)
 
 
-def test_files_give_the_same_tables_as_records(scp: ServiceProcess, url: str, tmp_path: Path) -> None:
+def test_files_give_the_same_tables_as_records(
+    scp: ServiceProcess, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store(scp, *(slice_of(number, "1") for number in range(5)))
     store(scp, *(slice_of(number, "2", "P2", f"D{number}") for number in range(3)))
-    # A replacement, of another patient.
+    # A replacement, of another patient. The times of files have a grain of some milliseconds.
+    time.sleep(0.05)
     store(scp, slice_of(1, "2", "P3", "new", 16))
     assert scp.stop() == 0
     follow(scp.root, url)
@@ -89,7 +93,8 @@ def test_files_give_the_same_tables_as_records(scp: ServiceProcess, url: str, tm
     assert sorted(map(str, rows(other, "conflict"))) == conflicts
     assert {one["trace_id"] for one in rows(other, tables.instance)} == {""}
     assert rows(other, tables.study_timer) == []
-    # Records of files that are known bring nothing new: no study is opened.
+    # Old records of files that are known bring nothing new: no study is opened.
+    monkeypatch.setattr(writing, "_OLD_SECONDS", 0.0)
     follow(scp.root, other)
     assert content(other) == before
     assert rows(other, tables.study_timer) == []
@@ -116,6 +121,23 @@ def test_files_that_are_gone_leave_the_tables(scp: ServiceProcess, url: str) -> 
     assert {one["patient_id"] for one in rows(url, tables.patient)} == {"P0", "P1"}
     assert len(rows(url, tables.series)) == 1
     assert len(rows(url, tables.location)) == 3
+
+
+def test_a_root_that_is_not_mounted_removes_nothing(scp: ServiceProcess, url: str, tmp_path: Path) -> None:
+    store(scp, slice_of(1, "1"))
+    assert scp.stop() == 0
+    follow(scp.root, url)
+    scp.root.rename(tmp_path / "elsewhere")
+    scp.root.mkdir()
+    assert "not mounted" in rebuild(scp.root, url, code=1)
+    assert len(rows(url, tables.instance)) == 1
+
+
+def test_a_name_that_is_no_text_is_skipped(scp: ServiceProcess, url: str) -> None:
+    store(scp, slice_of(1, "1"))
+    assert scp.stop() == 0
+    Path(f"{next(iter(scp.files())).parent}/odd-\udcff.dcm").touch()
+    assert "1 instances, 0 removed, 1 files skipped" in rebuild(scp.root, url, code=1)
 
 
 @pytest.mark.curated

@@ -158,6 +158,38 @@ def test_an_instance_on_two_nodes_is_one_with_two_places(database: Database, url
     assert len(rows(url, tables.instance)) == 1
 
 
+def test_what_another_node_received_before_is_late_and_changes_only_its_place(database: Database, url: str) -> None:
+    newer = described(1, 9, said={DESCRIPTION: ("LO", "Right")}, worker_node_id="node-2", file_path="/b/1.dcm")
+    older = described(1, 1, said={DESCRIPTION: ("LO", "Wrong")}, file_size=7)
+    database.apply("main", {0: messages(newer)})
+    database.apply("main", {1: messages(older)})
+    [study], [instance] = rows(url, tables.study), rows(url, tables.instance)
+    assert (study["study_description"], study["bytes"]) == ("Right", 101)
+    assert (instance["file_path"], instance["trace_id"]) == ("/b/1.dcm", newer["trace_id"])
+    assert {one["node_id"] for one in rows(url, tables.location)} == {"node-1", "node-2"}
+    # Of one node the order counts, whatever its clock says.
+    database.apply("main", {0: messages(described(1, 3, worker_node_id="node-2", file_size=8), begin=1)})
+    assert [one["bytes"] for one in rows(url, tables.study)] == [8]
+
+
+def test_absurd_sizes_refuse_no_later_record(database: Database, url: str) -> None:
+    largest = (1 << 63) - 1
+    applied = database.apply("main", {0: messages(*(described(number, file_size=largest) for number in range(3)))})
+    assert (applied.records, applied.unreadable) == (3, 0)
+    database.apply("main", {0: messages(described(4), begin=3)})
+    assert [one["bytes"] for one in rows(url, tables.study)] == [largest]
+
+
+def test_a_partition_whose_progress_went_back_is_not_passed_over(database: Database) -> None:
+    """As after the recovery of an older state of the database, or a database that is new to the group."""
+    database.apply("main", {0: messages(described(1))})
+    ahead = database.apply("main", {0: messages(described(2), begin=5)}, None, {0: 4})
+    assert (ahead.ahead, ahead.records, ahead.gone) == ([0], 0, {})
+    assert database.progress("main", [0])[0].next_offset == 1
+    read_again = database.apply("main", {0: messages(described(2), begin=5)}, None, {0: 1})
+    assert (read_again.ahead, read_again.records, read_again.gone) == ([], 1, {0: 4})
+
+
 ODD: list[Any] = [
     None, 1, "text", [], {}, {"vr": "PN"}, {"Value": None}, {"Value": []}, {"Value": [None]}, {"Value": {}},
     {"Value": [[]]}, {"Value": [True]}, {"Value": [1 << 80]}, {"Value": [-(1 << 31) - 1]}, {"Value": [1.5]},

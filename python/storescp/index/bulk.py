@@ -96,7 +96,9 @@ def select(
             source = f"{_unnested(table, given)} AS k({', '.join(given)})"
             query = f"SELECT {listed} FROM {table.name} t JOIN {source} ON {same}"
             if lock:
-                query += f" ORDER BY {', '.join(f't.{name}' for name in key)} FOR UPDATE OF t"
+                # In the order in which `upsert` locks them, which is not that of every collation.
+                order = ", ".join(f't.{name} COLLATE "C"' for name in key)
+                query += f" ORDER BY {order} FOR UPDATE OF t"
             rows = connection.exec_driver_sql(query, _columns(some))
         else:
             # The transaction has locked the whole database.

@@ -71,6 +71,8 @@ class Indexer:
         # By partition with timers that are due: when that was seen, and the end that the partition had then.
         self._due: dict[int, tuple[float, int]] = {}
         self._partitions: frozenset[int] = frozenset()
+        # By partition: the offset since which everything is read; those that are not here are not begun yet.
+        self._read_from: dict[int, int] = {}
         self._most: int | None = None
         self._looked = 0.0
         self._totals = Totals()
@@ -116,6 +118,7 @@ class Indexer:
             max_poll_records=self._index.max_records,
             metadata_max_age_ms=_METADATA_MILLISECONDS,
         )
+        self._read_from.clear()
         consumer.subscribe([self._topic], listener=_Rebalance(consumer, self))
         try:
             async with asyncio.timeout(self._kafka.request_timeout * (self._kafka.brokers.count(",") + 2)):
@@ -147,7 +150,14 @@ class Indexer:
                 await self._patience.insist("database", functools.partial(asyncio.to_thread, begin_again))
                 offset = 0
             consumer.seek(one, max(offset, begins[one]))
+            self._read_from[one.partition] = offset
+            self._due.pop(one.partition, None)
         log.info("index.assigned", topic=self._topic, partitions=numbers)
+
+    def revoked(self, partitions: Collection[TopicPartition]) -> None:
+        """They may be another worker's from now on."""
+        for one in partitions:
+            self._read_from.pop(one.partition, None)
 
     async def _limits(
         self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]
@@ -182,10 +192,11 @@ class Indexer:
             batches = await consumer.getmany(timeout_ms=_POLL_MILLISECONDS, max_records=self._index.max_records)
         except (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError):
             return None
+        # The client begins to fetch before it is told where to: not so the index.
         messages = {
             one.partition: [Message(message.offset, message.value or b"") for message in batch]
             for one, batch in batches.items()
-            if batch
+            if batch and one.partition in self._read_from
         }
         if not messages:
             return messages
@@ -209,7 +220,7 @@ class Indexer:
         self, consumer: AIOKafkaConsumer, batches: _Batches, read_of: str | None
     ) -> MessageRefusedError | None:
         """Applies messages in one transaction; or says why the database refuses one of them."""
-        apply = functools.partial(self._database.apply, self._topic, batches, read_of)
+        apply = functools.partial(self._database.apply, self._topic, batches, read_of, dict(self._read_from))
         try:
             applied = await self._patience.insist("database", lambda: asyncio.to_thread(apply))
         except MessageRefusedError as refused:
@@ -217,6 +228,9 @@ class Indexer:
         if applied is None:
             return None
         self._totals.add(applied)
+        if applied.ahead:
+            log.warning("index.progress_went_back", topic=self._topic, partitions=applied.ahead)
+            await self.assigned(consumer, [TopicPartition(self._topic, one) for one in applied.ahead])
         for partition, count in applied.gone.items():
             log.error("index.records_gone", topic=self._topic, partition=partition, count=count, text=_GONE)
         # Only for those who watch the group's lag; the database decides.
@@ -239,7 +253,8 @@ class Indexer:
         if time.monotonic() - self._looked < _POLL_MILLISECONDS / 1000 or self._patience.stopping.is_set():
             return
         self._looked = time.monotonic()
-        self._most = len(consumer.partitions_for_topic(self._topic) or self._partitions)
+        if known := consumer.partitions_for_topic(self._topic):
+            self._most = len(known)
         found = await self._events.due(self._origin()) if self._partitions else None
         if found is None:
             return
@@ -271,7 +286,8 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka ha
         self._indexer = indexer
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        """Nothing: what was read and not applied is read by the next owner."""
+        """What was read and not applied is read by the next owner."""
+        self._indexer.revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """Finds out where to go on."""

@@ -69,13 +69,18 @@ class _Part:
 
 @dataclass
 class Applied:
-    """What a batch did. `gone`: offsets by partition that were never read and that the topic holds no more."""
+    """What a batch did.
+
+    `gone`: offsets by partition that were never read and that the topic holds no more. `ahead`: partitions of which
+    nothing was applied, because what comes before was not.
+    """
 
     records: int = 0
     duplicates: int = 0
     unreadable: int = 0
     next_offsets: dict[int, int] = field(default_factory=dict)
     gone: dict[int, int] = field(default_factory=dict)
+    ahead: list[int] = field(default_factory=list)
 
 
 class Database:
@@ -167,11 +172,19 @@ class Database:
         with self._engine.begin() as connection:
             connection.execute(statement.on_conflict_do_update(index_elements=names, set_=values))
 
-    def apply(self, topic: str, batches: Mapping[int, Sequence[Message]], topic_id: str | None = None) -> Applied:
+    def apply(
+        self,
+        topic: str,
+        batches: Mapping[int, Sequence[Message]],
+        topic_id: str | None = None,
+        read_from: Mapping[int, int] | None = None,
+    ) -> Applied:
         """Takes messages by partition, in the order of their offsets, in one transaction.
 
         What a worker read that has lost its partition meanwhile is behind the progress, or of a topic that was made
-        anew meanwhile, and nothing happens with it.
+        anew meanwhile, and nothing happens with it. `read_from`: the offset since which everything of a partition was
+        read that there is. Where the progress is before it (another database than before took over), nothing happens
+        with the partition, and it is in `Applied.ahead`.
 
         Raises:
             MessageRefusedError: the database refuses a message of these for its values; nothing was done.
@@ -179,7 +192,7 @@ class Database:
         """
         try:
             with self._engine.begin() as connection:
-                return self._apply(connection, topic, batches, topic_id)
+                return self._apply(connection, topic, batches, topic_id, read_from or {})
         except (StatementError, ValueError, OverflowError) as error:
             refusal = refusal_by(error)
             if refusal is None:
@@ -193,12 +206,16 @@ class Database:
         topic: str,
         batches: Mapping[int, Sequence[Message]],
         topic_id: str | None,
+        read_from: Mapping[int, int],
     ) -> Applied:
         applied = Applied()
         parts: list[_Part] = []
         for partition in sorted(batches):
             known = self._lock_progress(connection, topic, partition)
             expected = known.next_offset
+            if read_from.get(partition, expected) > expected:
+                applied.ahead.append(partition)
+                continue
             is_another_topic = None not in (topic_id, known.topic_id) and topic_id != known.topic_id
             fresh = [one for one in batches[partition] if one.offset >= expected and not is_another_topic]
             applied.next_offsets[partition] = fresh[-1].offset + 1 if fresh else expected

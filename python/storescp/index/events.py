@@ -159,11 +159,13 @@ class Timers:
         bulk.delete(connection, timer, timers)
         return len(rows)
 
-    def pending(self, origin: Origin, kind: Kind, most: int) -> list[StudyEvent]:
-        """Events that are not delivered yet, the oldest first."""
+    def pending(self, origin: Origin, kind: Kind, most: int, without: Sequence[_Study] = ()) -> list[StudyEvent]:
+        """Events that are not delivered yet, the oldest first, but those of some studies."""
         table = tables.study_event
         columns = (table.c.tenant_id, table.c.study_uid, table.c.generation, table.c.message)
         query = sa.select(*columns).where(table.c[kind], origin.includes(table))
+        if without:
+            query = query.where(~_among(table, without))
         with self._engine.connect().execution_options(**self._reads) as connection:
             rows = connection.execute(query.order_by(table.c.made, table.c.generation).limit(most)).all()
         return [StudyEvent((tenant, study, generation), message) for tenant, study, generation, message in rows]

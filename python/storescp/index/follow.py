@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import os
 import re
@@ -76,11 +75,8 @@ class Follower:
         self._totals = Totals()
         self._seen: dict[Path, _Seen] = {}
         self._unreadable: set[Path] = set()
-
-    @functools.cached_property
-    def _name(self) -> str:
-        """Of the root, wherever it is mounted. There is a file of records, so the service has given it an identity."""
-        return read_identity(self._root) or hashlib.sha256(os.fsencode(self._root.resolve())).hexdigest()
+        self._is_complete = False
+        self._name = ""
 
     async def run(self, *, until_caught_up: bool = False) -> Applied:
         """Keeps the tables up to date; returns what was done.
@@ -94,10 +90,10 @@ class Follower:
         log.info("index.started", database=self._database.url, folder=str(self._folder))
         async with self._events.delivering():
             while not self._patience.stopping.is_set():
-                due = await self._events.due(self._origin())
+                due = await self._look()
                 is_new = await self._read_all()
                 # Whatever was written before that moment has been applied, unless a file cannot be read.
-                if due is not None and due[1] and not (self._patience.stopping.is_set() or self._unreadable):
+                if due is not None and due[1] and self._is_complete and not self._patience.stopping.is_set():
                     await self._events.fire(self._origin(), due[0])
                 self._totals.tell_now_and_then()
                 if is_new:
@@ -110,25 +106,45 @@ class Follower:
         return self._totals.applied
 
     def _origin(self) -> Origin:
-        return Origin(self._name, frozenset([0]))
+        return Origin(self._name, frozenset([0] if self._name else []))
+
+    async def _look(self) -> tuple[float, set[int]] | None:
+        """Which timers are due, and since when; None before there is a root with records."""
+        if not self._name:
+            found = await self._patience.insist("files", lambda: asyncio.to_thread(self._identity))
+            self._name = found or ""
+        return await self._events.due(self._origin()) if self._name else None
+
+    def _identity(self) -> str:
+        """Of the root, wherever it is mounted. One without identity and with records is of an earlier version."""
+        if (found := read_identity(self._root)) is not None:
+            return found
+        return hashlib.sha256(os.fsencode(self._root.resolve())).hexdigest() if self._listed() else ""
 
     async def _read_all(self) -> bool:
-        """Reads every file to its end; whether there was anything new."""
-        found = await self._patience.insist("files", lambda: asyncio.to_thread(self._files))
-        is_new, unreadable = False, set()
-        for path in found or []:
+        """Reads every file to its end; whether there may be more."""
+        found = await self._patience.insist("files", lambda: asyncio.to_thread(self._files)) if self._name else []
+        is_new, unreadable, is_moved = False, set(), False
+        for path, facts in found or []:
             if self._patience.stopping.is_set():
                 break
             try:
-                is_new |= await self._read(path)
+                read = await self._read(path, facts.st_ino)
             except OSError as error:
                 unreadable.add(path)
                 if path not in self._unreadable:
                     log.warning("index.file_unreadable", path=str(path), reason=error.strerror)
+                continue
+            if read is None:
+                # What comes behind it has to wait: the files are looked at again.
+                is_moved = True
+                break
+            is_new |= read
         self._unreadable = unreadable
-        return is_new
+        self._is_complete = not (unreadable or is_moved)
+        return is_new or is_moved
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
         """Those with something new, in the order of their lines."""
         before: list[tuple[str, int]] = []
         while True:
@@ -139,7 +155,7 @@ class Follower:
                 break
             before = names
         self._seen = {path: seen for path, seen in self._seen.items() if path in {one for one, _ in found}}
-        return [path for path, facts in found if self._seen.get(path) != _seen(facts)]
+        return [(path, facts) for path, facts in found if self._seen.get(path) != _seen(facts)]
 
     def _listed(self) -> list[tuple[Path, os.stat_result]]:
         current = f"{self._topic}.jsonl"
@@ -157,14 +173,19 @@ class Follower:
                     found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
         return sorted(found, key=lambda one: (one[0].name == current, _stamp(*one), one[0].name))
 
-    async def _read(self, path: Path) -> bool:
-        """Reads a file to its end; whether there was anything new."""
+    async def _read(self, path: Path, inode: int) -> bool | None:
+        """Reads a file to its end; whether there was anything new, or None where it is not the one that was listed.
+
+        None, too, where another process reads it.
+        """
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            return False  # renamed: it is found under its new name
+            return None  # renamed: it is found under its new name
         with file:
             facts = os.fstat(file.fileno())
+            if facts.st_ino != inode:
+                return None
             first = file.readline(_LINE_BYTES)
             is_new = False
             if first.endswith(b"\n") or len(first) == _LINE_BYTES:
@@ -177,6 +198,8 @@ class Follower:
                         break
                     is_new = True
                     progress = await self._apply(file, name, lines, progress, after)
+                if progress is None:
+                    return None
         return is_new
 
     async def _known(self, path: Path, file: BinaryIO, name: str) -> FileProgress | None:

@@ -44,6 +44,6 @@ class Patience:
 
 
 def describe(error: Exception) -> str:
-    """The text of a database's or client's error."""
+    """The text of a database's or client's error: its first line, because others may show values."""
     text = str(error.orig) if isinstance(error, StatementError) else str(error)
-    return text.strip() or type(error).__name__
+    return text.strip().partition("\n")[0] or type(error).__name__

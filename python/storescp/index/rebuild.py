@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
+import structlog
 from sqlalchemy.exc import StatementError
 
 from storescp import _core
@@ -17,9 +21,12 @@ from storescp.errors import CoreError, StorescpError
 from storescp.index.database import Database
 from storescp.index.incoming import IncomingRecord, read
 from storescp.index.patience import describe
-from storescp.settings import Settings
+from storescp.root_identity import read_identity
+from storescp.settings import Settings, is_utf8
 from storescp.stored import roots_of
 
+log = structlog.get_logger("storescp.index")
+T = TypeVar("T")
 _TOGETHER = 1000
 _THREADS = 4
 # tenant/date/study/series/instance.dcm
@@ -63,6 +70,10 @@ def _rebuild(
     began = _now()
     node, roots = settings.service.node_name, roots_of(settings)
     reader = _core.StoredRecords(list(settings.message_queue.record_attributes), node)
+    for root in sorted(roots.all()):
+        # An empty folder where a disk should be is no reason to remove everything.
+        if read_identity(root) is None:
+            raise StorescpError(f"{root}: not mounted, or without identity (see storescpd storage create)")
     unreadable: list[OSError] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in _batches(roots.stored(unreadable.append)):
@@ -75,22 +86,33 @@ def _rebuild(
                 elif record:
                     found.skipped += 1
                     skip(path, record)
-            database.rebuild(records, began)
+            _patiently(functools.partial(database.rebuild, records, began))
             found.instances += len(records)
             advance(len(batch))
     if unreadable:
         error = unreadable[0]
         raise StorescpError(f"{error.filename}: {error.strerror}; what is not found may be there")
-    found.removed = database.remove_missing(node, sorted(roots.all()), began)
-    database.renew_patients()
+    found.removed = _patiently(lambda: database.remove_missing(node, sorted(roots.all()), began))
+    _patiently(database.renew_patients)
     return found
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Again where a worker was in the way: each transaction may be done twice."""
+    for pause in (0.1, 0.3, 1.0, 3.0, 10.0):
+        try:
+            return work()
+        except StatementError as error:
+            log.warning("index.waiting", on="database", reason=describe(error), retry_seconds=pause)
+            time.sleep(pause)
+    return work()
 
 
 def _read(
     reader: _core.StoredRecords, settings: Settings, path: str, file: Path, belongs: bool
 ) -> IncomingRecord | str:
     """The record that the service would make of a file, why it is none of ours, or nothing where it is gone."""
-    if not belongs or path.count("/") != _LEVELS - 1:
+    if not belongs or not is_utf8(path) or path.count("/") != _LEVELS - 1:
         return "not at a place of an instance"
     try:
         made = json.loads(reader.record(file, path))

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +21,6 @@ from storescp.publish.sink import Outcome, Sink, SinkError
 from storescp.settings import Events
 
 log = structlog.get_logger("storescp.index")
-_TOGETHER = 500
 _LOOK_SECONDS = 1.0
 # Between attempts of what failed.
 _FIRST_PAUSE_SECONDS = 1.0
@@ -57,7 +57,12 @@ class Row:
 
 
 class Delivery(Protocol):
-    """Takes events, the oldest first."""
+    """Takes events, the oldest first, at most `most` at once."""
+
+    most: int
+
+    def paused(self) -> list[tuple[str, str]]:
+        """Studies whose events are not to be tried now."""
 
     async def deliver(self, rows: Sequence[Row]) -> Outcome:
         """What became of them.
@@ -73,9 +78,15 @@ class Delivery(Protocol):
 class Topic:
     """To a topic, or the JSON lines of that name."""
 
+    most = 500
+
     def __init__(self, sink: Sink, topic: str) -> None:
         self._sink = sink
         self._topic = topic
+
+    def paused(self) -> list[tuple[str, str]]:
+        """None."""
+        return []
 
     async def deliver(self, rows: Sequence[Row]) -> Outcome:
         """Publishes."""
@@ -90,34 +101,37 @@ class Command:
     """A program that is run for each event, one at a time, with the message on its standard input.
 
     Exit status 0 means delivered. Everything else, and a run that takes longer than `timeout` seconds, is a failure:
-    the event is tried again after a pause that grows from 1 s to 60 s, and meanwhile the others go on.
+    the events of that study are tried again after a pause that grows from 1 s to 60 s, and is at least as long as the
+    run was. Meanwhile the others go on.
     """
+
+    most = 1
 
     def __init__(self, arguments: Sequence[str], timeout: float) -> None:
         self._arguments = list(arguments)
         self._timeout = timeout
-        # Failures of an event, and when it may be tried again.
-        self._failed: dict[str, tuple[int, float]] = {}
+        # By study: failures in a row, and when it may be tried again.
+        self._failed: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def paused(self) -> list[tuple[str, str]]:
+        """Studies of which an event failed lately."""
+        return [study for study, (_, until) in self._failed.items() if time.monotonic() < until]
 
     async def deliver(self, rows: Sequence[Row]) -> Outcome:
-        """Runs the program for those that may be tried now, those of a study in order, until one fails."""
+        """Runs the program for each."""
         outcome = Outcome()
-        now = asyncio.get_running_loop().time
-        waiting: set[str] = set()
         for row in rows:
-            failures, not_before = self._failed.get(row.event.id, (0, 0.0))
-            if now() < not_before or row.event.study in waiting:
-                waiting.add(row.event.study)
-                continue
+            study, began = row.event.key[:2], time.monotonic()
             reason = await self._run(row.payload)
+            now = time.monotonic()
             if reason is None:
-                self._failed.pop(row.event.id, None)
+                self._failed.pop(study, None)
                 outcome.delivered.append(row.id)
                 continue
-            pause = min(_FIRST_PAUSE_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS)
-            self._failed[row.event.id] = (failures + 1, now() + pause)
-            log.warning("index.command_failed", event_id=row.event.id, reason=reason, retry_seconds=pause)
-            break
+            failures = self._failed.get(study, (0, 0.0))[0]
+            pause = max(now - began, min(_FIRST_PAUSE_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS))
+            self._failed[study] = (failures + 1, now + pause)
+            log.warning("index.command_failed", event_id=row.event.id, reason=reason, retry_seconds=round(pause, 1))
         return outcome
 
     async def stop(self) -> None:
@@ -207,10 +221,14 @@ class StudyEvents:
                         await to.stop()
 
     async def deliver_pending(self) -> None:
-        """Once, what there is."""
+        """What there is, as far as it can be delivered now."""
         for kind, to in self._deliveries.items():
-            async with self._busy[kind]:
-                await self._deliver_some(kind, to)
+            failure, more = None, True
+            while failure is None and more:
+                async with self._busy[kind]:
+                    failure, more = await self._deliver_some(kind, to)
+            if failure is not None:
+                log.warning("index.study_events_pending", reason=failure)
 
     async def _deliver(self, kind: Kind, to: Delivery) -> None:
         pause = _FIRST_PAUSE_SECONDS
@@ -232,7 +250,7 @@ class StudyEvents:
     async def _deliver_some(self, kind: Kind, to: Delivery) -> tuple[str | None, bool]:
         """Why nothing more can be delivered now, if so; and whether there may be more."""
         events = await self._patience.insist(
-            "database", lambda: asyncio.to_thread(self._timers.pending, self._origin(), kind, _TOGETHER)
+            "database", lambda: asyncio.to_thread(self._timers.pending, self._origin(), kind, to.most, to.paused())
         )
         if not events:
             return None, False
@@ -252,4 +270,4 @@ class StudyEvents:
             return describe(error), False  # they are delivered once more
         for one in done:
             del self._known[f"{kind} {one.id}"]
-        return outcome.failure, bool(done) and len(rows) == _TOGETHER
+        return outcome.failure, len(rows) == to.most

@@ -162,6 +162,7 @@ instance = sa.Table(
     sa.Column("rows", sa.Integer),
     sa.Column("columns", sa.Integer),
     sa.Column("bits_allocated", sa.Integer),
+    sa.Column("node_id", sa.String(255), nullable=False, server_default="", comment="of the newest record"),
     sa.Column("digest", sa.String(32), nullable=False, server_default="", comment="of its description"),
     sa.ForeignKeyConstraint(
         ["tenant_id", "study_uid", "series_uid"], ["series.tenant_id", "series.study_uid", "series.series_uid"]

@@ -6,10 +6,12 @@ instances that say the same; from these rows, all of them of a study, the rows o
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,12 +22,16 @@ from storescp.index.incoming import INSTANCE, IncomingRecord, folded
 
 # What a file does not tell.
 _OF_RECORDS = ("trace_id", "transfer_syntax_uid", "transfer_status", "source_ae", "source_ip", "created_time")
-_OLD = ("digest", "file_size", "file_path", *_OF_RECORDS)
+_OLD = ("digest", "file_size", "file_path", "node_id", *_OF_RECORDS)
 _OF_DESCRIPTION = ("instance_count", "bytes", "last_received", *tables.SAID)
 _BEFORE = ("patient_id", "first_received", "last_received")
 _OF_PATIENT = (*tables.OF_PATIENT, "patient_name_search", "updated")
-# A file system's clock may be behind by some milliseconds.
-_CLOCK_OF_FILES = timedelta(milliseconds=100)
+# A file system's clock may be behind by some milliseconds; a record is of the moment at which its file was written.
+_CLOCK_OF_FILES_SECONDS, _ONE_STORE_SECONDS = 0.1, 60.0
+_ONE_MILLISECOND = 0.001
+# A record that comes so long after its instance belongs to a study whose event is long past.
+_OLD_SECONDS = 86400.0
+_MOST = (1 << 63) - 1
 _AT = {name: number for number, name in enumerate(tables.SAID)}
 
 
@@ -49,7 +55,7 @@ class _Description:
         return str(self.said[0])
 
     def values(self) -> tuple[Any, ...]:
-        return self.instance_count, self.bytes, self.last_received, *self.said
+        return self.instance_count, _sum([self.bytes]), self.last_received, *self.said
 
 
 @dataclass
@@ -81,13 +87,13 @@ class _Descriptions:
         self.changed.add(key)
 
     def gone(self) -> set[Key]:
-        return {key for key in self.changed if self.rows[key].instance_count == 0}
+        return {key for key in self.changed if self.rows[key].instance_count <= 0}
 
     def of_studies(self) -> dict[Key, list[tuple[Key, _Description]]]:
         """Those with instances, by study, the newest one first."""
         found = defaultdict(list)
         for key, row in self.rows.items():
-            if row.instance_count:
+            if row.instance_count > 0:
                 found[key[:2]].append((key, row))
         for one in found.values():
             one.sort(key=lambda item: (item[1].last_received, item[0]), reverse=True)
@@ -108,33 +114,66 @@ def write(connection: sa.Connection, records: Sequence[IncomingRecord], *, seen:
         for key, values in bulk.select(connection, tables.instance, _OLD, newest).items()
     }
     if seen is not None:
-        newest = {key: _with_what_is_known(record, old.get(key)) for key, record in newest.items()}
+        # What was replaced since it was read has its own record.
+        newest = {
+            key: _with_what_is_known(record, old.get(key)) for key, record in newest.items() if _is_current(record)
+        }
         records = list(newest.values())
+    locations = {
+        (*record.key, record.node_id): (record.path, record.file_url, seen or record.moment) for record in records
+    }
+    newest = {key: record for key, record in newest.items() if not _is_of_before(old.get(key), record)}
     descriptions = _Descriptions.of(connection, before)
     for key, record in newest.items():
         if (replaced := old.get(key)) is not None:
             descriptions.take_away((*key[:3], replaced["digest"]), replaced["file_size"])
         descriptions.add(record)
     _write_summaries(connection, descriptions, before, _times(records))
-    instances = {key: (*record.row, record.digest) for key, record in newest.items()}
-    bulk.upsert(connection, tables.instance, (*INSTANCE, "digest"), instances)
+    instances = {key: (*record.row, record.node_id, record.digest) for key, record in newest.items()}
+    bulk.upsert(connection, tables.instance, (*INSTANCE, "node_id", "digest"), instances)
     # Places of before version 2 of the tables have no node.
     bulk.delete(connection, tables.location, [(*key, "") for key in old])
-    locations = {
-        (*record.key, record.node_id): (record.path, record.file_url, seen or record.moment) for record in records
-    }
     bulk.upsert(connection, tables.location, ("file_path", "file_url", "updated"), locations)
     return {record.study for record in records if not _is_rebuilt(old.get(record.key), record)}
 
 
-def _is_rebuilt(row: Mapping[str, Any] | None, record: IncomingRecord) -> bool:
-    """Whether a row was made from the file that a record is about, or from one that came later."""
-    if row is None or row["trace_id"]:
+def _is_of_before(row: Mapping[str, Any] | None, record: IncomingRecord) -> bool:
+    """Whether another node has received an instance later than a record says, which is then late.
+
+    Of one node the records are in their order, whatever its clock does.
+    """
+    if row is None or row["node_id"] in ("", record.node_id):
         return False
-    if (row["file_path"], row["file_size"]) == (record.path, record.size):
-        return True
-    changed = datetime.fromisoformat(row["created_time"]).replace(tzinfo=UTC)
-    return record.moment < (changed + _CLOCK_OF_FILES).isoformat(timespec="microseconds")
+    return bool(record.moment.removesuffix("Z") < row["created_time"].removesuffix("Z"))
+
+
+def _is_rebuilt(row: Mapping[str, Any] | None, record: IncomingRecord) -> bool:
+    """Whether a row was made from the file that a record is about, or from one that came later.
+
+    Of a record that is not old it is not said: its study may not have had its event.
+    """
+    if row is None or row["trace_id"] or _seconds(record.moment) > time.time() - _OLD_SECONDS:
+        return False
+    is_same = (row["file_path"], row["file_size"]) == (record.path, record.size)
+    margin = _ONE_STORE_SECONDS if is_same else _CLOCK_OF_FILES_SECONDS
+    return _seconds(record.moment) <= _seconds(row["created_time"]) + margin
+
+
+def _seconds(moment: str) -> float:
+    """Since 1970; 0 where it is no time."""
+    try:
+        return datetime.fromisoformat(moment.removesuffix("Z")[:26]).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _is_current(record: IncomingRecord) -> bool:
+    """Whether a file is still the one that a record was made from."""
+    try:
+        facts = Path(record.path).stat()
+    except OSError:
+        return False
+    return facts.st_size == record.size and abs(facts.st_mtime - _seconds(record.moment)) < _ONE_MILLISECOND
 
 
 def _with_what_is_known(record: IncomingRecord, row: Mapping[str, Any] | None) -> IncomingRecord:
@@ -155,21 +194,20 @@ def _times(records: Iterable[IncomingRecord]) -> dict[Key, tuple[str, str]]:
 
 def remove(connection: sa.Connection, locations: Collection[Key]) -> int:
     """Removes places of files, and instances that have none left; returns how many those are."""
+    before = bulk.select(connection, tables.study, _BEFORE, {key[:2] for key in locations}, lock=True)
     bulk.delete(connection, tables.location, locations)
     instances = {key[:-1] for key in locations}
     left = {key[:-1] for key in bulk.select(connection, tables.location, (), instances)}
     gone = bulk.select(connection, tables.instance, ("digest", "file_size"), instances - left)
-    studies = {key[:2] for key in gone}
-    before = bulk.select(connection, tables.study, _BEFORE, studies, lock=True)
-    descriptions = _Descriptions.of(connection, studies)
+    descriptions = _Descriptions.of(connection, before)
     for key, (mark, size) in gone.items():
         descriptions.take_away((*key[:3], mark), size)
     bulk.delete(connection, tables.instance, gone)
     times = {study: (first or "", last or "") for study, (_, first, last) in before.items()}
     _write_summaries(connection, descriptions, before, times)
-    rest = {key[:3] for key, row in descriptions.rows.items() if row.instance_count}
+    rest = {key[:3] for key, row in descriptions.rows.items() if row.instance_count > 0}
     bulk.delete(connection, tables.series, {key[:3] for key in gone} - rest)
-    bulk.delete(connection, tables.study, studies - {key[:2] for key in rest})
+    bulk.delete(connection, tables.study, {key[:2] for key in gone} - {key[:2] for key in rest})
     renew_patients(connection, sorted({(study[0], patient) for study, (patient, *_) in before.items()}))
     return len(gone)
 
@@ -223,6 +261,9 @@ def _write_summaries(
             by_series[key[:3]].append(row)
         serieses |= {key: _series(of_series) for key, of_series in by_series.items()}
         studies[study] = _study([row for _, row in rows], len(by_series), before[study], times[study])
+    # A study may go back to a patient whose row is gone.
+    winners: dict[Key, tuple[str]] = {(study[0], row[0]): ("",) for study, row in studies.items()}
+    bulk.upsert(connection, tables.patient, ("updated",), winners, changing={"patient_id": "excluded.patient_id"})
     bulk.upsert(connection, tables.study, _STUDY, studies)
     bulk.upsert(connection, tables.series, _SERIES, serieses)
     gone = descriptions.gone()
@@ -249,6 +290,11 @@ _STUDY = (
 _SERIES = ("updated", "instance_count", "bytes", *tables.OF_SERIES)
 
 
+def _sum(sizes: Iterable[int]) -> int:
+    """At most what a column holds: one absurd size must not refuse the records that come after it."""
+    return max(0, min(sum(sizes), _MOST))
+
+
 def _study(
     rows: Sequence[_Description], series_count: int, before: Sequence[Any], times: tuple[str, str]
 ) -> tuple[Any, ...]:
@@ -256,13 +302,13 @@ def _study(
     (_, first_before, last_before), (first, last) = before, times
     first, last = min(first_before or first, first), max(last_before or last, last)
     modalities = sorted({row.said[_AT["modality"]] for row in rows} - {None})
-    counts = sum(row.instance_count for row in rows), sum(row.bytes for row in rows)
+    counts = sum(row.instance_count for row in rows), _sum(row.bytes for row in rows)
     newest = _newest(rows, tables.OF_STUDY)
     return rows[0].patient_id, last, "\\".join(modalities), series_count, *counts, first, last, *newest
 
 
 def _series(rows: Sequence[_Description]) -> tuple[Any, ...]:
-    counts = sum(row.instance_count for row in rows), sum(row.bytes for row in rows)
+    counts = sum(row.instance_count for row in rows), _sum(row.bytes for row in rows)
     return rows[0].last_received, *counts, *_newest(rows, tables.OF_SERIES)
 
 
@@ -275,6 +321,8 @@ def _newest(rows: Sequence[_Description], names: Iterable[str]) -> list[Any]:
 def renew_patients(connection: sa.Connection, patients: Sequence[tuple[str, str]]) -> None:
     """Makes the attributes of patients anew from the descriptions; those that no instance has any more go."""
     table, said = tables.patient, tables.description
+    # Whoever describes a patient has locked its row: what is read behind this is complete.
+    bulk.select(connection, table, (), patients, lock=True)
     for tenant_id, patient_id in patients:
         this = sa.and_(table.c.tenant_id == tenant_id, table.c.patient_id == patient_id)
         uses = [
@@ -284,10 +332,10 @@ def renew_patients(connection: sa.Connection, patients: Sequence[tuple[str, str]
         connection.execute(sa.delete(table).where(this, ~uses[0], ~uses[1]))
         if not patient_id:
             continue
-        columns = [said.c[name] for name in _OF_DESCRIPTION]
-        query = sa.select(*columns).where(said.c.tenant_id == tenant_id, said.c.patient_id == patient_id)
-        found = connection.execute(query.order_by(said.c.last_received.desc())).all()
-        rows = [_Description.of(row) for row in found]
-        values = dict(zip(tables.OF_PATIENT, _newest(rows, tables.OF_PATIENT), strict=True))
+        values = {}
+        for name in tables.OF_PATIENT:
+            query = sa.select(said.c[name]).where(said.c.tenant_id == tenant_id, said.c.patient_id == patient_id)
+            newest = query.where(said.c[name].is_not(None)).order_by(said.c.last_received.desc()).limit(1)
+            values[name] = connection.execute(newest).scalar_one_or_none()
         values["patient_name_search"] = folded(values["patient_name"])
         connection.execute(sa.update(table).where(this).values(values))

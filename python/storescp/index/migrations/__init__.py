@@ -10,6 +10,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+VERSION_TABLE = "index_version"
+
 
 class LaterVersionError(Exception):
     """The tables are of a later version than this program."""
@@ -24,8 +26,9 @@ def migrate_one_step(connection: sa.Connection) -> bool:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
+    config.attributes["version_table"] = VERSION_TABLE
     scripts = ScriptDirectory.from_config(config)
-    current = MigrationContext.configure(connection).get_current_revision()
+    current = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
     if current == scripts.get_current_head():
         return False
     if current is not None and current not in {one.revision for one in scripts.walk_revisions()}:

@@ -45,6 +45,7 @@ def upgrade() -> None:
     _add(
         "instance",
         *[sa.Column(name, sa.Integer) for name in ("instance_number", "rows", "columns", "bits_allocated")],
+        sa.Column("node_id", sa.String(255), nullable=False, server_default=""),
         sa.Column("digest", sa.String(32), nullable=False, server_default=""),
     )
     op.create_index("patient_search", "patient", ["tenant_id", "patient_name_search"])
