@@ -493,6 +493,30 @@ def test_a_table_that_is_missing_is_waited_for_and_sets_no_message_aside(
     assert rows(url, tables.unreadable) == []
 
 
+def test_records_behind_a_database_that_was_restored_are_read_again(
+    broker: KafkaBroker, topics: Topics, url: str, tmp_path: Path
+) -> None:
+    worker = IndexProcess(broker, topics, url, tmp_path / "index.log")
+    broker.write(topics.main, [json.dumps(record(number)).encode() for number in range(10)])
+    wait_for(lambda: len(rows(url, tables.record)) == 10)
+    # As from a backup that was taken after the fourth record.
+    newer = "sop_uid NOT IN ('1.1.1.0', '1.1.1.1', '1.1.1.2', '1.1.1.3')"
+    execute(
+        url,
+        f"DELETE FROM record WHERE trace_id IN (SELECT trace_id FROM instance WHERE {newer})",
+        f"DELETE FROM instance WHERE {newer}",
+        "UPDATE description SET instance_count = 4, bytes = 406",
+        "UPDATE kafka_progress SET next_offset = 4 WHERE next_offset = 10",
+    )
+    broker.write(topics.main, [json.dumps(record(number)).encode() for number in range(10, 15)])
+    wait_for(lambda: len(rows(url, tables.record)) == 15)
+    worker.stop()
+    assert worker.events("index.progress_went_back")
+    assert worker.events("index.records_gone") == []
+    [study] = rows(url, tables.study)
+    assert (study["instance_count"], study["bytes"]) == (15, sum(100 + number for number in range(15)))
+
+
 @pytest.mark.parametrize("error", [errors.UnknownError, errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError])
 def test_an_error_of_the_client_does_not_end_the_index(
     broker: KafkaBroker, topics: Topics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]

@@ -71,8 +71,9 @@ class Indexer:
         # By partition with timers that are due: when that was seen, and the end that the partition had then.
         self._due: dict[int, tuple[float, int]] = {}
         self._partitions: frozenset[int] = frozenset()
-        # By partition: the offset since which everything is read; those that are not here are not begun yet.
-        self._read_from: dict[int, int] = {}
+        # By partition: the next offset to read, and the first of the batch at hand. What is not here is not begun yet.
+        self._next: dict[int, int] = {}
+        self._batch_begins: dict[int, int] = {}
         self._most: int | None = None
         self._looked = 0.0
         self._totals = Totals()
@@ -118,7 +119,7 @@ class Indexer:
             max_poll_records=self._index.max_records,
             metadata_max_age_ms=_METADATA_MILLISECONDS,
         )
-        self._read_from.clear()
+        self._next.clear()
         consumer.subscribe([self._topic], listener=_Rebalance(consumer, self))
         try:
             async with asyncio.timeout(self._kafka.request_timeout * (self._kafka.brokers.count(",") + 2)):
@@ -150,14 +151,14 @@ class Indexer:
                 await self._patience.insist("database", functools.partial(asyncio.to_thread, begin_again))
                 offset = 0
             consumer.seek(one, max(offset, begins[one]))
-            self._read_from[one.partition] = offset
+            self._next[one.partition] = offset
             self._due.pop(one.partition, None)
         log.info("index.assigned", topic=self._topic, partitions=numbers)
 
     def revoked(self, partitions: Collection[TopicPartition]) -> None:
         """They may be another worker's from now on."""
         for one in partitions:
-            self._read_from.pop(one.partition, None)
+            self._next.pop(one.partition, None)
 
     async def _limits(
         self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]
@@ -196,8 +197,10 @@ class Indexer:
         messages = {
             one.partition: [Message(message.offset, message.value or b"") for message in batch]
             for one, batch in batches.items()
-            if batch and one.partition in self._read_from
+            if batch and one.partition in self._next
         }
+        self._batch_begins = {one: self._next[one] for one in messages}
+        self._next |= {one: batch[-1].offset + 1 for one, batch in messages.items()}
         if not messages:
             return messages
         # Asked for after the messages have come: as long as the id is the same, they are of that topic. Where there is
@@ -220,7 +223,7 @@ class Indexer:
         self, consumer: AIOKafkaConsumer, batches: _Batches, read_of: str | None
     ) -> MessageRefusedError | None:
         """Applies messages in one transaction; or says why the database refuses one of them."""
-        apply = functools.partial(self._database.apply, self._topic, batches, read_of, dict(self._read_from))
+        apply = functools.partial(self._database.apply, self._topic, batches, read_of, self._batch_begins)
         try:
             applied = await self._patience.insist("database", lambda: asyncio.to_thread(apply))
         except MessageRefusedError as refused:
@@ -265,7 +268,7 @@ class Indexer:
             self._due |= {one.partition: (now, end) for one, end in ends.items()}
         for one, (since, end) in list(self._due.items()):
             here = TopicPartition(self._topic, one)
-            if here in consumer.assignment() and await consumer.position(here) >= end:
+            if one in self._next and here in consumer.assignment() and await consumer.position(here) >= end:
                 del self._due[one]
                 await self._events.fire(Origin(self._topic, frozenset([one]), self._most), since)
 

@@ -177,14 +177,14 @@ class Database:
         topic: str,
         batches: Mapping[int, Sequence[Message]],
         topic_id: str | None = None,
-        read_from: Mapping[int, int] | None = None,
+        begins: Mapping[int, int] | None = None,
     ) -> Applied:
         """Takes messages by partition, in the order of their offsets, in one transaction.
 
         What a worker read that has lost its partition meanwhile is behind the progress, or of a topic that was made
-        anew meanwhile, and nothing happens with it. `read_from`: the offset since which everything of a partition was
-        read that there is. Where the progress is before it (another database than before took over), nothing happens
-        with the partition, and it is in `Applied.ahead`.
+        anew meanwhile, and nothing happens with it. `begins`: by partition, the offset from which these messages were
+        read. Where the progress is before it (a recovered database, which is older), nothing happens with the
+        partition, and it is in `Applied.ahead`. Without it what is between them counts as gone.
 
         Raises:
             MessageRefusedError: the database refuses a message of these for its values; nothing was done.
@@ -192,7 +192,7 @@ class Database:
         """
         try:
             with self._engine.begin() as connection:
-                return self._apply(connection, topic, batches, topic_id, read_from or {})
+                return self._apply(connection, topic, batches, topic_id, begins or {})
         except (StatementError, ValueError, OverflowError) as error:
             refusal = refusal_by(error)
             if refusal is None:
@@ -206,14 +206,14 @@ class Database:
         topic: str,
         batches: Mapping[int, Sequence[Message]],
         topic_id: str | None,
-        read_from: Mapping[int, int],
+        begins: Mapping[int, int],
     ) -> Applied:
         applied = Applied()
         parts: list[_Part] = []
         for partition in sorted(batches):
             known = self._lock_progress(connection, topic, partition)
             expected = known.next_offset
-            if read_from.get(partition, expected) > expected:
+            if begins.get(partition, expected) > expected:
                 applied.ahead.append(partition)
                 continue
             is_another_topic = None not in (topic_id, known.topic_id) and topic_id != known.topic_id
