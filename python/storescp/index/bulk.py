@@ -6,7 +6,7 @@ statement for each row costs it a hundred microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +14,14 @@ import sqlalchemy as sa
 Key = tuple[Any, ...]
 # SQLite takes 32,766 parameters.
 _KEYS = 1000
-_ARRAYS = {sa.String: "text", sa.Text: "text", sa.Integer: "integer", sa.BigInteger: "bigint", sa.Double: "float8"}
+_ARRAYS = {
+    sa.String: "text",
+    sa.Text: "text",
+    sa.Integer: "integer",
+    sa.BigInteger: "bigint",
+    sa.Double: "float8",
+    sa.Boolean: "boolean",
+}
 
 
 def keys(table: sa.Table) -> list[str]:
@@ -85,29 +92,50 @@ def select(
 
     With `lock` they are locked in the order of their keys.
     """
-    wanted, key = sorted(which), keys(table)
-    found: dict[Key, tuple[Any, ...]] = {}
+    key = keys(table)
     listed = ", ".join(f"t.{_quoted(connection, name)}" for name in (*key, *names))
-    for begin in range(0, len(wanted), _KEYS):
-        some = wanted[begin : begin + _KEYS]
-        given = key[: len(some[0])]
-        if connection.dialect.name == "postgresql":
-            same = " AND ".join(f"t.{name} = k.{name}" for name in given)
-            source = f"{_unnested(table, given)} AS k({', '.join(given)})"
-            query = f"SELECT {listed} FROM {table.name} t JOIN {source} ON {same}"
-            if lock:
-                # In the order in which `upsert` locks them, which is not that of every collation.
-                order = ", ".join(f't.{name} COLLATE "C"' for name in key)
-                query += f" ORDER BY {order} FOR UPDATE OF t"
-            rows = connection.exec_driver_sql(query, _columns(some))
-        else:
-            # The transaction has locked the whole database.
-            marks = ", ".join([f"({', '.join('?' * len(given))})"] * len(some))
-            query = f"SELECT {listed} FROM {table.name} t WHERE ({', '.join(given)}) IN (VALUES {marks})"
-            rows = connection.exec_driver_sql(query, tuple(value for one in some for value in one))
-        for row in rows:
+    found: dict[Key, tuple[Any, ...]] = {}
+    for source, parameters in _joined(connection, table, which):
+        query = f"SELECT {listed} {source}"
+        # A transaction of SQLite has locked the whole database.
+        if lock and connection.dialect.name == "postgresql":
+            # In the order in which `upsert` locks them, which is not that of every collation.
+            order = ", ".join(f't.{name} COLLATE "C"' for name in key)
+            query += f" ORDER BY {order} FOR UPDATE OF t"
+        for row in connection.exec_driver_sql(query, parameters):
             found[tuple(row[: len(key)])] = tuple(row[len(key) :])
     return found
+
+
+def distinct(
+    connection: sa.Connection, table: sa.Table, names: Sequence[str], which: Iterable[Key]
+) -> set[tuple[Any, ...]]:
+    """The different values of some columns, of rows by the first columns of their primary keys."""
+    listed = ", ".join(f"t.{_quoted(connection, name)}" for name in names)
+    found: set[tuple[Any, ...]] = set()
+    for source, parameters in _joined(connection, table, which):
+        found |= {tuple(row) for row in connection.exec_driver_sql(f"SELECT DISTINCT {listed} {source}", parameters)}
+    return found
+
+
+def _joined(connection: sa.Connection, table: sa.Table, which: Iterable[Key]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The FROM clause of a table whose rows have these keys, as often as its parameters allow; `t` is the table."""
+    wanted = sorted(which)
+    for begin in range(0, len(wanted), _KEYS):
+        some = wanted[begin : begin + _KEYS]
+        given = keys(table)[: len(some[0])]
+        same = " AND ".join(f"t.{name} = k.{name}" for name in given)
+        if connection.dialect.name == "postgresql":
+            yield (
+                f"FROM {table.name} t JOIN {_unnested(table, given)} AS k({', '.join(given)}) ON {same}",
+                _columns(some),
+            )
+            continue
+        # CROSS JOIN keeps this order: SQLite would look through the whole table for `IN (VALUES ...)`.
+        columns = ", ".join(f"column{number} AS {name}" for number, name in enumerate(given, 1))
+        marks = ", ".join([f"({', '.join('?' * len(given))})"] * len(some))
+        source = f"(SELECT {columns} FROM (VALUES {marks})) k CROSS JOIN {table.name} t ON {same}"
+        yield f"FROM {source}", tuple(value for one in some for value in one)
 
 
 def _unnested(table: sa.Table, names: Sequence[str]) -> str:

@@ -237,14 +237,11 @@ class Indexer:
         for partition, count in applied.gone.items():
             log.error("index.records_gone", topic=self._topic, partition=partition, count=count, text=_GONE)
         # Only for those who watch the group's lag; the database decides.
-        with contextlib.suppress(*CLIENT_ERRORS):
-            async with asyncio.timeout(self._kafka.request_timeout):
-                await consumer.commit(
-                    {
-                        TopicPartition(self._topic, partition): offset
-                        for partition, offset in applied.next_offsets.items()
-                    }
-                )
+        offsets = {TopicPartition(self._topic, partition): one for partition, one in applied.next_offsets.items()}
+        if offsets:
+            with contextlib.suppress(*CLIENT_ERRORS):
+                async with asyncio.timeout(self._kafka.request_timeout):
+                    await consumer.commit(offsets)
         return None
 
     async def _fire_due(self, consumer: AIOKafkaConsumer) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -22,6 +22,8 @@ SCHEMA_VERSION = 1
 # Studies whose events are made in one transaction.
 _TOGETHER = 200
 Kind = Literal["to_publish", "to_run"]
+_OF_STUDY = ("patient_id", "accession_number", "first_received", "last_received", "instance_count", "bytes")
+_NODES = ("tenant_id", "study_uid", "node_id")
 _Study = tuple[str, ...]
 
 
@@ -43,6 +45,20 @@ class Origin:
         if self.most is not None and 0 in self.partitions:
             these |= table.c.partition >= self.most
         return (table.c.topic == self.topic) & these
+
+    def has(self, topic: str, partition: int) -> bool:
+        """The same of values."""
+        is_beyond = self.most is not None and 0 in self.partitions and partition >= self.most
+        return topic == self.topic and (partition in self.partitions or is_beyond)
+
+
+class _Timer(NamedTuple):
+    """Columns of `study_timer`."""
+
+    topic: str
+    partition: int
+    opened: float
+    applied: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,12 @@ class Timers:
         """
         table, count = tables.study_timer, 0
         due = origin.includes(table) & ((table.c.applied <= at - quiet) | (table.c.opened <= at - force))
+
+        def is_due(timer: _Timer) -> bool:
+            return origin.has(timer.topic, timer.partition) and (
+                timer.applied <= at - quiet or timer.opened <= at - force
+            )
+
         while True:
             query = sa.select(table.c.tenant_id, table.c.study_uid).where(due).order_by(table.c.applied)
             with self._engine.connect().execution_options(**self._reads) as connection:
@@ -118,7 +140,7 @@ class Timers:
             if not found:
                 return count
             with self._engine.begin() as connection:
-                count += self._make(connection, found, due, at - quiet, wanted)
+                count += self._make(connection, found, is_due, at - quiet, wanted)
             if len(found) < _TOGETHER:
                 return count
 
@@ -126,37 +148,41 @@ class Timers:
         self,
         connection: sa.Connection,
         studies: Sequence[_Study],
-        due: sa.ColumnElement[bool],
+        is_due: Callable[[_Timer], bool],
         quiet_since: float,
         wanted: Collection[Kind],
     ) -> int:
-        study, timer = tables.study, tables.study_timer
-        these = _among(study, studies)
         # In the order in which records lock them: the study first.
-        query = sa.select(study).where(these).order_by(study.c.tenant_id, study.c.study_uid).with_for_update()
-        facts = {(row["tenant_id"], row["study_uid"]): row for row in connection.execute(query).mappings()}
-        query = sa.select(timer).where(_among(timer, studies), due).with_for_update()
-        timers = {(row["tenant_id"], row["study_uid"]): row for row in connection.execute(query).mappings()}
+        facts = bulk.select(connection, tables.study, _OF_STUDY, studies, lock=True)
+        timers = {
+            key: timer
+            for key, values in bulk.select(connection, tables.study_timer, _Timer._fields, studies, lock=True).items()
+            if is_due(timer := _Timer._make(values))
+        }
         made = [key for key in timers if key in facts]
-        generations = _generations(connection, made)
-        serieses, nodes = _series(connection, made), _nodes(connection, made)
+        generations: dict[_Study, int] = {}
+        for tenant_id, study_uid, generation in bulk.select(connection, tables.study_event, (), made):
+            generations[tenant_id, study_uid] = max(generation, generations.get((tenant_id, study_uid), 0))
+        serieses: dict[_Study, list[dict[str, Any]]] = defaultdict(list)
+        for key, (modality, count) in sorted(
+            bulk.select(connection, tables.series, ("modality", "instance_count"), made).items()
+        ):
+            serieses[key[:2]].append({"series_uid": key[2], "modality": modality, "instances": count})
+        nodes: dict[_Study, list[str]] = defaultdict(list)
+        for tenant_id, study_uid, node_id in bulk.distinct(connection, tables.location, _NODES, made):
+            nodes[tenant_id, study_uid].append(node_id)
         now = connection.execute(sa.select(self._clock)).scalar_one()
         rows = []
         for key in made:
-            one, generation = timers[key], generations.get(key, 0) + 1
-            event = "study.quiet" if one["applied"] <= quiet_since else "study.forced"
-            message = _message(event, generation, facts[key], serieses[key], nodes[key])
-            names = ("topic", "partition", "opened", "applied")
-            rows.append(
-                {"tenant_id": key[0], "study_uid": key[1], "generation": generation, "event": event}
-                | {"message": message, "made": now}
-                | {name: one[name] for name in names}
-                | {"to_publish": "to_publish" in wanted, "to_run": "to_run" in wanted}
-            )
-        if rows:
-            connection.execute(sa.insert(tables.study_event), rows)
+            timer, generation = timers[key], generations.get(key, 0) + 1
+            event = "study.quiet" if timer.applied <= quiet_since else "study.forced"
+            study = dict(zip(_OF_STUDY, facts[key], strict=True))
+            message = _message(event, generation, key, study, serieses[key], sorted(nodes[key]))
+            rows.append((*key, generation, event, message, *timer, now, "to_publish" in wanted, "to_run" in wanted))
+        names = [column.name for column in tables.study_event.columns]
+        bulk.insert(connection, tables.study_event, names, rows)
         # A timer whose study is not there any more has nothing to tell.
-        bulk.delete(connection, timer, timers)
+        bulk.delete(connection, tables.study_timer, timers)
         return len(rows)
 
     def pending(self, origin: Origin, kind: Kind, most: int, without: Sequence[_Study] = ()) -> list[StudyEvent]:
@@ -188,44 +214,23 @@ def _among(table: sa.Table, studies: Sequence[_Study]) -> sa.ColumnElement[bool]
     return sa.tuple_(table.c.tenant_id, table.c.study_uid).in_(studies)
 
 
-def _generations(connection: sa.Connection, studies: Sequence[_Study]) -> dict[_Study, int]:
-    table = tables.study_event
-    query = sa.select(table.c.tenant_id, table.c.study_uid, sa.func.max(table.c.generation))
-    query = query.where(_among(table, studies)).group_by(table.c.tenant_id, table.c.study_uid)
-    return {(tenant, study): last for tenant, study, last in connection.execute(query)}
-
-
-def _series(connection: sa.Connection, studies: Sequence[_Study]) -> dict[_Study, list[dict[str, Any]]]:
-    table = tables.series
-    query = sa.select(table).where(_among(table, studies)).order_by(table.c.series_uid)
-    found: dict[_Study, list[dict[str, Any]]] = defaultdict(list)
-    for row in connection.execute(query).mappings():
-        facts = {"series_uid": row["series_uid"], "modality": row["modality"], "instances": row["instance_count"]}
-        found[row["tenant_id"], row["study_uid"]].append(facts)
-    return found
-
-
-def _nodes(connection: sa.Connection, studies: Sequence[_Study]) -> dict[_Study, list[str]]:
-    table = tables.location
-    columns = (table.c.tenant_id, table.c.study_uid, table.c.node_id)
-    found: dict[_Study, list[str]] = defaultdict(list)
-    for tenant, study, node in connection.execute(sa.select(*columns).where(_among(table, studies)).distinct()):
-        found[tenant, study].append(node)
-    return found
-
-
 def _message(
-    event: str, generation: int, study: Mapping[Any, Any], serieses: Sequence[dict[str, Any]], nodes: Sequence[str]
+    event: str,
+    generation: int,
+    key: _Study,
+    study: Mapping[str, Any],
+    serieses: Sequence[dict[str, Any]],
+    nodes: Sequence[str],
 ) -> str:
     """`study-event.schema.json`."""
-    tenant, uid = study["tenant_id"], study["study_uid"]
+    tenant_id, study_uid = key
     fields = {
         "schema_version": SCHEMA_VERSION,
         "event": event,
-        "event_id": f"{tenant}/{uid}/{generation}",
+        "event_id": f"{tenant_id}/{study_uid}/{generation}",
         "generation": generation,
-        "tenant_id": tenant,
-        "study_uid": uid,
+        "tenant_id": tenant_id,
+        "study_uid": study_uid,
         "patient_id": study["patient_id"],
         "accession_number": study["accession_number"],
         "first_received": study["first_received"],
@@ -233,6 +238,6 @@ def _message(
         "instances": study["instance_count"],
         "bytes": study["bytes"],
         "series": serieses,
-        "nodes": sorted(nodes),
+        "nodes": nodes,
     }
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
