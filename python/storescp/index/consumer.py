@@ -265,8 +265,9 @@ class Indexer:
             self._due |= {one.partition: (now, end) for one, end in ends.items()}
         for one, (since, end) in list(self._due.items()):
             here = TopicPartition(self._topic, one)
-            if one in self._next and here in consumer.assignment() and await consumer.position(here) >= end:
-                del self._due[one]
+            is_read = one in self._next and here in consumer.assignment() and await consumer.position(here) >= end
+            # It may have been assigned anew meanwhile.
+            if is_read and self._due.pop(one, None) is not None:
                 await self._events.fire(Origin(self._topic, frozenset([one]), self._most), since)
 
     def _origin(self) -> Origin:
