@@ -93,6 +93,7 @@ def test_every_key_in_bytes_or_seconds_is_looked_at() -> None:
         str(key) for key in all_keys() if key.name.endswith(("timeout", "_retention", "keep_delivered", "max_wait"))
     }
     assert timed
+    timed |= {"events.quiet", "events.force"}
     assert timed == {str(key) for key in KEYS["seconds"]}
 
 

@@ -23,7 +23,7 @@ _OPTIONS = {
 _COMMANDS = {
     "Commands, each with --help": ("check-config", "storage", "license", "passcode", "conformance", "completion"),
     "Links and files": ("echo", "send", "inspect", "transcode"),
-    "Records and storage": ("outbox", "index", "verify", "quarantine"),
+    "Records and storage": ("outbox", "index", "studies", "verify", "quarantine"),
 }
 
 
