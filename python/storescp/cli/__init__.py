@@ -71,7 +71,13 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
-@click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML, or wado-storescp's JSON.")
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML or wado-storescp's JSON; none: evaluation",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log reasons, and a line for each instance.")
 @click.option(
     # The second is wado-storescp's name, which the help does not show.
@@ -135,8 +141,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 def main_group(context: click.Context, /, **parameters: Any) -> None:
     """Receive DICOM instances, store them durably, publish a record for each.
 
-    Without a command it serves; without a configuration, in evaluation mode.
-    An option beats STORESCP_SECTION__KEY in the environment, which beats the file.
+    It serves without a command. Options beat STORESCP_SECTION__KEY and the file.
     """
     given = {
         key: parameters[name]
