@@ -141,7 +141,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 def main_group(context: click.Context, /, **parameters: Any) -> None:
     """Receive DICOM instances, store them durably, publish a record for each.
 
-    It serves without a command. Options beat STORESCP_SECTION__KEY and the file.
+    Without COMMAND it serves. Options beat STORESCP_SECTION__KEY, then FILE.
     """
     given = {
         key: parameters[name]
