@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import pytest
 from storescp.index import tables, writing
 from storescp.index.database import Database
 from storescp.index.follow import Follower
+from storescp.index.incoming import IncomingRecord, read
 from storescp.settings import Events, Index
-from support.databases import rows
-from support.instances import ct_slice, curated_instances, explicit, text
+from support.databases import described, messages, rows
+from support.instances import ct_slice, explicit, text
+from support.load import send_curated
 from support.scu import RawAssociation
 from support.service import ServiceProcess
 
@@ -77,7 +79,8 @@ def test_files_give_the_same_tables_as_records(
     store(scp, *(slice_of(number, "1") for number in range(5)))
     store(scp, *(slice_of(number, "2", "P2", f"D{number}") for number in range(3)))
     # A replacement, of another patient. The times of files have a grain of some milliseconds.
-    time.sleep(0.05)
+    for path in scp.files():
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 50_000_000))
     store(scp, slice_of(1, "2", "P3", "new", 16))
     assert scp.stop() == 0
     follow(scp.root, url)
@@ -133,6 +136,24 @@ def test_a_root_that_is_not_mounted_removes_nothing(scp: ServiceProcess, url: st
     assert len(rows(url, tables.instance)) == 1
 
 
+def test_a_file_that_is_replaced_while_tables_are_rebuilt_is_left_to_its_record(scp: ServiceProcess, url: str) -> None:
+    store(scp, slice_of(1, "1"))
+    assert scp.stop() == 0
+    follow(scp.root, url)
+    before = content(url)
+    unknown = described(1, study_uid="1.2.826.9", series_uid="1.2.826.9.1", file_path="/nowhere/1.dcm")
+    [path] = scp.files()
+    known = described(
+        1, study_uid="1.2.826.1", series_uid="1.2.826.1.1", sop_uid=path.stem, tenant_id="1234567890",
+        study_date="2026-01-02", file_path=str(path), file_size=1,
+    )  # fmt: skip
+    database = Database(url)
+    read_from_files = [read(message.value) for message in messages(unknown, known)]
+    database.rebuild([one for one in read_from_files if isinstance(one, IncomingRecord)], "2026-01-01T00:00:00Z")
+    database.close()
+    assert content(url) == before
+
+
 def test_a_name_that_is_no_text_is_skipped(scp: ServiceProcess, url: str) -> None:
     store(scp, slice_of(1, "1"))
     assert scp.stop() == 0
@@ -146,11 +167,7 @@ def test_curated_files_give_the_same_tables_as_their_records(
     start_service: Any, curated: Path, url: str, tmp_path: Path
 ) -> None:
     service = start_service("--promiscuous", env={"STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": "[]"})
-    for _, one in curated_instances(curated):
-        sop_class = one.sop_class or "1.2.840.10008.5.1.4.1.1.7"
-        with RawAssociation(service.port, [(1, sop_class, [one.transfer_syntax])]) as association:
-            association.store(1, sop_class, one.sop_instance, one.dataset)
-            association.release()
+    send_curated(service.port, curated)
     assert service.stop() == 0
     follow(service.root, url)
     other = f"sqlite:///{tmp_path}/other.sqlite"

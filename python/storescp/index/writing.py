@@ -115,15 +115,15 @@ def write(connection: sa.Connection, records: Sequence[IncomingRecord], *, seen:
     }
     if seen is not None:
         # What was replaced since it was read has its own record.
-        newest = {
-            key: _with_what_is_known(record, old.get(key)) for key, record in newest.items() if _is_current(record)
-        }
+        late = {key: record for key, record in newest.items() if not _is_current(record)}
+        newest = {key: _with_what_is_known(record, old.get(key)) for key, record in newest.items() if key not in late}
         records = list(newest.values())
+        _take_back(connection, before.keys() - {record.study for record in records}, before, late.values())
     locations = {
         (*record.key, record.node_id): (record.path, record.file_url, seen or record.moment) for record in records
     }
     newest = {key: record for key, record in newest.items() if not _is_of_before(old.get(key), record)}
-    descriptions = _Descriptions.of(connection, before)
+    descriptions = _Descriptions.of(connection, {record.study for record in records})
     for key, record in newest.items():
         if (replaced := old.get(key)) is not None:
             descriptions.take_away((*key[:3], replaced["digest"]), replaced["file_size"])
@@ -135,6 +135,17 @@ def write(connection: sa.Connection, records: Sequence[IncomingRecord], *, seen:
     bulk.delete(connection, tables.location, [(*key, "") for key in old])
     bulk.upsert(connection, tables.location, ("file_path", "file_url", "updated"), locations)
     return {record.study for record in records if not _is_rebuilt(old.get(record.key), record)}
+
+
+def _take_back(
+    connection: sa.Connection,
+    studies: Iterable[Key],
+    before: Mapping[Key, Sequence[Any]],
+    records: Iterable[IncomingRecord],
+) -> None:
+    """Removes the rows of studies and patients that have been made for records which are not taken after all."""
+    bulk.delete(connection, tables.study, [study for study in studies if before[study][1] is None])
+    renew_patients(connection, sorted({record.patient for record in records}))
 
 
 def _is_of_before(row: Mapping[str, Any] | None, record: IncomingRecord) -> bool:
