@@ -33,7 +33,8 @@ from storescp.publish.kafka import KafkaSink
 from storescp.settings import Events, Index, Kafka
 
 log = structlog.get_logger("storescp.index")
-_POLL_MILLISECONDS = 500
+# Waits for messages, and looks for timers that are due.
+_POLL_MILLISECONDS = 200
 # A topic that does not exist (yet, or for a moment) is looked for this often.
 _METADATA_MILLISECONDS = 10_000
 _CLOSE_SECONDS = 5.0
