@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 __all__ = [
     "IMPLEMENTATION_CLASS_UID",
@@ -448,19 +448,7 @@ class Sender:
     def release(self) -> None: ...
 
 def examine_file(path: str | PathLike[str], tenant: str) -> tuple[int, bytes, str]: ...
-def read_record(
-    message: bytes,
-) -> (
-    tuple[
-        tuple[str, str, str, str, str],
-        str,
-        str | None,
-        tuple[str | int | None, ...],
-        tuple[str | int | None, ...],
-        str,
-    ]
-    | str
-): ...
+def read_record(message: bytes) -> tuple[Any, ...] | str: ...
 def description_digest(said: list[str | None]) -> str: ...
 def readable_values(dataset: bytes, transfer_syntax: str, tags: list[int]) -> list[bytes | None]: ...
 def scan(dataset: bytes, transfer_syntax: str, required_attributes: list[str]) -> ScanResult: ...

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storescp.index import tables
+from storescp.index import study_events, tables
 from storescp.index.database import Database
 from storescp.index.events import Kind, Origin, StudyEvent
 from storescp.index.study_events import Command, Row
@@ -114,7 +114,18 @@ def row(number: int, study: str = "", generation: int = 1) -> Row:
     return Row(number, StudyEvent(event.key, json.dumps({"event_id": event.id})))
 
 
-def test_a_command_gets_each_event_until_it_succeeds(tmp_path: Path) -> None:
+class Clock:
+    """Stands still but when it is set."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_command_gets_each_event_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(study_events, "time", clock)
     (tmp_path / "t-1.2-1").touch()
     command = Command([sys.executable, "-c", SCRIPT, str(tmp_path)], 30)
 
@@ -122,7 +133,7 @@ def test_a_command_gets_each_event_until_it_succeeds(tmp_path: Path) -> None:
         outcomes = [await command.deliver([one]) for one in (row(1), row(2))]
         assert command.paused() == [("t", "1.2")]
         (tmp_path / "t-1.2-1").unlink()
-        await asyncio.sleep(1.1)
+        clock.now += 1.1
         assert command.paused() == []
         outcomes.append(await command.deliver([row(2)]))
         return [one.delivered for one in outcomes]
@@ -144,7 +155,7 @@ def test_events_of_a_study_whose_command_fails_wait_and_the_others_go_on(databas
     ("arguments", "reason"),
     [
         (["/nowhere/command"], "No such file or directory"),
-        ([sys.executable, "-c", "import time; time.sleep(60)"], "did not end within 0.3 s"),
+        ([sys.executable, "-c", "import threading; threading.Event().wait(60)"], "did not end within 0.3 s"),
         ([sys.executable, "-c", "import sys; sys.exit(2)"], "exit status 2"),
     ],
 )

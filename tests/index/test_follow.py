@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 
 from storescp.index import tables
 from storescp.index.database import Applied, Database
+from storescp.index.events import Origin
 from storescp.index.follow import Follower
 from storescp.index.study_events import Command
 from storescp.publish.jsonl import JsonLinesSink
@@ -151,7 +151,7 @@ def test_a_root_is_followed_before_there_is_anything_in_it(url: str, tmp_path: P
     root.mkdir()
     assert FollowProcess(root, url, tmp_path / "follow.log", "--once").wait().startswith("0 records")
     follower = FollowProcess(root, url, tmp_path / "follow.log")
-    time.sleep(1)
+    wait_for(lambda: (tmp_path / "follow.log").read_text().count("index.started") == 2)
     folder = root / ".outbox" / "events"
     folder.mkdir(parents=True)
     (root / ".outbox" / "identity").write_text("7c1f2c4e-0000-4000-8000-000000000000\n")
@@ -171,7 +171,8 @@ def test_events_go_to_json_lines_and_to_a_command(database: Database, url: str, 
     command = Command([sys.executable, "-c", COMMAND, str(tmp_path / "taken")], 30)
     assert follow(database, folder, events, command).records == 2
     assert rows(url, tables.study_event) == []
-    time.sleep(0.6)
+    origin = Origin(rows(url, tables.study_timer)[0]["topic"], frozenset([0]))
+    wait_for(lambda: database.timers.due(origin, quiet=0.5, force=60)[1] == {0})
     assert follow(database, folder, events, command) == Applied()
     lines = [json.loads(line) for line in (folder / "study_events.jsonl").read_text().splitlines()]
     assert {(one["event"], one["event_id"]) for one in lines} == {
@@ -241,7 +242,7 @@ def test_every_line_is_applied_once_whatever_is_killed(url: str, folder: Path, t
     try:
         for _ in range(5):
             follower = FollowProcess(folder.parents[1], url, tmp_path / "follow.log")
-            time.sleep(source.uniform(0.8, 2.0) * (1 if LINES == MANY else 10))
+            stop.wait(source.uniform(0.8, 2.0) * (1 if LINES == MANY else 10))
             follower.kill()
         if LINES > MANY:
             writer.join()

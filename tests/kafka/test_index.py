@@ -25,8 +25,8 @@ from storescp.settings import Index, Kafka
 from support.broker import KafkaBroker, Topics
 from support.databases import drop_everything, engine_of, execute, messages, record, rows
 from support.index_process import IndexProcess, wait_for
-from support.instances import CT, ct_slice, curated_instances, explicit, text
-from support.load import Ledger, start_senders
+from support.instances import CT, ct_slice, explicit, text
+from support.load import Ledger, send_curated, start_senders
 from support.postgres import Postgres
 from support.scu import RawAssociation
 from support.service import ServiceProcess
@@ -297,11 +297,7 @@ def test_the_index_equals_a_scan_of_the_storage(
 ) -> None:
     env = {"STORESCP_DICOM_STORE_SCP__REQUIRED_ATTRIBUTES": "[]"}
     service = serve(broker.address(), topics, "--promiscuous", env=env)
-    for _, one in curated_instances(curated):
-        sop_class = one.sop_class or "1.2.840.10008.5.1.4.1.1.7"
-        with RawAssociation(service.port, [(1, sop_class, [one.transfer_syntax])]) as association:
-            association.store(1, sop_class, one.sop_instance, one.dataset)
-            association.release()
+    send_curated(service.port, curated)
     assert service.stop() == 0
     output = IndexProcess(broker, topics, url, tmp_path / "index.log", "--once").wait()
     expected = scan(service)

@@ -177,7 +177,7 @@ def test_tables_and_events_are_right_whichever_worker_is_killed(
     wait_for(lambda: count_records(url) > 0)
     began, kills = time.monotonic(), 0
     while count_records(url) < expected * 9 // 10 and kills < MOST_KILLS:
-        time.sleep(KILLS_EVERY)
+        threading.Event().wait(KILLS_EVERY)
         workers[kills % WORKERS].kill()
         log = tmp_path / f"{WORKERS + kills}.log"
         workers[kills % WORKERS] = IndexProcess(broker, names, url, log, env=env)

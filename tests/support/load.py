@@ -9,12 +9,13 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import xxhash
 
 from support.broker import Message
 from support.compressed import JPEG_LS
-from support.instances import CT, Instance, ct_slice, dataset_of
+from support.instances import CT, Instance, ct_slice, curated_instances, dataset_of
 from support.scu import EXPLICIT, Aborted, Closed, RawAssociation, Rejected
 from support.service import ServiceProcess
 
@@ -44,6 +45,15 @@ def send_slices(port: int, numbers: Iterator[int], count: int = 20) -> None:
             one = ct_slice(number, rows=64)
             assert association.store(1, CT, one.sop_instance, one.dataset).status == 0
         association.release()
+
+
+def send_curated(port: int, folder: Path) -> None:
+    """Every curated file, whether it is taken or not."""
+    for _, one in curated_instances(folder):
+        sop_class = one.sop_class or "1.2.840.10008.5.1.4.1.1.7"
+        with RawAssociation(port, [(1, sop_class, [one.transfer_syntax])]) as association:
+            association.store(1, sop_class, one.sop_instance, one.dataset)
+            association.release()
 
 
 CONTEXTS = [(1, CT, [EXPLICIT]), (3, CT, [JPEG_LS])]

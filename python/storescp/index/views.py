@@ -5,6 +5,7 @@ The two databases have other functions for JSON; everything else is the same.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ def _conflicts() -> str:
 
 
 @dataclass(frozen=True)
-class _Json:
+class _Json(ABC):
     """How a database writes JSON. Each method takes and returns SQL."""
 
     an_object: str = "json_object"
@@ -79,19 +80,21 @@ class _Json:
     def sequence(self, tag: str, column: str) -> tuple[str, str, str, str]:
         return tag, "SQ", column, self.parsed(column)
 
+    @abstractmethod
     def split(self, column: str, separator: str) -> str:
         """A JSON array of the parts of a text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, column: str, number: int) -> str:
         """A part of a text, which has `=` between them; null or empty where it has not so many."""
-        raise NotImplementedError
 
+    @abstractmethod
     def without_nulls(self, value: str) -> str:
-        raise NotImplementedError
+        """A JSON object without the members that are null."""
 
+    @abstractmethod
     def parsed(self, column: str) -> str:
-        raise NotImplementedError
+        """The JSON of a text."""
 
 
 class _Sqlite(_Json):
